@@ -1,0 +1,28 @@
+"""The polar decomposition engine: batched, every algorithm behind one shared path."""
+
+from polargrad.linalg.auto import Auto
+from polargrad.linalg.method import PolarMethod, available_methods, resolve_method
+from polargrad.linalg.newton_schulz import NewtonSchulz
+from polargrad.linalg.polar import polar, polar_factor
+from polargrad.linalg.polar_express import PolarExpress
+from polargrad.linalg.qdwh import QDWH
+from polargrad.linalg.residuals import Residuals, residuals
+from polargrad.linalg.result import PolarResult, Status
+from polargrad.linalg.svd import SVD
+
+__all__ = [
+    "QDWH",
+    "SVD",
+    "Auto",
+    "NewtonSchulz",
+    "PolarExpress",
+    "PolarMethod",
+    "PolarResult",
+    "Residuals",
+    "Status",
+    "available_methods",
+    "polar",
+    "polar_factor",
+    "residuals",
+    "resolve_method",
+]

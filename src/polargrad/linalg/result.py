@@ -1,0 +1,48 @@
+"""What a polar decomposition returns: factors, a status per matrix, and figures of the iteration."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+__all__ = ["PolarResult", "Status"]
+
+
+class Status(IntEnum):
+    """How the computation of one matrix of the batch ended; `advice` says what to do about it."""
+
+    CONVERGED = 0
+    STEP_LIMIT = 1
+    NON_FINITE = 2
+    BREAKDOWN = 3
+
+    @property
+    def advice(self) -> str:
+        """One sentence for the user."""
+        return {
+            Status.CONVERGED: "The unitary factor reached the accuracy of its method.",
+            Status.STEP_LIMIT: "The step limit was reached first: raise max_steps, or use method='auto' "
+            "with accuracy='full'; stats['orthogonality'] holds what was reached.",
+            Status.NON_FINITE: "The matrix holds NaN or infinity: its factors are NaN. Mend the input.",
+            Status.BREAKDOWN: "The iteration met a singular system: use method='qdwh' or 'svd'.",
+        }[self]
+
+
+class PolarResult(NamedTuple):
+    """The polar decomposition A = U H (m >= n) or A = H U (m < n) of a batch of matrices.
+
+    Attributes:
+        unitary: U, of A's shape (*batch, m, n) and dtype: orthonormal columns (m >= n) or rows (m < n).
+        hermitian: H, Hermitian positive semidefinite (*batch, k, k) with k = min(m, n), or None where the caller
+            asked for `hermitian=False`.
+        status: int8 tensor of shape batch holding `Status` values (on A's device: reading it synchronizes).
+        stats: method name, steps taken, and tensors of shape batch such as "orthogonality",
+            ||U^H U - I||_F / sqrt(k).
+    """
+
+    unitary: Tensor
+    hermitian: Tensor | None
+    status: Tensor
+    stats: dict[str, Any]
