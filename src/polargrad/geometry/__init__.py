@@ -1,0 +1,9 @@
+"""Norms on matrices and their dual maps: the unifying view that the optimizers are made of."""
+
+from polargrad.geometry.base import Geometry, inner
+from polargrad.geometry.entrywise import Entrywise
+from polargrad.geometry.frobenius import Frobenius
+from polargrad.geometry.rows import Columns, Rows
+from polargrad.geometry.spectral import Spectral
+
+__all__ = ["Columns", "Entrywise", "Frobenius", "Geometry", "Rows", "Spectral", "inner"]

@@ -1,0 +1,29 @@
+"""The largest entry as a norm: sign descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from polargrad.geometry.base import Geometry
+
+__all__ = ["Entrywise"]
+
+
+@dataclass(frozen=True)
+class Entrywise(Geometry):
+    """max |x_ij|, with lmo(G) = sign(G) and ||G||_* = sum |g_ij|: signSGD, and Adam without memory.
+
+    Example:
+        >>> import torch
+        >>> Entrywise().dual_norm(torch.tensor([[3.0, -4.0]])).item()
+        7.0
+    """
+
+    name: ClassVar[str] = "entrywise"
+
+    def lmo(self, G: Tensor) -> Tensor:
+        """sign(G), for complex entries g / |g|."""
+        return G.sgn()
