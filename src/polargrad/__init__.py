@@ -2,8 +2,19 @@
 
 from importlib.metadata import version
 
+from polargrad import geometry
 from polargrad.linalg import PolarMethod, PolarResult, Status, polar, polar_factor
+from polargrad.optim import PolarGrad, parameter_groups
 
 __version__ = version("polargrad")
 
-__all__ = ["PolarMethod", "PolarResult", "Status", "polar", "polar_factor"]
+__all__ = [
+    "PolarGrad",
+    "PolarMethod",
+    "PolarResult",
+    "Status",
+    "geometry",
+    "parameter_groups",
+    "polar",
+    "polar_factor",
+]
