@@ -1,0 +1,48 @@
+# make demo   the main job on embedded data, ending with a report
+# make test   lint, types and tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= 2
+
+.PHONY: demo test lint types pytest test-slow test-gpu conformance bench docs clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("polargrad needs Python 3.11 or newer; set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else 0'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+DEMO_OUT ?= runs/demo
+
+demo: $(READY)
+	$(BIN)/polargrad compare --demo --out $(DEMO_OUT)
+
+test: lint types pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/basedpyright
+
+# Two workers with one thread each: small matrices do not gain from more threads.
+pytest: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+conformance: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/linalg/test_conformance.py
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -q -m gpu
+
+bench: $(READY)
+	$(BIN)/python benchmarks/polar.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
