@@ -1,0 +1,122 @@
+"""Files that can be rebuilt: where they live, how they are published, and how damage is noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Where rebuilt files are kept: `folder`, else `$POLARGRAD_CACHE`, else `~/.cache/polargrad`.
+
+    Args:
+        folder: a folder of the caller's choice, or None.
+
+    Returns:
+        The folder's path; it need not exist yet.
+
+    Example:
+        >>> cache_folder("kept/here").name
+        'here'
+    """
+    chosen = folder or os.environ.get("POLARGRAD_CACHE") or Path.home() / ".cache" / "polargrad"
+    return Path(chosen).expanduser()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def publish(path: Path, write: Callable[[Path], None], **facts: Any) -> dict[str, Any]:
+    """Write a file so that readers see either nothing or all of it.
+
+    The content goes to a temporary file in the same folder and is renamed into place; the header beside it, which
+    carries the checksum, follows last. A file without its header therefore does not count as written.
+
+    Args:
+        path: the file to publish.
+        write: writes the content to the path it is given.
+        **facts: plain data to keep in the header.
+
+    Returns:
+        The header: `facts` with `sha256` and `bytes`.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header: dict[str, Any] = {}
+
+        def content(part: Path) -> None:
+            write(part)
+            header.update(facts, sha256=sha256_of(part), bytes=part.stat().st_size)
+
+        _replace(path, content)
+        _replace(_header_of(path), lambda part: part.write_text(json.dumps(header, indent=1), "utf-8"))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write the cache file {path}: {error.strerror or error}. Free some space, or set POLARGRAD_CACHE to "
+            "a folder that can be written to",
+        ) from error
+    return header
+
+
+def verified_header(path: Path, **expected: Any) -> dict[str, Any] | None:
+    """The header of a published file if the file is intact, None if it has to be built (again).
+
+    Args:
+        path: a file that `publish` may have written.
+        **expected: entries that the header must carry.
+
+    Returns:
+        The header, or None: nothing there, or damaged, of which a RuntimeWarning tells.
+    """
+    try:
+        header = json.loads(_header_of(path).read_text("utf-8"))
+        found = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+        wanted = {**expected, "sha256": header["sha256"], "bytes": header["bytes"]}
+        intact = {**header, **found} == {**header, **wanted}
+    except FileNotFoundError:
+        if not _header_of(path).exists():
+            return None
+        intact = False
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if intact:
+        return header
+    warnings.warn(
+        f"the cache file {path} is damaged (its content does not match its checksum) and is built again",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return None
+
+
+def _header_of(path: Path) -> Path:
+    return path.with_name(path.name + ".header.json")
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise

@@ -1,0 +1,168 @@
+"""What a person sees while a run goes on: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol, TextIO
+
+
+class Progress(Protocol):
+    """What the training loop tells of its way. All calls come off the timed path."""
+
+    def start(self, total: int, unit: str) -> None:
+        """The run begins: so many steps, each consuming so-called units."""
+        ...
+
+    def update(self, step: int, loss: float, units: int, seconds: float) -> None:
+        """So many steps are finished, and consumed units in training seconds."""
+        ...
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """An evaluation was made after so many steps."""
+        ...
+
+    def finish(self, status: str) -> None:
+        """The run is over."""
+        ...
+
+
+def terminal_progress(label: str, stream: TextIO | None = None) -> Progress:
+    """A bar if the stream is a terminal and rich is installed, else plain lines.
+
+    Args:
+        label: what the run is called.
+        stream: where to write; None: stderr.
+
+    Returns:
+        The progress display, for `train(..., progress=...)`.
+    """
+    stream = sys.stderr if stream is None else stream
+    if stream.isatty():
+        try:
+            return ProgressBar(label, stream)
+        except ImportError:
+            pass
+    return ProgressLines(label, stream)
+
+
+class ProgressLines:
+    """A line at the first and last step and whenever `every` seconds have passed, for logs.
+
+    Args:
+        label: what the run is called.
+        stream: where to write.
+        every: seconds between two lines.
+    """
+
+    def __init__(self, label: str, stream: TextIO, every: float = 10.0) -> None:
+        self._label, self._stream, self._every = label, stream, every
+        self._total, self._unit, self._told = 0, "", ""
+        self._began = self._last = 0.0
+        self._figures = ""
+
+    def start(self, total: int, unit: str) -> None:
+        """The run begins."""
+        self._total, self._unit = total, unit
+        self._began = time.monotonic()
+        self._last = -float("inf")
+
+    def update(self, step: int, loss: float, units: int, seconds: float) -> None:
+        """So many steps are finished."""
+        now = time.monotonic()
+        if step < self._total and now - self._last < self._every:
+            return
+        self._last = now
+        left = (now - self._began) / step * (self._total - step)
+        self._write(
+            f"step {step}/{self._total}  loss {loss:.4g}{self._figures}  {_rate(units, seconds, self._unit)}  "
+            f"{_clock(left)} left"
+        )
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """An evaluation was made."""
+        self._figures = _figures(figures)
+
+    def finish(self, status: str) -> None:
+        """The run is over."""
+        self._write(f"{status} after {_clock(time.monotonic() - self._began)}{self._figures}")
+
+    def _write(self, line: str) -> None:
+        self._stream.write(f"{self._label}  {line}\n")
+        self._stream.flush()
+
+
+class ProgressBar:
+    """A bar of rich with the loss, units a second and the time left.
+
+    It is redrawn only when told of something, at most ten times a second: a thread of its own would take time from
+    short steps.
+
+    Args:
+        label: what the run is called.
+        stream: the terminal.
+    """
+
+    def __init__(self, label: str, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}{task.fields[figures]}  {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(file=stream),
+            auto_refresh=False,
+        )
+        self._label, self._unit = label, ""
+        self._task: Any = None
+        self._drawn = 0.0
+
+    def start(self, total: int, unit: str) -> None:
+        """The run begins."""
+        self._unit = unit
+        self._task = self._bar.add_task(self._label, total=total, loss="", rate="", figures="")
+        self._bar.start()
+
+    def update(self, step: int, loss: float, units: int, seconds: float) -> None:
+        """So many steps are finished."""
+        now = time.monotonic()
+        if now - self._drawn < 0.1:
+            return
+        self._drawn = now
+        rate = _rate(units, seconds, self._unit)
+        self._bar.update(self._task, completed=step, loss=f"loss {loss:.4g}", rate=rate, refresh=True)
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """An evaluation was made."""
+        self._bar.update(self._task, completed=step, figures=_figures(figures), refresh=True)
+
+    def finish(self, status: str) -> None:
+        """The run is over."""
+        if status != "finished":
+            self._bar.update(self._task, description=f"{self._label} ({status})")
+        self._bar.refresh()
+        self._bar.stop()
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    return "".join(f"  {name} {value:.4g}" for name, value in figures.items())
+
+
+def _rate(units: int, seconds: float, unit: str) -> str:
+    rate = units / seconds if seconds > 0 else 0.0
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if rate >= size:
+            return f"{rate / size:.3g}{letter} {unit}s/s"
+    return f"{rate:.3g} {unit}s/s"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes}:{rest:02d}"

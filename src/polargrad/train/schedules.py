@@ -1,0 +1,210 @@
+"""Learning-rate schedules: what each group's base rate is multiplied by at a step."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """A multiplier of the base learning rate for every step, counted from 0.
+
+    A schedule is plain data: `to_dict` writes it with its name, `schedule_from_dict` reads it back.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, step: int) -> float:
+        """The multiplier of a step, counted from 0."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The name and the fields, as plain data."""
+        return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The base rate at every step: `m(k) = 1`.
+
+    Example:
+        >>> Constant()(1000)
+        1.0
+    """
+
+    name: ClassVar[str] = "constant"
+
+    def __call__(self, step: int) -> float:
+        """The multiplier of a step, counted from 0."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Linear warm-up, then half a cosine down to `final`.
+
+    `m(k) = (k + 1) / warmup` for `k < warmup`, then
+    `m(k) = final + (1 - final) (1 + cos(pi (k - warmup) / (total - warmup))) / 2`.
+
+    Args:
+        total: how many steps the schedule covers.
+        warmup: steps of the warm-up; its last step is at the base rate.
+        final: the multiplier that the cosine heads for, reached at step `total`.
+
+    Raises:
+        ValueError: the warm-up does not fit into `total`, or `final` is not in [0, 1].
+
+    Example:
+        >>> schedule = Cosine(total=110, warmup=10)
+        >>> schedule(0), schedule(9), round(schedule(60), 3)
+        (0.1, 1.0, 0.5)
+    """
+
+    total: int
+    warmup: int = 0
+    final: float = 0.0
+    name: ClassVar[str] = "cosine"
+
+    def __post_init__(self) -> None:
+        _whole("total", self.total, 1)
+        _whole("warmup", self.warmup, 0)
+        _between("final", self.final, 0.0, 1.0)
+        _fits(self.warmup, self.total)
+
+    def __call__(self, step: int) -> float:
+        """The multiplier of a step, counted from 0."""
+        _covered(self, self.total, step)
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        way = (step - self.warmup) / max(1, self.total - self.warmup)
+        return self.final + (1.0 - self.final) * (1.0 + math.cos(math.pi * way)) / 2.0
+
+
+@dataclass(frozen=True)
+class WarmupLinearDecay(Schedule):
+    """Linear warm-up, constant, then linear to zero over the last part of the run.
+
+    `m(k) = (k + 1) / warmup` for `k < warmup`, 1 until the decay begins at `b = total - round(decay_fraction total)`,
+    then `m(k) = (total - k) / (total - b)`, which would be 0 at step `total`.
+
+    Args:
+        total: how many steps the schedule covers.
+        warmup: steps of the warm-up; its last step is at the base rate.
+        decay_fraction: the share of `total` over which the rate falls, in [0, 1].
+
+    Raises:
+        ValueError: warm-up and decay overlap, or a field is out of range.
+
+    Example:
+        >>> schedule = WarmupLinearDecay(total=200, warmup=10)
+        >>> schedule(0), schedule(9), schedule(120), schedule(160), schedule(199)
+        (0.1, 1.0, 1.0, 0.5, 0.0125)
+    """
+
+    total: int
+    warmup: int = 0
+    decay_fraction: float = 0.4
+    name: ClassVar[str] = "warmup-linear-decay"
+
+    def __post_init__(self) -> None:
+        _whole("total", self.total, 1)
+        _whole("warmup", self.warmup, 0)
+        _between("decay_fraction", self.decay_fraction, 0.0, 1.0)
+        _fits(self.warmup, self.total - self._decay_steps)
+
+    @property
+    def _decay_steps(self) -> int:
+        return round(self.decay_fraction * self.total)
+
+    def __call__(self, step: int) -> float:
+        """The multiplier of a step, counted from 0."""
+        _covered(self, self.total, step)
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        left = self.total - step
+        return min(1.0, left / self._decay_steps) if self._decay_steps else 1.0
+
+
+@dataclass(frozen=True)
+class StepDecay(Schedule):
+    """The rate times `factor` every so many steps: `m(k) = factor^floor(k / every)`.
+
+    Args:
+        every: steps at the same rate.
+        factor: what the rate is then multiplied by, in (0, 1].
+
+    Raises:
+        ValueError: a field is out of range.
+
+    Example:
+        >>> StepDecay(every=25, factor=0.5)(50)
+        0.25
+    """
+
+    every: int
+    factor: float
+    name: ClassVar[str] = "step-decay"
+
+    def __post_init__(self) -> None:
+        _whole("every", self.every, 1)
+        _between("factor", self.factor, 0.0, 1.0)
+        if self.factor == 0.0:
+            raise ValueError("factor 0 would stop the training after the first steps; give one in (0, 1]")
+
+    def __call__(self, step: int) -> float:
+        """The multiplier of a step, counted from 0."""
+        return self.factor ** (step // self.every)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {kind.name: kind for kind in (Constant, Cosine, WarmupLinearDecay, StepDecay)}
+
+
+def schedule_from_dict(plain: dict[str, Any]) -> Schedule:
+    """The schedule that `to_dict` wrote.
+
+    Args:
+        plain: the name and the fields.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: an unknown name, a field that the schedule does not have, or one that it lacks.
+
+    Example:
+        >>> schedule_from_dict({"name": "step-decay", "every": 25, "factor": 0.95})
+        StepDecay(every=25, factor=0.95)
+    """
+    entries = dict(plain)
+    name = entries.pop("name", None)
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}: allowed are {', '.join(map(repr, SCHEDULES))}")
+    kind = SCHEDULES[name]
+    try:
+        return kind(**entries)
+    except TypeError as error:
+        allowed = [field.name for field in fields(kind)]
+        raise ValueError(f"schedule {name!r} takes {allowed}; got {sorted(entries)}") from error
+
+
+def _whole(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie in [{low}, {high}]; got {value!r}")
+
+
+def _fits(warmup: int, room: int) -> None:
+    if warmup > room:
+        raise ValueError(f"a warm-up of {warmup} steps does not fit: {room} steps are left for it; make it shorter")
+
+
+def _covered(schedule: Schedule, total: int, step: int) -> None:
+    if not 0 <= step < total:
+        raise ValueError(f"{schedule} covers steps 0 to {total - 1} and was asked for step {step}; make total larger")
