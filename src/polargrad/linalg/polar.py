@@ -8,20 +8,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from polargrad.linalg.method import Iterate, PolarMethod, resolve_method
+from polargrad.linalg.backward import attach_gradient
+from polargrad.linalg.method import Accuracy, Iterate, PolarMethod, resolve_method
 from polargrad.linalg.result import PolarResult, Status
 
 __all__ = ["polar", "polar_factor"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
+# Sizes of the largest entry that need no scaling: squares and their sums stay far from overflow and underflow.
+_MODERATE_EXPONENT = 24
+
 
 class _Canonical(NamedTuple):
     """A validated input in the form that methods see, and what is needed to undo it."""
 
-    X: Tensor  # (k, m, n), m >= n, scaled, non-finite matrices replaced by zero
-    scale: Tensor  # (k, 1, 1) power of two with X = scale * A
-    finite: Tensor  # bool (k,)
+    A: Tensor  # (k, m, n), m >= n: the input oriented, unscaled, in its own dtype; carries the gradient
+    X: Tensor  # (k, m, n), scaled, in the working dtype, non-finite matrices replaced by zero
+    scale: Tensor | None  # (k, 1, 1) power of two with X = scale * A; None where every scale is 1
+    finite: Tensor | None  # bool (k,); None where every matrix is finite
     wide: bool
 
 
@@ -36,57 +41,99 @@ def _validate(A: Tensor) -> None:
         raise TypeError(f"A must be a dense tensor, got layout {A.layout}; use A.to_dense()")
 
 
+def _largest_entry(A: Tensor) -> Tensor:
+    """The largest |a_ij| of each matrix (complex: of real and imaginary parts), (k, 1, 1); NaN and infinity carry."""
+    entries = torch.view_as_real(A).flatten(-2) if A.is_complex() else A
+    return torch.maximum(entries.amax((-2, -1), keepdim=True), -entries.amin((-2, -1), keepdim=True))
+
+
+def _scale(largest: Tensor, finite: Tensor, work: torch.dtype) -> Tensor:
+    """The power of two that brings the largest entry near 1: scaling by it does not round."""
+    wider = largest.to(torch.float64 if largest.dtype == torch.float64 else torch.float32)
+    exponent = torch.frexp(torch.where(finite, wider, 0.0)).exponent
+    if work != torch.float16:  # whose range is too narrow to leave anything as it is
+        exponent = torch.where(exponent.abs() <= _MODERATE_EXPONENT, 0, exponent)
+    limit = int(math.log2(torch.finfo(wider.dtype).max)) - 1
+    return torch.ldexp(torch.ones_like(wider), -exponent.clamp(-limit, limit))
+
+
 def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
     wide = A.shape[-2] < A.shape[-1]
-    X = (A.mH if wide else A).flatten(0, -3) if A.ndim > 2 else (A.mH if wide else A).unsqueeze(0)
-    X = X.resolve_conj()
-    entries = torch.view_as_real(X).flatten(-2) if X.is_complex() else X
-    # One pass gives the size and whether anything is not finite: the maximum carries NaN and infinity along.
-    largest = torch.linalg.vector_norm(entries, math.inf, dim=(-2, -1), keepdim=True)
-    finite = largest.isfinite()
-    # A power of two scales without rounding; float32 holds the exponents of every smaller dtype.
-    wider = largest.to(torch.float64 if largest.dtype == torch.float64 else torch.float32)
-    limit = math.log2(torch.finfo(wider.dtype).max) - 2
-    exponent = torch.frexp(torch.where(finite, wider, 0.0)).exponent.clamp(-int(limit), int(limit))
-    scale = torch.ldexp(torch.ones_like(wider), -exponent)
     work = method.working_dtype(A.dtype)
-    if A.dtype == torch.float16 or (A.dtype == torch.float32 and work in (torch.bfloat16, torch.float16)):
-        X = X.to(torch.float32)  # the scale of a tiny matrix does not fit a half-precision number
-    X = torch.where(finite, X * scale, 0.0).to(work).contiguous()
-    return _Canonical(X, scale, finite.flatten(), wide)
+    oriented = A.mH if wide else A
+    oriented = oriented.flatten(0, -3) if A.ndim > 2 else oriented.unsqueeze(0)
+    oriented = oriented.resolve_conj().resolve_neg()
+    with torch.no_grad():
+        largest = _largest_entry(oriented)
+        finite = largest.isfinite()
+        scale = _scale(largest, finite, work)
+        X = oriented.detach()
+        # On a CPU a look at the flags costs nothing and saves passes over A; elsewhere it would stop the queue.
+        if A.device.type == "cpu" and not torch.compiler.is_compiling():
+            known_finite, unscaled = bool(finite.all()), bool((scale == 1).all())
+        else:
+            known_finite, unscaled = False, False
+        if not unscaled:
+            X = X * scale
+        if not known_finite:
+            X = torch.where(finite, X, 0.0)
+        X = X.to(work)
+        if not (X.is_contiguous() or X.mT.is_contiguous()):
+            X = X.contiguous()
+    return _Canonical(oriented, X, None if unscaled else scale, None if known_finite else finite.flatten(), wide)
 
 
-def _factor(canonical: _Canonical, A: Tensor, method: PolarMethod) -> tuple[Tensor, Iterate]:
-    """The unitary factors in A's shape and dtype (NaN where A was not finite), and what the method said."""
-    iterate = method.iterate(canonical.X)
-    U = torch.where(canonical.finite[:, None, None], iterate.unitary, math.nan).to(A.dtype)
-    return (U.mH if canonical.wide else U).reshape(A.shape), iterate
+def _run(A: Tensor, method: PolarMethod) -> tuple[_Canonical, Iterate]:
+    canonical = _canonical(A, method)
+    with torch.no_grad():
+        iterate = method.iterate(canonical.X)
+    if iterate.unitary is canonical.X:  # which may be A itself
+        iterate = iterate._replace(unitary=canonical.X.clone())
+    if torch.is_grad_enabled() and A.requires_grad:
+        iterate = iterate._replace(unitary=attach_gradient(canonical.A, iterate.unitary))
+    return canonical, iterate
+
+
+def _restore(factor: Tensor, canonical: _Canonical, dtype: torch.dtype) -> Tensor:
+    """`factor` of the canonical batch in the dtype of the input, NaN where a matrix was not finite."""
+    factor = factor.to(dtype)
+    if canonical.finite is None:
+        return factor
+    return factor * torch.where(canonical.finite, 1.0, math.nan).to(dtype)[:, None, None]
+
+
+def _unitary(iterate: Iterate, canonical: _Canonical, A: Tensor) -> Tensor:
+    U = _restore(iterate.unitary, canonical, A.dtype)
+    return (U.mH if canonical.wide else U).resolve_conj().contiguous().view(A.shape)
 
 
 def polar_factor(
     A: Tensor,
     method: str | PolarMethod = "auto",
     *,
-    accuracy: float | str | None = None,
+    accuracy: Accuracy | None = None,
     max_steps: int | None = None,
 ) -> Tensor:
     """The unitary polar factor U of A, where A = U H (m >= n) or A = H U (m < n).
 
     U = A (A^H A)^{-1/2} for a matrix of full column rank: the nearest matrix with orthonormal columns, and the
-    direction of steepest descent in the spectral norm. <A, U> is the nuclear norm of A. A is not modified.
+    direction of steepest descent in the spectral norm. <A, U> is the nuclear norm of A. A is not modified. Gradients
+    flow through U: they are those of the exact factor, whatever the method. No host synchronization happens here; some
+    methods make one of their own, and say so.
 
     Args:
         A: (*batch, m, n), real or complex, float16 to float64.
         method: a name (`polargrad.linalg.available_methods()`) or a `PolarMethod`.
-        accuracy: what to ask of `auto`: a number, or "full".
-        max_steps: limit on the iterations of an iterative method.
+        accuracy: bound on |sigma_i(U) - 1|, or "full"; `auto` chooses by it, a named method is held to it. None asks
+            for the method's own class.
+        max_steps: limit on the iterations of an iterative method; not together with `accuracy`.
 
     Returns:
         U of A's shape and dtype. A matrix with NaN or infinity gives NaN, a zero matrix gives zero.
 
     Raises:
         TypeError: A is not a dense floating-point or complex tensor.
-        ValueError: fewer than two dimensions, unknown method, bad max_steps.
+        ValueError: fewer than two dimensions, unknown method, bad max_steps, an accuracy that the method cannot reach.
 
     Example:
         >>> import torch, polargrad
@@ -97,10 +144,11 @@ def polar_factor(
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
     _validate(A)
-    chosen = resolve_method(method, max_steps)
+    chosen = resolve_method(method, max_steps, accuracy, A.dtype)
     if A.numel() == 0:
-        return torch.zeros_like(A)
-    return _factor(_canonical(A, chosen), A, chosen)[0]
+        return A * 1.0
+    canonical, iterate = _run(A, chosen)
+    return _unitary(iterate, canonical, A)
 
 
 def polar(
@@ -108,61 +156,106 @@ def polar(
     method: str | PolarMethod = "auto",
     *,
     hermitian: bool = True,
-    accuracy: float | str | None = None,
+    accuracy: Accuracy | None = None,
     max_steps: int | None = None,
 ) -> PolarResult:
-    """The polar decomposition A = U H (m >= n) or A = H U (m < n), with a status for each matrix.
+    """The polar decomposition A = U H (m >= n) or A = H U (m < n), with a measured status for each matrix.
 
     Args:
         A: (*batch, m, n), real or complex, float16 to float64.
         method: a name (`polargrad.linalg.available_methods()`) or a `PolarMethod`.
-        hermitian: whether to form H = (U^H A + A^H U) / 2; without it the result's `hermitian` is None.
-        accuracy: what to ask of `auto`: a number, or "full".
-        max_steps: limit on the iterations of an iterative method.
+        hermitian: whether to hand back H = (U^H A + A^H U) / 2; without it the result's `hermitian` is None.
+        accuracy: bound on |sigma_i(U) - 1|, or "full"; `auto` chooses by it, a named method is held to it.
+        max_steps: limit on the iterations of an iterative method; not together with `accuracy`.
 
     Returns:
-        PolarResult(unitary, hermitian, status, stats).
+        PolarResult(unitary, hermitian, status, stats). Gradients flow through U and H. H overflows to infinity where
+        ||A||_2 itself is beyond the range of the dtype; U does not.
 
     Raises:
         TypeError: A is not a dense floating-point or complex tensor.
-        ValueError: fewer than two dimensions, unknown method, bad max_steps.
+        ValueError: fewer than two dimensions, unknown method, bad max_steps, an accuracy that the method cannot reach.
 
     Example:
         >>> import torch, polargrad
         >>> result = polargrad.polar(torch.tensor([[0.0, -2.0], [3.0, 0.0]]), "svd")
         >>> result.hermitian.round().tolist()
         [[3.0, 0.0], [0.0, 2.0]]
+        >>> polargrad.Status(int(result.status)).name
+        'CONVERGED'
 
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
     _validate(A)
-    chosen = resolve_method(method, max_steps)
+    chosen = resolve_method(method, max_steps, accuracy, A.dtype)
     batch, k = A.shape[:-2], min(A.shape[-2:])
     if A.numel() == 0:
+        zero = torch.zeros(batch, dtype=A.real.dtype if A.is_complex() else A.dtype, device=A.device)
+        stats = {"method": chosen.name, "steps": 0, "orthogonality": zero, "backward_error": zero, "bounds": None}
         empty = torch.zeros(*batch, k, k, dtype=A.dtype, device=A.device) if hermitian else None
-        status = torch.zeros(batch, dtype=torch.int8, device=A.device)
-        stats = {"method": chosen.name, "steps": 0, "orthogonality": torch.zeros(batch, device=A.device)}
-        return PolarResult(torch.zeros_like(A), empty, status, stats)
-    canonical = _canonical(A, chosen)
-    U, iterate = _factor(canonical, A, chosen)
-    V = iterate.unitary
-    gram = V.mH @ V
-    # A partial isometry has a projector for a Gram matrix: G^2 = G. For full rank this is G = I.
-    defect = torch.linalg.matrix_norm(gram @ gram - gram) / math.sqrt(k)
-    converged = defect <= chosen.tolerance(V.dtype, k)
-    status = torch.where(converged, int(Status.CONVERGED), int(Status.STEP_LIMIT))
+        return PolarResult(A * 1.0, empty, zero.to(torch.int8), stats)
+    canonical, iterate = _run(A, chosen)
+    certificate = _certify(canonical, iterate, chosen)
+    stats = {
+        "method": iterate.method or chosen.name,
+        "steps": iterate.steps,
+        "orthogonality": certificate.orthogonality.reshape(batch),
+        "backward_error": certificate.backward_error.reshape(batch),
+        "bounds": iterate.bounds,
+    }
+    H = _hermitian(canonical, iterate, A.dtype).reshape(*batch, k, k) if hermitian else None
+    return PolarResult(_unitary(iterate, canonical, A), H, certificate.status.reshape(batch), stats)
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _hermitian(canonical: _Canonical, iterate: Iterate, dtype: torch.dtype) -> Tensor:
+    """H = (V^H A + A^H V) / 2 in the accuracy of the input; differentiable in A and V."""
+    work = _at_least_single(dtype)
+    A, scale = canonical.A.to(work), canonical.scale
+    K = iterate.unitary.to(work).mH @ (A if scale is None else A * scale)
+    H = (K + K.mH) / 2
+    return _restore(H if scale is None else H / scale, canonical, dtype)
+
+
+class _Certificate(NamedTuple):
+    status: Tensor  # int8 (k,)
+    orthogonality: Tensor  # (k,)
+    backward_error: Tensor  # (k,)
+
+
+@torch.no_grad()
+def _certify(canonical: _Canonical, iterate: Iterate, method: PolarMethod) -> _Certificate:
+    """What was reached, from three matrix products: G = V^H V, H = sym(V^H X) and V H.
+
+    Converged is V^H V = I to the tolerance of the method; or, for a rank-deficient matrix, a partial isometry
+    (G^2 = G) that leaves out nothing of X beyond rounding. Both need X = V H, which a wrong isometry does not give.
+    """
+    work = _at_least_single(canonical.X.dtype)
+    X, V = canonical.X.to(work), iterate.unitary.to(work)
+    m, n = X.shape[-2:]
+    G = V.mH @ V
+    K = V.mH @ X
+    norm = torch.linalg.matrix_norm(X)
+    error = torch.linalg.matrix_norm(torch.baddbmm(X, V, (K + K.mH) / 2, alpha=-1))
+    backward_error = error / torch.where(norm > 0, norm, 1.0)
+    identity_defect = torch.linalg.matrix_norm(G - torch.eye(n, dtype=work, device=X.device)) / math.sqrt(n)
+    projector_defect = torch.linalg.matrix_norm(torch.baddbmm(G, G, G, beta=-1)) / math.sqrt(n)
+    # Sums over a long column round like the square root of its length.
+    tolerance = method.tolerance(iterate.unitary.dtype, max(n, math.isqrt(m)))
+    nothing_left_out = backward_error <= 16 * torch.finfo(work).eps * math.sqrt(n)
+    isometry = (identity_defect <= tolerance) & (backward_error <= 4 * tolerance)
+    partial_isometry = (projector_defect <= tolerance) & nothing_left_out
+    status = torch.where(isometry | partial_isometry, int(Status.CONVERGED), int(Status.STEP_LIMIT))
+    broken = ~identity_defect.isfinite()
     if iterate.breakdown is not None:
-        status = torch.where(iterate.breakdown, int(Status.BREAKDOWN), status)
-    status = torch.where(canonical.finite, status, int(Status.NON_FINITE)).to(torch.int8).reshape(batch)
-    H = _hermitian_factor(canonical, V, A).reshape(*batch, k, k) if hermitian else None
-    stats = {"method": chosen.name, "steps": iterate.steps, "orthogonality": defect.reshape(batch)}
-    return PolarResult(U, H, status, stats)
-
-
-def _hermitian_factor(canonical: _Canonical, V: Tensor, A: Tensor) -> Tensor:
-    """H = (V^H X + X^H V) / 2, in the accuracy of the input, unscaled and NaN where A was not finite."""
-    work = A.dtype if A.dtype not in (torch.float16, torch.bfloat16) else torch.float32
-    X, scale, finite, _ = canonical
-    H = V.to(work).mH @ X.to(work)
-    H = (H + H.mH) / 2
-    return torch.where(finite[:, None, None], H / scale, math.nan).to(A.dtype)
+        broken = broken | iterate.breakdown
+    status = torch.where(broken, int(Status.BREAKDOWN), status)
+    orthogonality = torch.minimum(identity_defect, projector_defect)
+    if canonical.finite is not None:
+        status = torch.where(canonical.finite, status, int(Status.NON_FINITE))
+        orthogonality = torch.where(canonical.finite, orthogonality, math.nan)
+        backward_error = torch.where(canonical.finite, backward_error, math.nan)
+    return _Certificate(status.to(torch.int8), orthogonality, backward_error)

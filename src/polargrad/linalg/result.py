@@ -23,8 +23,9 @@ class Status(IntEnum):
         """One sentence for the user."""
         return {
             Status.CONVERGED: "The unitary factor reached the accuracy of its method.",
-            Status.STEP_LIMIT: "The step limit was reached first: raise max_steps, or use method='auto' "
-            "with accuracy='full'; stats['orthogonality'] holds what was reached.",
+            Status.STEP_LIMIT: "The steps ended before U^H U was a projector to the method's tolerance: the matrix is "
+            "singular or more ill-conditioned than the method reaches, or max_steps is small. Raise max_steps, or use "
+            "method='auto' with accuracy='full'; stats holds 'orthogonality' as measured and 'bounds' as known.",
             Status.NON_FINITE: "The matrix holds NaN or infinity: its factors are NaN. Mend the input.",
             Status.BREAKDOWN: "The iteration met a singular system: use method='qdwh' or 'svd'.",
         }[self]
@@ -38,8 +39,10 @@ class PolarResult(NamedTuple):
         hermitian: H, Hermitian positive semidefinite (*batch, k, k) with k = min(m, n), or None where the caller
             asked for `hermitian=False`.
         status: int8 tensor of shape batch holding `Status` values (on A's device: reading it synchronizes).
-        stats: method name, steps taken, and tensors of shape batch such as "orthogonality",
-            ||U^H U - I||_F / sqrt(k).
+        stats: "method" (the name of what ran), "steps", "bounds" (the interval that the singular values of U are known
+            to lie in before anything is measured, for those of A above the method's floor; None if unknown), and two
+            tensors of shape batch: "orthogonality", min(||G - I||_F, ||G^2 - G||_F) / sqrt(k) with G = U^H U (the
+            second is zero for a partial isometry), and "backward_error", ||A - U H||_F / ||A||_F.
     """
 
     unitary: Tensor
