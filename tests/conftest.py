@@ -1,0 +1,28 @@
+"""Settings that every test shares."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+try:
+    from hypothesis import settings
+except ImportError:
+    pass
+else:
+    # The same examples every time, no deadline on a shared machine and no data base to write.
+    settings.register_profile("polargrad", derandomize=True, deadline=None, database=None, max_examples=25)
+    settings.load_profile("polargrad")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Small matrices do not gain from threads, and two xdist workers must not fight over the cores."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
