@@ -12,7 +12,7 @@ from torch import Tensor
 from polargrad.geometry import Spectral, inner
 from polargrad.optim.adamw import adamw_step
 from polargrad.optim.distributor import SingleProcess
-from polargrad.optim.matrix_view import as_matrices
+from polargrad.optim.matrix_view import matrix_view
 from polargrad.optim.momentum import ema_, lookahead
 from polargrad.optim.scaling import SCALES, step_scale
 
@@ -179,7 +179,8 @@ class PolarGrad(torch.optim.Optimizer):
         beta = group["momentum"]
         ema_(buffers, gradients, beta)
         moments = lookahead(buffers, gradients, beta) if group["nesterov"] else buffers
-        matrices = [as_matrices(M) for M in moments]
+        views = [matrix_view(p.shape, group) for p in parameters]
+        matrices = [view.split(M)[0] for view, M in zip(views, moments, strict=True)]
         directions = self._distributor.directions(matrices, geometry.lmo)
         lr, decay = group["lr"], group["weight_decay"]
         for p, M, U in zip(parameters, matrices, directions, strict=True):
