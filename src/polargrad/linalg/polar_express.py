@@ -2,53 +2,82 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from polargrad.linalg.coefficients import POLAR_EXPRESS, POLAR_EXPRESS_SAFETY, schedule_for
-from polargrad.linalg.method import Iterate, PolarMethod, register
-from polargrad.linalg.newton_schulz import iterate_polynomials, normalize_frobenius
+from polargrad.linalg.coefficients import Coefficients, image
+from polargrad.linalg.method import Accuracy, register
+from polargrad.linalg.minimax import composition, with_safety
+from polargrad.linalg.newton_schulz import PolynomialMethod
 
 __all__ = ["PolarExpress"]
+
+# Every step multiplies the smallest singular values by at least 4 until they are near 1, so that this many steps reach
+# full double precision from any lower bound that float64 can hold.
+_MOST_STEPS = 64
 
 
 @register
 @dataclass(frozen=True)
-class PolarExpress(PolarMethod):
-    """Composition of minimax quintics for singular values in [1e-3, 1] relative to the Frobenius norm.
+class PolarExpress(PolynomialMethod):
+    """X <- p_k(X) with minimax quintics p_k for singular values in [lower_bound, 1] relative to ||X||_F.
 
-    Each polynomial but the last carries the safety factor 1.01: p(x) becomes p(x / 1.01), against rounding above 1.
+    p_1 is the best odd quintic approximation of 1 on [lower_bound, 1], p_k the best one on the interval that p_1, ...,
+    p_{k-1} leave; the schedule is generated for the asked bound and number of steps and kept. Singular values in the
+    interval end within `tolerance` of 1.
 
     Args:
-        max_steps: number of steps (5 for Muon-like accuracy, 8 for about 1e-3 in float32).
+        max_steps: number of steps (5 for Muon-like accuracy, 8 for full float32 accuracy, at the default bound).
+        lower_bound: smallest sigma / ||A||_F that the schedule must bring to 1, in (0, 1).
+        safety: at least 1; every polynomial before the limiting (1.875, -1.25, 0.375) becomes p(x / safety), against
+            rounding past the end of its interval. 1.01 is meant for bfloat16; 1.001 is ample in float32.
         dtype: "bfloat16", "float16", or None for the working dtype of the input.
 
-    Source: Amsel, Persson, Musco, Gower, arXiv 2505.16932, Algorithm 1.
+    Raises:
+        ValueError: an option out of its range.
+
+    Example:
+        >>> method = PolarExpress(max_steps=9)
+        >>> method.tolerance(torch.float64, 1) < 1e-12
+        True
+
+    Source: Amsel, Persson, Musco, Gower, arXiv 2505.16932, algorithm 1.
     """
 
     name: ClassVar[str] = "polar-express"
     max_steps: int = 8
+    lower_bound: float = 1e-3
+    safety: float = 1.01
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-        if self.dtype not in (None, "bfloat16", "float16"):
-            raise ValueError(f"dtype must be 'bfloat16', 'float16' or None, got {self.dtype!r}")
+        self._check_steps_and_dtype()
+        if not 0.0 < self.lower_bound < 1.0:
+            raise ValueError(f"lower_bound must lie in (0, 1), got {self.lower_bound!r}")
+        if not (math.isfinite(self.safety) and 1.0 <= self.safety <= 1.1):
+            raise ValueError(f"safety must lie in [1, 1.1] (1 is none, 1.01 suits bfloat16), got {self.safety!r}")
 
-    def with_max_steps(self, max_steps: int) -> PolarExpress:
-        return replace(self, max_steps=max_steps)
+    def schedule(self) -> tuple[Coefficients, ...]:
+        return with_safety(composition(self.lower_bound, self.max_steps), self.safety)
 
-    def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        if self.dtype is None or dtype.is_complex:
-            return super().working_dtype(dtype)
-        return getattr(torch, self.dtype)
+    def floor(self, dtype: torch.dtype) -> float:
+        return self.lower_bound
 
-    def iterate(self, X: Tensor) -> Iterate:
-        s = POLAR_EXPRESS_SAFETY
-        *rows, last = schedule_for(POLAR_EXPRESS, self.max_steps)
-        schedule = (*((a / s, b / s**3, c / s**5) for a, b, c in rows), last)
-        return Iterate(iterate_polynomials(normalize_frobenius(X), schedule), steps=self.max_steps)
+    def _deviation(self, dtype: torch.dtype) -> float:
+        low, high = image(self.schedule(), self.lower_bound)
+        return max(1.0 - low, high - 1.0, torch.finfo(dtype).eps)
+
+    def with_accuracy(self, accuracy: Accuracy, dtype: torch.dtype) -> PolarExpress:
+        """The fewest steps that reach `accuracy` from this `lower_bound` with this `safety`."""
+        asked = 16.0 * torch.finfo(dtype).eps if accuracy == "full" else accuracy
+        for steps in range(1, _MOST_STEPS):
+            method = replace(self, max_steps=steps)
+            if method.tolerance(method.working_dtype(dtype), 1) <= asked:
+                return method
+            if method._deviation(dtype) <= torch.finfo(dtype).eps:
+                break
+        super().with_accuracy(accuracy, dtype)
+        return self
