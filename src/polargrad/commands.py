@@ -1,0 +1,242 @@
+"""What each command of `polargrad` does. Imported only when one runs, since it needs the extra `lab`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Positional, UseAppendAction
+
+from polargrad.experiments import analysis, runner
+from polargrad.experiments.environment import LAB_PACKAGES, environment, version
+from polargrad.experiments.recipes import RECIPES, spec_of
+from polargrad.experiments.report import write_report
+from polargrad.experiments.spec import RunSpec
+from polargrad.experiments.store import FIGURES, Run, find_runs, read_run
+from polargrad.experiments.sweep import Axis, edge_notes, expand, parse_axis
+from polargrad.train import terminal_progress
+
+REPORT = "report.html"
+
+Steps = Annotated[int | None, tyro.conf.arg(metavar="N", help="optimizer steps; the recipe's own number by default")]
+Seed = Annotated[int, tyro.conf.arg(metavar="N", help="of the initial weights and of the batches")]
+
+
+@dataclass(frozen=True)
+class ListRecipes:
+    """List the recipes.
+
+    Example: polargrad list
+    """
+
+    def __call__(self) -> None:
+        """Print each recipe with its learning rates."""
+        table = _table("recipe", "what it is", "learning rates", "steps")
+        for name in RECIPES:
+            spec = spec_of(name)
+            table.add_row(*_texts(name, spec.description, _rates(spec), spec.loop.steps))
+        _console().print(table)
+
+
+@dataclass(frozen=True)
+class RunOne:
+    """Run one recipe into a new run folder: spec, environment, records, summary, figures.
+
+    Example: polargrad run muon+polargrad --steps 50 --out runs/first
+    """
+
+    name: Positional[
+        Annotated[str, tyro.conf.arg(metavar="NAME", help="a recipe, or the spec.json of a run to repeat")]
+    ]
+    steps: Steps = None
+    seed: Seed = 42
+    out: Annotated[
+        Path | None, tyro.conf.arg(metavar="DIR", help="the new run folder; runs/NAME-DATE-TIME by default")
+    ] = None
+
+    def __call__(self) -> None:
+        """Run, then say how it ended and where it is."""
+        spec = self._spec()
+        out = self.out or _dated(spec.name)
+        runner.refuse_existing(out)
+        _say_where(out)
+        finished = runner.run(spec, out, progress=terminal_progress(spec.name))
+        console = _console()
+        console.print(analysis.sentence(analysis.outcomes([finished])[0], finished))
+        console.print(f"Records are in {out}, figures in {out / FIGURES}.")
+
+    def _spec(self) -> RunSpec:
+        if not self.name.endswith(".json"):
+            return spec_of(self.name, steps=self.steps, seed=self.seed)
+        if self.steps is not None or self.seed != 42:
+            raise ValueError(f"{self.name} fixes steps and seed; leave --steps and --seed out, or edit a copy of it")
+        return RunSpec.from_json(Path(self.name).read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Run several recipes on the same model, data and order of batches, and write a report.
+
+    Example: polargrad compare adamw muon+polargrad --steps 100
+
+    A sweep tries every combination of the values given; it concerns the recipes that have the role. Roles joined by +
+    move together.
+
+    Example: polargrad compare muon+adamw --sweep hidden.lr=0.005,0.01 --sweep embedding+head.lr=0.01,0.03
+    """
+
+    names: Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="the recipes")]]
+    sweep: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="ROLE.lr=V,V,...", help="values to try; may be given several times"),
+    ] = ()
+    steps: Steps = None
+    seed: Seed = 42
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="DIR", help="the new folder of the comparison; runs/compare-DATE-TIME by default"),
+    ] = None
+
+    def __call__(self) -> None:
+        """Run everything, then print the table, warn of edges, and write the report."""
+        specs = _grid([spec_of(name, steps=self.steps, seed=self.seed) for name in self.names], self.sweep)
+        out = self.out or _dated("compare")
+        _say_where(out)
+        of = f" of {len(specs)}"
+        number = {spec.name: f"[{i}{of}] {spec.name}" for i, spec in enumerate(specs, start=1)}
+        runs = runner.compare(specs, out, progress=lambda name: terminal_progress(number[name]))
+        page = write_report(runs, out / REPORT)
+        console = _console()
+        _print_outcomes(console, runs)
+        console.print(f"Report: {page}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the report of run folders, or of the folders of comparisons, as one self-contained HTML page.
+
+    Example: polargrad report runs/monday runs/tuesday --out both.html
+    """
+
+    folders: Positional[
+        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR ...", help="run folders or comparisons")]
+    ]
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="FILE", help="the new page; by default DIR/report.html, for several report-DATE-TIME.html"
+        ),
+    ] = None
+
+    def __call__(self) -> None:
+        """Read the folders, print the table and write the page."""
+        if not self.folders:
+            raise ValueError("there is nothing to report; give at least one folder")
+        runs = [read_run(path) for folder in self.folders for path in find_runs(folder)]
+        if self.out is not None:
+            runner.refuse_existing(self.out)
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        page = self.out or (self.folders[0] / REPORT if len(self.folders) == 1 else _dated("report", Path(), ".html"))
+        console = _console()
+        written = write_report(runs, page)
+        _print_outcomes(console, runs)
+        console.print(f"Report: {written}")
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show versions, machine and what of the laboratory is installed.
+
+    Example: polargrad info
+    """
+
+    def __call__(self) -> None:
+        """Print what a bug report needs."""
+        table = _table("", "")
+        shown = {**environment(), **{package: version(package) for package in LAB_PACKAGES}}
+        for key, value in shown.items():
+            table.add_row(*_texts(key, "not known" if value is None and key == "commit" else value or "not installed"))
+        _console().print(table)
+
+
+_COMMANDS = {"list": ListRecipes, "run": RunOne, "compare": Compare, "report": Report, "info": Info}
+
+
+def dispatch(arguments: Sequence[str]) -> None:
+    """Run the command that the arguments name.
+
+    Raises:
+        SystemExit: after --help (0), or if the arguments cannot be read (2).
+    """
+    command = tyro.extras.subcommand_cli_from_dict(_COMMANDS, prog="polargrad", args=list(arguments))
+    command()
+
+
+def _grid(specs: Sequence[RunSpec], sweep: Sequence[str]) -> list[RunSpec]:
+    """The specs, each expanded by the axes that concern it."""
+    axes: list[Axis] = [parse_axis(text) for text in sweep]
+    known = {role for spec in specs for role in spec.optimizer}
+    for axis in axes:
+        if unknown := [role for role in axis.roles if role not in known]:
+            raise ValueError(f"no recipe here has a role {unknown[0]!r}; their roles are {', '.join(sorted(known))}")
+    return [point for spec in specs for point in expand(spec, axes)]
+
+
+def _print_outcomes(console: Console, runs: Sequence[Run]) -> None:
+    """The table of every run, the sentences about the best of each recipe, and warnings."""
+    runs = analysis.with_distinct_names(runs)
+    outcomes = analysis.outcomes(runs)
+    baseline = analysis.baseline_of(runs)
+    metric = baseline.spec.objective.metric_label
+    table = _table(
+        "run", f"final {metric}", "best", f"steps to {baseline.spec.name}'s", "seconds", "optimizer", "rates"
+    )
+    for o in outcomes:
+        reach = "not reached" if o.reach is None else f"{o.reach.step:.1f}"
+        share = "" if o.optimizer_share is None else f"{o.optimizer_share:.0%}"
+        final = o.run.status if o.final is None else f"{o.final:.4f}"
+        best = "" if o.best is None else f"{o.best:.4f}"
+        table.add_row(*_texts(o.run.spec.name, final, best, reach, f"{o.seconds:.1f}", share, _rates(o.run.spec)))
+    console.print(table)
+    for outcome in analysis.outcomes(analysis.best_of_recipe(runs)):
+        console.print(analysis.sentence(outcome, baseline))
+    for note in (*analysis.cautions(runs), *edge_notes(runs)):
+        console.print(f"Note: {note}")
+
+
+def _rates(spec: RunSpec) -> str:
+    return ", ".join(f"{role} {rate:g}" for role, rate in spec.learning_rates.items())
+
+
+def _dated(name: str, folder: Path = Path("runs"), ending: str = "") -> Path:
+    return folder / f"{name}-{datetime.now():%Y%m%d-%H%M%S}{ending}"
+
+
+def _say_where(out: Path) -> None:
+    print(f"Results go to {out}", file=sys.stderr)
+
+
+def _console() -> Console:
+    """Plain text as given, without markup of its own: names may hold brackets. Wide where nobody resizes it."""
+    return Console(
+        markup=False, highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=any(columns), padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _texts(*cells: object) -> list[Text]:
+    return [Text(str(cell)) for cell in cells]

@@ -1,0 +1,83 @@
+"""Where a run ran: versions, machine, commit. Nothing that tells of the person: no paths, no user, no host name."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LAB_PACKAGES = ("numpy", "transformers", "tokenizers", "tyro", "rich", "matplotlib", "tensorboard", "jinja2")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform, device and threads, as plain data.
+
+    Returns:
+        Versions of python and of the packages that matter, platform, cpu, cores, device, threads, commit; None for what
+        is not installed or not known.
+    """
+    return {
+        "python": platform.python_version(),
+        "polargrad": version("polargrad"),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "tokenizers": version("tokenizers"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+    }
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def device_name() -> str:
+    """The accelerator's name where there is one, else "cpu"."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    if sys.platform.startswith("linux"):
+        try:
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            lines = []
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the checkout that polargrad is imported from, with a "+" if files differ; None outside of one."""
+    here = Path(__file__).resolve().parent
+    head = _git(here, "rev-parse", "--short=12", "HEAD")
+    tracked = _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
+    if not head or not tracked:
+        return None
+    return head + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,72 @@
+"""From the kind of objective in a spec to the objective that the training loop minimizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from polargrad.experiments.spec import LanguageModel, RunSpec
+
+if TYPE_CHECKING:
+    from polargrad.lm import EncodedCorpus
+    from polargrad.train import Objective
+
+
+def build_objective(spec: RunSpec) -> tuple[Objective, Mapping[str, Any]]:
+    """The objective of a spec and what the environment's record should say of its data.
+
+    Args:
+        spec: the run; its seed draws the initial weights and the batches.
+
+    Returns:
+        The objective, and plain facts: the corpus, its checksum, the number of parameters.
+
+    Raises:
+        ValueError: if the data does not suffice, as with a corpus shorter than one sequence.
+    """
+    assert isinstance(spec.objective, LanguageModel)
+    return _language_model(spec.objective, spec.seed)
+
+
+def _language_model(objective: LanguageModel, seed: int) -> tuple[Objective, Mapping[str, Any]]:
+    from polargrad import lm
+
+    corpus, checksum, encoded = _corpus(objective.corpus, objective.vocabulary)
+    model = lm.decoder(
+        objective.family,
+        hidden_size=objective.hidden_size,
+        layers=objective.layers,
+        heads=objective.heads,
+        kv_heads=objective.kv_heads,
+        mlp=objective.mlp,
+        vocab_size=objective.vocabulary,
+        sequence=objective.sequence,
+        seed=seed,
+        untied=objective.untied,
+    )
+    built = lm.LanguageModelObjective(
+        model,
+        encoded.train,
+        encoded.held_out,
+        batch_size=objective.batch,
+        sequence=objective.sequence,
+        seed=seed,
+        evaluation_windows=objective.evaluation_windows,
+    )
+    facts = {
+        "corpus": corpus,
+        "corpus_checksum": checksum,
+        "corpus_tokens": len(encoded.train.tokens),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    return built, facts
+
+
+@lru_cache(maxsize=2)
+def _corpus(name: str, vocabulary: int) -> tuple[str, str, EncodedCorpus]:
+    """Name, checksum and tokens of a corpus; the runs of a comparison read and check it once."""
+    from polargrad import lm
+
+    corpus = lm.standard_library() if name == "standard-library" else lm.text_files(name)
+    return corpus.name, corpus.checksum, lm.encode(corpus, lm.train_bpe(corpus, vocabulary))

@@ -1,0 +1,141 @@
+"""From a spec to a run folder: objective, optimizer, schedule, the training loop, records, summary, figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polargrad.experiments.environment import environment
+from polargrad.experiments.objectives import build_objective
+from polargrad.experiments.spec import RunSpec
+from polargrad.experiments.store import FIGURES, Run, RunFolder, create_folder, read_run
+from polargrad.optim import PolarGrad, parameter_groups
+from polargrad.optim.routing import roles
+from polargrad.train import GradientProbe, train
+
+if TYPE_CHECKING:
+    import torch
+
+    from polargrad.train import Progress
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run.
+
+    Args:
+        path: the folder in which everything recorded until then is safe.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"interrupted; what was recorded until then is in {path}, and `polargrad report` reads it")
+        self.path = path
+
+
+def run(spec: RunSpec, path: str | Path, *, progress: Progress | None = None) -> Run:
+    """Run a spec into a new folder.
+
+    Args:
+        spec: what to run.
+        path: the run folder; it must not exist.
+        progress: is told how far the run has come.
+
+    Returns:
+        The run as read back from its folder, figures drawn.
+
+    Raises:
+        FileExistsError: if the folder exists.
+        ValueError: if the spec does not fit its data or its model.
+        Interrupted: on Ctrl-C, after records and summary are written.
+    """
+    path = Path(path)
+    refuse_existing(path)
+    objective, facts = build_objective(spec)
+    optimizer = build_optimizer(spec, objective.module)
+    probe = build_probe(spec, objective.module)
+    with RunFolder(path, spec, {**environment(), **facts}) as folder:
+        try:
+            summary = train(
+                objective, optimizer, spec.schedule, spec.loop, record=folder.record, probe=probe, progress=progress
+            )
+        except KeyboardInterrupt:
+            raise Interrupted(path) from None
+        folder.finish(dataclasses.asdict(summary))
+    if summary.status == "interrupted":
+        raise Interrupted(path)
+    finished = read_run(path)
+    draw(finished)
+    return finished
+
+
+def compare(
+    specs: Sequence[RunSpec], path: str | Path, *, progress: Callable[[str], Progress | None] = lambda _label: None
+) -> list[Run]:
+    """Run several specs, one after another, each into a folder of its name inside a new one.
+
+    Args:
+        specs: what to run; their names must differ.
+        path: the folder of the comparison; it must not exist.
+        progress: makes what is told of one run's way from the run's label.
+
+    Returns:
+        The runs in the order given.
+
+    Raises:
+        FileExistsError: if the folder exists.
+        ValueError: if there are no specs, or two of one name.
+        Interrupted: on Ctrl-C; the runs that had ended are whole.
+    """
+    names = [spec.name for spec in specs]
+    if not specs:
+        raise ValueError("there is nothing to compare; give at least one recipe")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{', '.join(sorted(twice))} is there twice; give each run once")
+    path = Path(path)
+    create_folder(path)
+    return [run(spec, path / spec.name, progress=progress(spec.name)) for spec in specs]
+
+
+def build_optimizer(spec: RunSpec, module: torch.nn.Module) -> PolarGrad:
+    """The optimizer of a spec over a model's parameters, one group for each role.
+
+    Raises:
+        ValueError: if a role of the model has no options in the spec, or the other way round.
+    """
+    if without := sorted(set(roles(module).values()) - set(spec.optimizer)):
+        raise ValueError(
+            f"the model has {', '.join(without)} parameters and {spec.name} gives them no optimizer; "
+            f"add {'it' if len(without) == 1 else 'them'} to the spec"
+        )
+    return PolarGrad(parameter_groups(module, **spec.optimizer))
+
+
+def build_probe(spec: RunSpec, module: torch.nn.Module) -> GradientProbe | None:
+    """What measures the gradients of the spec's probed matrices; None if there are none.
+
+    Raises:
+        ValueError: if the model has no parameter of that name.
+    """
+    if not spec.probe:
+        return None
+    named = dict(module.named_parameters())
+    if unknown := [name for name in spec.probe if name not in named]:
+        matrices = ", ".join(name for name, parameter in named.items() if parameter.ndim == 2)
+        raise ValueError(f"cannot probe {unknown[0]!r}, which the model does not have; its matrices are {matrices}")
+    return GradientProbe({name: named[name] for name in spec.probe}, roles(module))
+
+
+def draw(finished: Run) -> list[Path]:
+    """Draw a run's figures into its folder and return their paths."""
+    from polargrad.experiments import plots
+
+    return plots.save(plots.figures([finished]), finished.path / FIGURES)
+
+
+def refuse_existing(path: Path) -> None:
+    """Say early, before any work, that a folder exists."""
+    if path.exists():
+        raise FileExistsError(
+            f"{path} exists and is left as it is; give another --out, or delete it if it is not wanted"
+        )
