@@ -88,14 +88,22 @@ def assert_psd(H: Tensor, tolerance: float | None = None) -> None:
     assert bool((lowest >= -tolerance).all()), f"lambda_min / ||H|| = {float(lowest.min()):.2e} < -{tolerance:.2e}"
 
 
-def assert_polar_factor(A: Tensor, U: Tensor, *, tolerance: float | None = None, floor: float | None = None) -> None:
+def assert_polar_factor(
+    A: Tensor,
+    U: Tensor,
+    *,
+    tolerance: float | None = None,
+    floor: float | None = None,
+    working_eps: float | None = None,
+) -> None:
     """U is a polar factor of A to an accuracy class (tolerance, floor).
 
     With sigma_i, q_i the singular values and right singular vectors of A and V = U (tall orientation):
     1. no singular value of V is above 1 + tolerance;
     2. V is an isometry to the tolerance on the span of the q_i with sigma_i >= 10 floor ||A||_F;
     3. K = V^H A is Hermitian and positive semidefinite, and A = V K, up to the tolerance and the floor.
-    Full accuracy is the default: tolerance = c eps max(m, n), floor = 4 eps.
+    Full accuracy is the default: tolerance = c eps max(m, n), floor = 4 eps. `working_eps` is the unit roundoff of the
+    computation where that is not the one of the dtype of U.
     """
     assert U.shape == A.shape, f"shape {tuple(U.shape)}, expected {tuple(A.shape)}"
     assert U.dtype == A.dtype, f"dtype {U.dtype}, expected {A.dtype}"
@@ -109,7 +117,7 @@ def assert_polar_factor(A: Tensor, U: Tensor, *, tolerance: float | None = None,
         _double(_tall(U)).flatten(0, -3) if A.ndim > 2 else [_double(_tall(U))],
         strict=True,
     ):
-        _assert_one(a, u, tolerance, floor, eps_of(U.dtype))
+        _assert_one(a, u, tolerance, floor, eps_of(U.dtype) if working_eps is None else working_eps)
 
 
 def _assert_one(a: Tensor, v: Tensor, tolerance: float, floor: float, eps: float) -> None:

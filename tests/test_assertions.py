@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tests.assertions import (
     assert_close,
     assert_orthonormal,

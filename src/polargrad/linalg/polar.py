@@ -253,7 +253,7 @@ def _certify(canonical: _Canonical, iterate: Iterate, method: PolarMethod) -> _C
     if iterate.breakdown is not None:
         broken = broken | iterate.breakdown
     status = torch.where(broken, int(Status.BREAKDOWN), status)
-    orthogonality = torch.minimum(identity_defect, projector_defect)
+    orthogonality = torch.where(partial_isometry & ~isometry, projector_defect, identity_defect)
     if canonical.finite is not None:
         status = torch.where(canonical.finite, status, int(Status.NON_FINITE))
         orthogonality = torch.where(canonical.finite, orthogonality, math.nan)
