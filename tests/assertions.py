@@ -1,10 +1,9 @@
 """What "equal" means in these tests: c * eps * dimension, and what a polar factor has to satisfy.
 
 The constant. A backward stable algorithm for an n x n matrix rounds O(n) times per entry, each time by at most
-eps / 2; worst-case bounds then read (small polynomial in n) * eps, while the errors of actual runs grow like sqrt(n).
-LAPACK's testers use a threshold of 30 on residuals divided by n * eps for that reason. SAFETY is ours: ten times
-n * eps leaves room for a handful of products and one factorization, and is still a thousandth of what one wrong column
-or one dropped iteration costs.
+eps / 2; worst-case bounds then read (small polynomial in n) * eps, while the errors of actual runs grow like sqrt(n),
+with a constant that is largest for the smallest matrices. LAPACK's testers accept residuals up to 30 times n * eps for
+that reason, and so do we. That is still far below what one wrong column or one dropped iteration costs.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = [
     "rounding",
 ]
 
-SAFETY = 10.0
+SAFETY = 30.0
 
 
 def eps_of(dtype: torch.dtype) -> float:
@@ -100,7 +99,7 @@ def assert_polar_factor(
 
     With sigma_i, q_i the singular values and right singular vectors of A and V = U (tall orientation):
     1. no singular value of V is above 1 + tolerance;
-    2. V is an isometry to the tolerance on the span of the q_i with sigma_i >= 10 floor ||A||_F;
+    2. on the span of the q_i with sigma_i >= 10 floor ||A||_F the singular values of V are within tolerance of 1;
     3. K = V^H A is Hermitian and positive semidefinite, and A = V K, up to the tolerance and the floor.
     Full accuracy is the default: tolerance = c eps max(m, n), floor = 4 eps. `working_eps` is the unit roundoff of the
     computation where that is not the one of the dtype of U.
@@ -129,9 +128,10 @@ def _assert_one(a: Tensor, v: Tensor, tolerance: float, floor: float, eps: float
     a = a / largest
     _, sigma, qh = torch.linalg.svd(a, full_matrices=False)
     norm = float(torch.linalg.vector_norm(sigma))
-    # sigma_1(V) <= 1 + tolerance: the tolerance bounds a root mean square over n singular values.
     top = float(torch.linalg.matrix_norm(v, 2)) - 1.0
-    assert top <= tolerance * math.sqrt(n), f"sigma_max(U) - 1 = {top:.2e} > {tolerance * math.sqrt(n):.2e}"
+    assert top <= tolerance, f"sigma_max(U) - 1 = {top:.2e} > {tolerance:.2e}"
+    # |sigma - 1| <= t says |sigma^2 - 1| <= 2 t + t^2.
+    square = 2 * tolerance + tolerance**2
     # Rounding A by n eps turns the span of the large singular vectors by n eps / sigma towards the small ones.
     roundoff = max(m, n) * eps
     high = sigma >= 10 * max(floor, roundoff) * norm
@@ -140,14 +140,14 @@ def _assert_one(a: Tensor, v: Tensor, tolerance: float, floor: float, eps: float
         r = w.shape[1]
         defect = float(torch.linalg.matrix_norm(w.mH @ w - torch.eye(r, dtype=w.dtype))) / math.sqrt(r)
         turn = 0.0 if r == n else (10 * max(floor, roundoff) * norm / float(sigma[high].min())) ** 2
-        assert defect <= tolerance * math.sqrt(n / r) + turn, (
-            f"||U^H U - I|| / sqrt(r) = {defect:.2e} > {tolerance:.2e} + {turn:.1e} on the {r} of {n} singular vectors "
+        assert defect <= square + turn, (
+            f"||U^H U - I|| / sqrt(r) = {defect:.2e} > {square:.2e} + {turn:.1e} on the {r} of {n} singular vectors "
             f"above {floor:.1e} ||A||"
         )
     k = v.mH @ a
     h = (k + k.mH) / 2
-    # |1 - f^2| <= 2 t + t^2 where sigma is above the floor, and sigma itself below.
-    slack = (2 * tolerance + tolerance**2) * math.sqrt(n) + 10 * floor * math.sqrt(n)
+    # A - V H loses |1 - sigma(V)^2| of what is above the floor, and at most all of what is below.
+    slack = square + 10 * floor * math.sqrt(n)
     skew = float(torch.linalg.matrix_norm(k - k.mH)) / norm
     assert skew <= max(tolerance, SAFETY * roundoff), f"U^H A is not Hermitian: {skew:.2e}"
     lowest = -float(torch.linalg.eigvalsh(h)[0]) / norm

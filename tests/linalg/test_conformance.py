@@ -83,7 +83,7 @@ def check(case: Case) -> None:
 
     work = method.working_dtype(case.dtype)
     # Rounding the factor to a narrower dtype moves every entry by half a unit of that dtype.
-    rounded = 2 * eps_of(case.dtype) if eps_of(case.dtype) > eps_of(work) else 0.0
+    rounded = eps_of(case.dtype) if eps_of(case.dtype) > eps_of(work) else 0.0
     tolerance = max(method.tolerance(work, max(k, math.isqrt(longest))), rounding(work, k)) + rounded
     eps = min(eps_of(work), eps_of(case.dtype))
     floor = method.floor(work)
@@ -107,16 +107,17 @@ def check(case: Case) -> None:
         return
     assert_polar_factor(A, U, tolerance=tolerance, floor=floor, working_eps=eps)
     for index in (reached & nonzero).nonzero().tolist():
-        assert_orthonormal(U[tuple(index)], tolerance)
+        assert_orthonormal(U[tuple(index)], 2 * tolerance + tolerance**2)
     representable = (sigma[..., 0] * size[..., 0, 0] * math.sqrt(2) < torch.finfo(case.dtype).max).all()
     if bool(representable):
         assert_psd(H, max(tolerance, rounding(case.dtype, k)))
-    if case.method in PARTIAL_ISOMETRY and case.matrix in NULL_BY_CONSTRUCTION:
+    blurred = case.matrix == "rank-deficient" and eps_of(case.dtype) > eps_of(work)  # full rank once rounded
+    if case.method in PARTIAL_ISOMETRY and case.matrix in NULL_BY_CONSTRUCTION and not blurred:
         assert bool((status == Status.CONVERGED).all()), f"status {status.tolist()} for a partial isometry"
         V = (U.mH if case.m < case.n else U).to(double.dtype)
         G = V.mH @ V
         defect = float(torch.linalg.matrix_norm(G @ G - G).max()) / math.sqrt(k)
-        assert defect <= 2 * tolerance, f"not a partial isometry: {defect:.2e}"
+        assert defect <= 4 * tolerance, f"not a partial isometry: {defect:.2e}"
         rank = (sigma > 10 * longest * eps * norm[..., None]).sum(-1)
         trace = G.diagonal(dim1=-2, dim2=-1).real.sum(-1)
         assert bool((trace <= rank + 0.5).all()), f"rank {rank.tolist()}, ||U||_F^2 = {trace.tolist()}"

@@ -46,7 +46,7 @@ class PolarMethod(ABC):
     `polar.py` and `backward.py`, once.
 
     An algorithm declares its accuracy class by two numbers: singular values of A at or above `floor` * ||A||_F end
-    within `tolerance` of 1, those below end in [0, 1 + tolerance].
+    within `tolerance` of 1, those below end in [0, 1 + tolerance], up to rounding.
     """
 
     name: ClassVar[str]
@@ -60,7 +60,7 @@ class PolarMethod(ABC):
         return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
     def tolerance(self, dtype: torch.dtype, n: int) -> float:
-        """The accuracy class: bound on ||U^H U - I||_F / sqrt(n) that a finished run in `dtype` promises."""
+        """The accuracy class: bound on |sigma_i(U) - 1| that a finished run on n columns in `dtype` promises."""
         return 4.0 * torch.finfo(dtype).eps * n
 
     def floor(self, dtype: torch.dtype) -> float:

@@ -245,6 +245,7 @@ def _certify(canonical: _Canonical, iterate: Iterate, method: PolarMethod) -> _C
     projector_defect = torch.linalg.matrix_norm(torch.baddbmm(G, G, G, beta=-1)) / math.sqrt(n)
     # Sums over a long column round like the square root of its length.
     tolerance = method.tolerance(iterate.unitary.dtype, max(n, math.isqrt(m)))
+    tolerance = 2 * tolerance + tolerance**2  # |sigma - 1| <= t says |sigma^2 - 1| <= 2 t + t^2
     nothing_left_out = backward_error <= 16 * torch.finfo(work).eps * math.sqrt(n)
     isometry = (identity_defect <= tolerance) & (backward_error <= 4 * tolerance)
     partial_isometry = (projector_defect <= tolerance) & nothing_left_out
