@@ -40,6 +40,10 @@ class Geometry(ABC):
     def lmo(self, G: Tensor) -> Tensor:
         """The direction of unit norm with the largest inner product with G (*batch, m, n); zero where G is zero."""
 
+    @abstractmethod
+    def squared_length(self, m: int, n: int) -> float:
+        """||lmo(G)||_F^2 for a G (m, n) in general position: the rank for the spectral norm, 1 for Frobenius."""
+
     def dual_norm(self, G: Tensor) -> Tensor:
         """||G||_* of each matrix, shape batch."""
         return inner(G, self.lmo(G))

@@ -24,6 +24,10 @@ class Entrywise(Geometry):
 
     name: ClassVar[str] = "entrywise"
 
+    def squared_length(self, m: int, n: int) -> float:
+        """M n: every entry is a sign."""
+        return float(m * n)
+
     def lmo(self, G: Tensor) -> Tensor:
         """sign(G), for complex entries g / |g|."""
         return G.sgn()

@@ -25,6 +25,10 @@ class Frobenius(Geometry):
 
     name: ClassVar[str] = "frobenius"
 
+    def squared_length(self, m: int, n: int) -> float:
+        """1."""
+        return 1.0
+
     def lmo(self, G: Tensor) -> Tensor:
         """G / ||G||_F for each matrix, zero where G is zero."""
         norm = torch.linalg.matrix_norm(G, keepdim=True)

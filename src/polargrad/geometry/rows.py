@@ -30,6 +30,10 @@ class Rows(Geometry):
 
     name: ClassVar[str] = "rows"
 
+    def squared_length(self, m: int, n: int) -> float:
+        """m: every row has length 1."""
+        return float(m)
+
     def lmo(self, G: Tensor) -> Tensor:
         """Each row divided by its length; zero rows stay zero."""
         return _normalize(G, -1)
@@ -46,6 +50,10 @@ class Columns(Geometry):
     """
 
     name: ClassVar[str] = "columns"
+
+    def squared_length(self, m: int, n: int) -> float:
+        """n: every column has length 1."""
+        return float(n)
 
     def lmo(self, G: Tensor) -> Tensor:
         """Each column divided by its length; zero columns stay zero."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polargrad.geometry.base import Geometry
 from polargrad.linalg import PolarMethod, polar_factor, resolve_method
+from polargrad.linalg.method import Accuracy
 
 __all__ = ["Spectral"]
 
@@ -22,6 +23,7 @@ class Spectral(Geometry):
     Args:
         method: the algorithm for U, a name or a `PolarMethod`.
         max_steps: limit on its iterations.
+        accuracy: what to ask of `method="auto"`: a number, or "full".
 
     Example:
         >>> import torch
@@ -34,10 +36,15 @@ class Spectral(Geometry):
     name: ClassVar[str] = "spectral"
     method: str | PolarMethod = "auto"
     max_steps: int | None = None
+    accuracy: Accuracy | None = None
 
     def __post_init__(self) -> None:
         resolve_method(self.method, self.max_steps)
 
+    def squared_length(self, m: int, n: int) -> float:
+        """min(m, n), the rank."""
+        return float(min(m, n))
+
     def lmo(self, G: Tensor) -> Tensor:
         """The unitary polar factor of each matrix of G (*batch, m, n)."""
-        return polar_factor(G, self.method, max_steps=self.max_steps)
+        return polar_factor(G, self.method, accuracy=self.accuracy, max_steps=self.max_steps)

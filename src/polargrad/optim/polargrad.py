@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polargrad.geometry import Spectral, inner
+from polargrad.linalg import PolarMethod
+from polargrad.linalg.method import Accuracy
 from polargrad.optim.adamw import adamw_step
-from polargrad.optim.distributor import SingleProcess
-from polargrad.optim.matrix_view import matrix_view
-from polargrad.optim.momentum import ema_, lookahead
-from polargrad.optim.scaling import SCALES, step_scale
+from polargrad.optim.bucket import Bucket, advance, buckets_of
+from polargrad.optim.distributor import Distributor, SingleProcess
+from polargrad.optim.functional import oracle_of, statistics_dtype
+from polargrad.optim.nonfinite import SkipLedger, all_within, matrices_within
+from polargrad.optim.options import (
+    check_options,
+    check_parameters,
+    geometry_of,
+    momentum_dtype,
+    momentum_of,
+    parameter_name,
+    plain_method,
+)
 
 __all__ = ["PolarGrad"]
 
-_RULES = ("polar", "adamw")
+# What a group may hold besides the options: torch's own, and what routing and schedulers write there.
+_BOOKKEEPING = {"params", "param_names", "role", "initial_lr"}
 
 
 class PolarGrad(torch.optim.Optimizer):
@@ -29,27 +40,47 @@ class PolarGrad(torch.optim.Optimizer):
         M <- beta M + (1 - beta) G;   M = U H;   W <- (1 - lr * weight_decay) W - lr * s * U
 
     Groups with `rule="adamw"` are stepped by torch's AdamW in the same object, so a whole model needs one optimizer;
-    `polargrad.parameter_groups(model)` makes the groups.
+    `polargrad.parameter_groups(model)` makes the groups. docs/optimizer.md has every option with its formula.
 
     Args:
         params: parameters, named parameters or groups. A group may set every option below for itself, and
             `rule="adamw"` with `betas` and `eps`.
-        lr: step size gamma; for `scale="rms"` it is comparable with AdamW's.
+        lr: step size gamma, a number or a tensor with one element; for `scale="rms"` it is comparable with AdamW's.
         momentum: beta in [0, 1).
-        nesterov: take the polar factor of (1 - beta) G + beta M instead of M.
+        momentum_order: "momentum-first" (the average is taken of G, above), "polar-first" (of U: M <- beta M +
+            (1 - beta) U, step along nu M) or "heavy-ball" (M <- beta M + G).
+        nesterov: look ahead: beta M + (1 - beta) G instead of M, and correspondingly for the other orders.
         weight_decay: decoupled, times lr.
-        scale: "nuclear" (PolarGrad), "mean-singular" (nuclear / min(m, n)), "none" (matrix sign descent),
-            "spectral" (sqrt(max(1, m/n)), Muon), "rms" (0.2 sqrt(max(m, n)), matches AdamW).
-        method: name of the polar method; "newton-schulz" with `max_steps=5` is Muon's, "qdwh" with `max_steps=2` the
-            paper's.
+        weight_decay_mode: "plain", or "cautious": only entries that the step moves towards zero.
+        scale: "nuclear" (PolarGrad), "mean-singular" (nuclear / min(m, n)), "none" (matrix sign descent), "spectral"
+            (sqrt(max(1, m/n)), Muon), "rms" (0.2 sqrt(max(m, n)), matches AdamW), "adaptive-nuclear" (`scale_base`
+            times the nuclear norm over its running root mean square).
+        scope: "matrix", or "group": all matrices of the group share the sum of their nuclear norms.
+        alpha: exponent in [0, 1] on the nuclear norm.
+        scale_base: "rms", "spectral" or "none", what "adaptive-nuclear" multiplies.
+        scale_beta: decay of its running mean square.
+        geometry: the norm: "spectral" (polar factor), "rows", "columns", "entrywise" (sign) or "frobenius"; the nuclear
+            norm above is then that geometry's dual norm.
+        method: name of the polar method or a `PolarMethod`; "newton-schulz" with `max_steps=5` is Muon's, "qdwh" with
+            `max_steps=2` the paper's.
         max_steps: limit on the iterations of the polar method.
-        on_nonfinite: "skip" leaves a parameter whose gradient has NaN or infinity as it is and counts it in
-            `skipped`; "raise" stops.
+        accuracy: what the polar method is held to, instead of `max_steps`.
+        step_rule: "fixed" (lr), "smoothness" (lr / (L r) with L = `smoothness` and r the rank of the gradient) or
+            "polyak" (lr (f - f*) / nu^2 with f* = `minimum` and f from `step(closure)`).
+        smoothness: L, for the rule of that name.
+        minimum: f*, for the Polyak rule.
+        maximize: ascend instead of descend.
+        momentum_dtype: "float32", "bfloat16", "float16" or "float64"; None is the parameter's own.
+        on_nonfinite: "skip" leaves weights and state of a matrix with NaN or infinity in its gradient as they are and
+            counts it in `skipped`; "raise" stops before anything is stepped and names the parameter.
+        capturable: never ask the device for a number, on a CPU too; wanted for CUDA graphs.
+        workspace: bound in bytes on the matrices that are stacked into one batch for the polar method.
+        rule: "polar" or "adamw", wanted in groups.
         betas: of AdamW groups.
         eps: of AdamW groups.
 
     Raises:
-        ValueError: an option out of its range, a vector in a polar group, an unknown method, rule or scale.
+        ValueError: an option out of its range, options that contradict each other, a vector in a polar group.
         TypeError: integer or complex parameters.
 
     Example:
@@ -70,36 +101,42 @@ class PolarGrad(torch.optim.Optimizer):
         lr: float | Tensor = 0.02,
         *,
         momentum: float = 0.95,
+        momentum_order: str = "momentum-first",
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        weight_decay_mode: str = "plain",
         scale: str = "nuclear",
-        method: str = "auto",
+        scope: str = "matrix",
+        alpha: float = 1.0,
+        scale_base: str = "rms",
+        scale_beta: float = 0.99,
+        geometry: str = "spectral",
+        method: str | PolarMethod | Mapping[str, Any] = "auto",
         max_steps: int | None = None,
+        accuracy: Accuracy | None = None,
+        step_rule: str = "fixed",
+        smoothness: float | None = None,
+        minimum: float | None = None,
+        maximize: bool = False,
+        momentum_dtype: str | None = None,
         on_nonfinite: str = "skip",
+        capturable: bool = False,
+        workspace: int = 2**28,
+        rule: str = "polar",
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
-        defaults = {
-            "rule": "polar",
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-            "scale": scale,
-            "method": method,
-            "max_steps": max_steps,
-            "on_nonfinite": on_nonfinite,
-            "betas": betas,
-            "eps": eps,
-        }
-        self._skipped = 0
-        self._distributor = SingleProcess()
+        given = dict(locals())
+        defaults = {k: v for k, v in given.items() if k not in ("self", "params", "__class__")}
+        defaults["method"] = plain_method(method)
+        self._ledger = SkipLedger()
+        self._distributor: Distributor = SingleProcess()
         super().__init__(params, defaults)
 
     @property
     def skipped(self) -> int:
-        """How many parameter updates were skipped because the gradient was not finite."""
-        return self._skipped
+        """How many matrix updates were skipped because they were not finite; warns of parameters skipped lately."""
+        return self._ledger.total(lambda group, position: parameter_name(self.param_groups[group], position))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking its options and parameters.
@@ -109,20 +146,59 @@ class PolarGrad(torch.optim.Optimizer):
             TypeError: a parameter of a dtype that cannot be optimized.
         """
         if isinstance(param_group, dict):
-            unknown = set(param_group) - set(self.defaults) - {"params", "param_names", "role", "initial_lr"}
+            unknown = set(param_group) - set(self.defaults) - _BOOKKEEPING
             if unknown:
                 raise ValueError(
                     f"unknown option {', '.join(sorted(map(repr, unknown)))} in a parameter group; "
                     f"known: {', '.join(sorted(self.defaults))}, role"
                 )
+            if "method" in param_group:
+                param_group["method"] = plain_method(param_group["method"])
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
         try:
-            _check_options(group)
-            _check_parameters(group)
+            check_options(self.param_groups[-1])
+            check_parameters(self.param_groups[-1])
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_ledger": self._ledger, "_distributor": self._distributor}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for option, default in self.defaults.items():
+                if option != "differentiable":  # torch writes it into the defaults; nothing here reads it
+                    group.setdefault(option, default)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; momentum and running norms keep their own dtype where torch would take the parameter's.
+
+        Raises:
+            ValueError: groups of other sizes, or options out of their range.
+        """
+        loaded: list[dict[str, Any]] = []
+        before = self.register_load_state_dict_pre_hook(lambda _, final: loaded.append(final))
+        after = self.register_load_state_dict_post_hook(lambda _: self._restore_dtypes(loaded[-1]), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _restore_dtypes(self, saved: dict[str, Any]) -> None:
+        keys = list(chain.from_iterable(group["params"] for group in saved["param_groups"]))
+        owners = [(p, group) for group in self.param_groups for p in group["params"]]
+        for key, (p, group) in zip(keys, owners, strict=True):
+            dtype = momentum_dtype(group, p)
+            for name, value in saved["state"].get(key, {}).items():
+                if name == "momentum_buffer":
+                    self.state[p][name] = value.to(p.device, dtype, copy=True)
+                elif name.startswith("dual_norm"):
+                    self.state[p][name] = value.to(p.device, statistics_dtype(dtype), copy=True)
+        for group in self.param_groups:
+            check_options(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -130,103 +206,86 @@ class PolarGrad(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: a sparse gradient; or, with `on_nonfinite="raise"`, a gradient with NaN or infinity.
+            ValueError: a rule that needs the loss without a closure.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            parameters = self._usable(group)
-            if not parameters:
+        present = [self._present(group) for group in self.param_groups]
+        for group, positions in zip(self.param_groups, present, strict=True):
+            if group["on_nonfinite"] == "raise":
+                _refuse_nonfinite(group, positions)
+        for index, (group, positions) in enumerate(zip(self.param_groups, present, strict=True)):
+            if not positions:
                 continue
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            states = [self.state[p] for p in parameters]
             if group["rule"] == "adamw":
-                adamw_step(parameters, gradients, states, group)
+                self._adamw_step(index, group, positions)
             else:
-                self._polar_step(parameters, gradients, states, group)
+                self._polar_step(index, group, positions, loss)
         return loss
 
-    def _usable(self, group: dict[str, Any]) -> list[Tensor]:
-        """The group's parameters that have a finite dense gradient."""
-        having = [p for p in group["params"] if p.grad is not None]
-        for p in having:
-            if p.grad.is_sparse:
+    def _present(self, group: dict[str, Any]) -> list[int]:
+        """The positions of the parameters that have a gradient with entries."""
+        positions = [i for i, p in enumerate(group["params"]) if p.grad is not None and p.numel()]
+        for i in positions:
+            if group["params"][i].grad.layout != torch.strided:
                 raise RuntimeError(
-                    f"{_name(group, p)} has a sparse gradient, which polar factors are not defined for; "
+                    f"{parameter_name(group, i)} has a sparse gradient, which polar factors are not defined for; "
                     "make the embedding with sparse=False"
                 )
-        norms = torch._foreach_norm([p.grad for p in having], torch.inf) if having else ()
-        finite = [bool(norm.isfinite()) if p.numel() else True for p, norm in zip(having, norms, strict=True)]
-        bad = [p for p, ok in zip(having, finite, strict=True) if not ok]
-        if bad:
-            names = ", ".join(_name(group, p) for p in bad)
-            if group["on_nonfinite"] == "raise":
-                raise RuntimeError(f"the gradient of {names} holds NaN or infinity; nothing of this group was stepped")
-            if not self._skipped:
-                warnings.warn(f"skipped the update of {names}: its gradient holds NaN or infinity", stacklevel=4)
-            self._skipped += len(bad)
-        return [p for p, ok in zip(having, finite, strict=True) if ok]
+        return positions
 
-    def _polar_step(
-        self, parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
-    ) -> None:
-        geometry = Spectral(group["method"], group["max_steps"])
-        for p, state in zip(parameters, states, strict=True):
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        buffers = [state["momentum_buffer"] for state in states]
-        beta = group["momentum"]
-        ema_(buffers, gradients, beta)
-        moments = lookahead(buffers, gradients, beta) if group["nesterov"] else buffers
-        views = [matrix_view(p.shape, group) for p in parameters]
-        matrices = [view.split(M)[0] for view, M in zip(views, moments, strict=True)]
-        directions = self._distributor.directions(matrices, geometry.lmo)
-        lr, decay = group["lr"], group["weight_decay"]
-        for p, M, U in zip(parameters, matrices, directions, strict=True):
-            factor = step_scale(group["scale"], inner(M, U), *M.shape[1:])
-            if isinstance(factor, Tensor):
-                U = factor[:, None, None].to(U.dtype) * U
-                factor = 1.0
-            if decay:
-                p.mul_(1 - lr * decay)
-            p.add_(U.reshape(p.shape), alpha=-lr * factor)
+    def _polar_step(self, index: int, group: dict[str, Any], positions: list[int], loss: Any) -> None:
+        momentum = momentum_of(group)
+        buckets = buckets_of(group, positions, self.state)
+        oracle = oracle_of(geometry_of(group), group["step_rule"] == "smoothness")
+        questions = (bucket.question(momentum, self._distributor) for bucket in buckets)
+        answered = zip(buckets, self._distributor.answers(questions, oracle, group["workspace"]), strict=True)
+        shared = group["scope"] == "group" or group["step_rule"] == "polyak"
+        for together in [list(answered)] if shared else ([pair] for pair in answered):
+            advance(group, momentum, together, loss)
+            for bucket, _ in together:
+                self._count_skips(index, bucket)
 
+    def _count_skips(self, index: int, bucket: Bucket) -> None:
+        if bucket.keep is not None:
+            per_parameter = [(~part).sum() for part in bucket.keep.split(bucket.counts)]
+            self._ledger.add(index, bucket.positions, torch.stack(per_parameter))
+            if not bucket.masked:
+                _ = self.skipped
 
-def _name(group: dict[str, Any], parameter: Tensor) -> str:
-    """What to call a parameter in a message."""
-    position = next(i for i, p in enumerate(group["params"]) if p is parameter)
-    names = group.get("param_names")
-    return repr(names[position]) if names else f"parameter {position} of shape {tuple(parameter.shape)}"
-
-
-def _check_options(group: dict[str, Any]) -> None:
-    if group["rule"] not in _RULES:
-        raise ValueError(f"rule must be one of {', '.join(_RULES)}, got {group['rule']!r}")
-    if group["scale"] not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {group['scale']!r}")
-    if group["on_nonfinite"] not in ("skip", "raise"):
-        raise ValueError(f"on_nonfinite must be 'skip' or 'raise', got {group['on_nonfinite']!r}")
-    for option, value in (("lr", group["lr"]), ("weight_decay", group["weight_decay"]), ("eps", group["eps"])):
-        if not 0.0 <= float(value) < float("inf"):
-            raise ValueError(f"{option} must be finite and at least 0, got {value}")
-    betas = (("momentum", group["momentum"]), *(("betas", beta) for beta in group["betas"]))
-    for option, value in betas:
-        if not 0.0 <= value < 1.0:
-            raise ValueError(f"{option} must lie in [0, 1), got {value}")
-    if group["nesterov"] and not group["momentum"]:
-        raise ValueError("nesterov=True needs momentum > 0")
-    if not isinstance(group["method"], str):
-        raise TypeError(f"method must be a name (groups hold plain data), got {type(group['method']).__name__}")
-    Spectral(group["method"], group["max_steps"])
-
-
-def _check_parameters(group: dict[str, Any]) -> None:
-    for p in group["params"]:
-        if not p.is_floating_point():
-            raise TypeError(f"{_name(group, p)} has dtype {p.dtype}; only real floating-point parameters are supported")
-        if group["rule"] == "polar" and p.ndim < 2:
-            raise ValueError(
-                f"{_name(group, p)} of shape {tuple(p.shape)} is no matrix and cannot be in a polar group; put it "
-                "into a group with rule='adamw' (polargrad.parameter_groups(model) does so)"
+    def _adamw_step(self, index: int, group: dict[str, Any], positions: list[int]) -> None:
+        devices: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for i in positions:
+            p = group["params"][i]
+            devices.setdefault((p.device, p.dtype), []).append(i)
+        for (device, dtype), members in devices.items():
+            gradients = [group["params"][i].grad for i in members]
+            limit = torch.finfo(dtype).max
+            masked = group["capturable"] or device.type != "cpu"
+            keep = None
+            if masked or not all_within(gradients, limit):
+                keep = matrices_within([g.reshape(1, 1, -1) for g in gradients], limit)
+                self._ledger.add(index, tuple(members), (~keep).to(torch.int64))
+                if not masked:
+                    _ = self.skipped
+                    members = [i for i, usable in zip(members, keep.tolist(), strict=True) if usable]
+            parameters = [group["params"][i] for i in members]
+            adamw_step(
+                parameters,
+                [p.grad for p in parameters],
+                [self.state[p] for p in parameters],
+                group,
+                list(keep.unbind()) if masked and keep is not None else None,
             )
+
+
+def _refuse_nonfinite(group: dict[str, Any], positions: list[int]) -> None:
+    gradients = [group["params"][i].grad for i in positions]
+    limits = [torch.finfo(g.dtype).max for g in gradients]
+    if gradients and not all_within(gradients, min(limits)):
+        bad = [i for i, g, limit in zip(positions, gradients, limits, strict=True) if not all_within([g], limit)]
+        if bad:
+            names = ", ".join(parameter_name(group, i) for i in bad)
+            raise RuntimeError(f"the gradient of {names} holds NaN or infinity; nothing was stepped")
