@@ -66,8 +66,8 @@ def publish(path: Path, write: Callable[[Path], None], **facts: Any) -> dict[str
     except OSError as error:
         raise OSError(
             error.errno,
-            f"cannot write the cache file {path}: {error.strerror or error}. Free some space, or set POLARGRAD_CACHE to "
-            "a folder that can be written to",
+            f"cannot write the cache file {path}: {error.strerror or error}. Free some space, or set POLARGRAD_CACHE "
+            "to a folder that can be written to",
         ) from error
     return header
 
@@ -82,19 +82,15 @@ def verified_header(path: Path, **expected: Any) -> dict[str, Any] | None:
     Returns:
         The header, or None: nothing there, or damaged, of which a RuntimeWarning tells.
     """
+    if not _header_of(path).exists():
+        return None
     try:
         header = json.loads(_header_of(path).read_text("utf-8"))
-        found = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-        wanted = {**expected, "sha256": header["sha256"], "bytes": header["bytes"]}
-        intact = {**header, **found} == {**header, **wanted}
-    except FileNotFoundError:
-        if not _header_of(path).exists():
-            return None
-        intact = False
-    except (ValueError, KeyError, TypeError):
-        intact = False
-    if intact:
-        return header
+        found = {**header, "sha256": sha256_of(path), "bytes": path.stat().st_size}
+        if found == {**header, **expected}:
+            return header
+    except (FileNotFoundError, ValueError, TypeError):
+        pass
     warnings.warn(
         f"the cache file {path} is damaged (its content does not match its checksum) and is built again",
         RuntimeWarning,

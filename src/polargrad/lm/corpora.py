@@ -191,7 +191,7 @@ def _files_at(path: str) -> Iterator[Path]:
 
 def _documents_in(file: Path, name: str, field: str) -> Iterator[Document]:
     try:
-        text = file.read_text("utf-8")
+        text = file.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name!r} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 FAMILIES = ("qwen2", "gpt2")
 
@@ -96,8 +96,8 @@ def _check_sizes(family: str, sizes: dict[str, int]) -> None:
         return
     if hidden_size // heads % 2:
         raise ValueError(
-            f"qwen2 turns pairs of entries by their position, so a head's width must be even; hidden_size {hidden_size} "
-            f"over {heads} heads gives {hidden_size // heads}: choose other heads"
+            f"qwen2 turns pairs of entries by their position, so a head's width must be even; hidden_size "
+            f"{hidden_size} over {heads} heads gives {hidden_size // heads}: choose other heads"
         )
     if heads % kv_heads:
         raise ValueError(f"heads {heads} is not a multiple of kv_heads {kv_heads}; choose a divisor of {heads}")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .tokenization import TokenFile
+from polargrad.lm.tokenization import TokenFile
 
 
 class LanguageModelObjective:
@@ -120,8 +120,8 @@ def _check_fit(module: torch.nn.Module, train: TokenFile, sequence: int) -> None
     known = getattr(config, "vocab_size", None)
     if known is not None and train.vocab_size > known:
         raise ValueError(
-            f"the text has a vocabulary of {train.vocab_size} tokens and the model one of {known}: build the model with "
-            f"vocab_size={train.vocab_size}"
+            f"the text has a vocabulary of {train.vocab_size} tokens and the model one of {known}: build the model "
+            f"with vocab_size={train.vocab_size}"
         )
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and sequence > longest:

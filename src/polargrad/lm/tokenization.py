@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .cache import cache_folder, publish, verified_header
-from .corpora import Corpus, Document
+from polargrad.lm.cache import cache_folder, publish, verified_header
+from polargrad.lm.corpora import Corpus, Document
 
 if TYPE_CHECKING:
     import tokenizers

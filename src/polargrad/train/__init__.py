@@ -1,10 +1,10 @@
 """The training loop, its schedules, its records and its probes."""
 
-from .journal import Summary
-from .loop import LoopConfig, Objective, train
-from .metrics import GradientProbe, matrix_metrics
-from .progress import Progress, terminal_progress
-from .schedules import Constant, Cosine, Schedule, StepDecay, WarmupLinearDecay, schedule_from_dict
+from polargrad.train.journal import Summary
+from polargrad.train.loop import LoopConfig, Objective, train
+from polargrad.train.metrics import GradientProbe, matrix_metrics
+from polargrad.train.progress import Progress, terminal_progress
+from polargrad.train.schedules import Constant, Cosine, Schedule, StepDecay, WarmupLinearDecay, schedule_from_dict
 
 __all__ = [
     "Constant",

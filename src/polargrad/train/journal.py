@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .clock import Clock
-from .progress import Progress
+from polargrad.train.clock import Clock
+from polargrad.train.progress import Progress
 
 Record = Callable[[dict[str, Any]], None]
 
@@ -103,7 +103,7 @@ class Journal:
             self._write_step(self._waiting.popleft(), loss)
         skipped = self._skipped()
         if skipped > self._skips_told:
-            message = f"{skipped - self._skips_told} matrix updates left out for non-finite gradients"
+            message = f"{skipped - self._skips_told} parameter updates skipped for non-finite gradients"
             self.event("skipped", message)
             self._skips_told = skipped
         if self._progress is not None:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .clock import Clock
-from .journal import Journal, Record, Summary
-from .progress import Progress
+from polargrad.train.clock import Clock
+from polargrad.train.journal import Journal, Record, Summary
+from polargrad.train.progress import Progress
 
 Probe = Callable[[], Iterable[Mapping[str, Any]]]
 
@@ -36,7 +36,7 @@ class Objective(Protocol):
         ...
 
     def loss(self, step: int) -> Tensor:
-        """The loss of a step, counted from 0: a differentiable scalar; its batch is a function of (seed, step) alone."""
+        """The differentiable loss of a step, counted from 0; its batch is a function of (seed, step) alone."""
         ...
 
     def evaluate(self) -> Mapping[str, float]:
@@ -121,7 +121,7 @@ def train(
     module = objective.module
     _check_ownership(module, optimizer)
     rates = _Rates(optimizer.param_groups, schedule)
-    rates.at(config.steps - 1)
+    schedule(config.steps - 1)  # one that is too short says so now rather than at the end of a long run
     clock = Clock(next(module.parameters()).device)
     journal = Journal(
         record,
@@ -137,8 +137,8 @@ def train(
         progress.start(config.steps, objective.unit)
     try:
         with _training(module), rates.restored():
-            _evaluate(objective, journal)
             try:
+                _evaluate(objective, journal)
                 _steps(objective, optimizer, rates, config, clock, journal, probe)
             except KeyboardInterrupt:
                 journal.flush()
@@ -201,15 +201,12 @@ class _Rates:
         self._base = [float(group["lr"]) for group in groups]
         self._names = _group_names(groups)
 
-    def at(self, step: int) -> dict[str, float]:
-        multiplier = self._schedule(step)
-        return {name: base * multiplier for name, base in zip(self._names, self._base, strict=True)}
-
     def set(self, step: int) -> dict[str, float]:
-        rates = self.at(step)
-        for group, rate in zip(self._groups, rates.values(), strict=True):
+        multiplier = self._schedule(step)
+        rates = [base * multiplier for base in self._base]
+        for group, rate in zip(self._groups, rates, strict=True):
             _assign(group, rate)
-        return rates
+        return dict(zip(self._names, rates, strict=True))
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:

@@ -38,17 +38,17 @@ def terminal_progress(label: str, stream: TextIO | None = None) -> Progress:
     Returns:
         The progress display, for `train(..., progress=...)`.
     """
-    stream = sys.stderr if stream is None else stream
-    if stream.isatty():
+    output: TextIO = sys.stderr if stream is None else stream
+    if output.isatty():
         try:
-            return ProgressBar(label, stream)
+            return ProgressBar(label, output)
         except ImportError:
             pass
-    return ProgressLines(label, stream)
+    return ProgressLines(label, output)
 
 
 class ProgressLines:
-    """A line at the first and last step and whenever `every` seconds have passed, for logs.
+    """A line at the first step, whenever `every` seconds have passed, and at the end, for logs.
 
     Args:
         label: what the run is called.
@@ -58,9 +58,9 @@ class ProgressLines:
 
     def __init__(self, label: str, stream: TextIO, every: float = 10.0) -> None:
         self._label, self._stream, self._every = label, stream, every
-        self._total, self._unit, self._told = 0, "", ""
+        self._total, self._unit = 0, ""
         self._began = self._last = 0.0
-        self._figures = ""
+        self._loss = self._figures = ""
 
     def start(self, total: int, unit: str) -> None:
         """The run begins."""
@@ -71,12 +71,13 @@ class ProgressLines:
     def update(self, step: int, loss: float, units: int, seconds: float) -> None:
         """So many steps are finished."""
         now = time.monotonic()
-        if step < self._total and now - self._last < self._every:
+        self._loss = f"  loss {loss:.4g}"
+        if now - self._last < self._every:
             return
         self._last = now
         left = (now - self._began) / step * (self._total - step)
         self._write(
-            f"step {step}/{self._total}  loss {loss:.4g}{self._figures}  {_rate(units, seconds, self._unit)}  "
+            f"step {step}/{self._total}{self._loss}{self._figures}  {_rate(units, seconds, self._unit)}  "
             f"{_clock(left)} left"
         )
 
@@ -86,7 +87,7 @@ class ProgressLines:
 
     def finish(self, status: str) -> None:
         """The run is over."""
-        self._write(f"{status} after {_clock(time.monotonic() - self._began)}{self._figures}")
+        self._write(f"{status} after {_clock(time.monotonic() - self._began)}{self._loss}{self._figures}")
 
     def _write(self, line: str) -> None:
         self._stream.write(f"{self._label}  {line}\n")
