@@ -2,6 +2,7 @@
 
 from polargrad.linalg.auto import Auto
 from polargrad.linalg.method import PolarMethod, available_methods, resolve_method
+from polargrad.linalg.newton import Newton
 from polargrad.linalg.newton_schulz import NewtonSchulz
 from polargrad.linalg.polar import polar, polar_factor
 from polargrad.linalg.polar_express import PolarExpress
@@ -9,17 +10,20 @@ from polargrad.linalg.qdwh import QDWH
 from polargrad.linalg.residuals import Residuals, residuals
 from polargrad.linalg.result import PolarResult, Status
 from polargrad.linalg.svd import SVD
+from polargrad.linalg.zolo import ZoloPD
 
 __all__ = [
     "QDWH",
     "SVD",
     "Auto",
+    "Newton",
     "NewtonSchulz",
     "PolarExpress",
     "PolarMethod",
     "PolarResult",
     "Residuals",
     "Status",
+    "ZoloPD",
     "available_methods",
     "polar",
     "polar_factor",

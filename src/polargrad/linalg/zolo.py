@@ -1,0 +1,195 @@
+"""ZOLO-PD: two steps of Zolotarev's rational function, whose terms are independent of each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from polargrad.linalg.coefficients import CUBIC
+from polargrad.linalg.method import Accuracy, Iterate, PolarMethod, register
+from polargrad.linalg.newton_schulz import iterate_polynomials, normalize_frobenius
+from polargrad.linalg.zolotarev import MAX_DEGREE, Zolotarev, zolotarev_schedule
+
+__all__ = ["ZoloPD"]
+
+# X^H X + c I with ||X|| <= 1 has a condition number of at most 1 + 1/c: from this shift on, its Cholesky factorization
+# loses three digits at worst, and that in directions that lie below the lower bound.
+_CHOLESKY_SHIFT = 1e-3
+# The same for float32 data with the Gram matrix formed and factored in float64. The Gram matrix then differs from that
+# of X by 1e-16, as if X differed by 1e-16 / sigma <= 1e-9: far below the rounding of float32 data.
+_DOUBLE_CHOLESKY_SHIFT = 1e-14
+# Entries of double-precision copies that exist at a time (128 MB).
+_BLOCK = 2**24
+
+
+def _double(dtype: torch.dtype) -> torch.dtype:
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
+def _row_blocks(X: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The rows of X (k, m, n) in blocks, converted to `dtype`."""
+    k, _, n = X.shape
+    return (block.to(dtype) for block in X.split(max(_BLOCK // (k * n), n), dim=-2))
+
+
+def _gram(X: Tensor, dtype: torch.dtype) -> Tensor:
+    """X^H X (k, n, n), formed in `dtype`, without a copy of the whole of X."""
+    if X.dtype == dtype:
+        return X.mH @ X
+    k, _, n = X.shape
+    G = torch.zeros(k, n, n, dtype=dtype, device=X.device)
+    for block in _row_blocks(X, dtype):
+        G.baddbmm_(block.mH, block)
+    return G
+
+
+def _product(X: Tensor, P: Tensor) -> Tensor:
+    """X P, formed in the dtype of P and rounded to that of X."""
+    if X.dtype == P.dtype:
+        return X @ P
+    return torch.cat([(block @ P).to(X.dtype) for block in _row_blocks(X, P.dtype)], dim=-2)
+
+
+def _schatten4(G: Tensor) -> Tensor:
+    """||G||_F^(1/2) >= ||X||_2 for G = X^H X, at most n^(1/4) too large (the Frobenius norm: n^(1/2)); 1 for zero."""
+    norm = torch.linalg.matrix_norm(G, keepdim=True).sqrt()
+    return torch.where(norm > 0, norm, torch.ones_like(norm))
+
+
+def _cholesky_terms(G: Tensor, step: Zolotarev) -> tuple[Tensor, Tensor]:
+    """I + sum_j a_j (G + c_j I)^{-1}, and where a factorization failed (k,)."""
+    k, n, _ = G.shape
+    eye = torch.eye(n, dtype=G.dtype, device=G.device)
+    total = eye.repeat(k, 1, 1)
+    failed = torch.zeros(k, dtype=torch.bool, device=G.device)
+    # All terms at once where they fit, so that a GPU factors one large batch.
+    together = max(1, min(len(step.shifts), _BLOCK // (k * n * n)))
+    for first in range(0, len(step.shifts), together):
+        shifts = torch.tensor(step.shifts[first : first + together], dtype=G.dtype, device=G.device)
+        weights = torch.tensor(step.weights[first : first + together], dtype=G.dtype, device=G.device)
+        L, info = torch.linalg.cholesky_ex(G[:, None] + shifts[:, None, None] * eye)
+        total += (weights[:, None, None] * torch.cholesky_inverse(L)).sum(1)
+        failed |= (info != 0).any(1)
+    return total, failed
+
+
+def _qr_terms(X: Tensor, step: Zolotarev) -> Tensor:
+    """X + sum_j a_j X (X^H X + c_j I)^{-1} by [X; sqrt(c_j) I] = [Q1; Q2] R, where the term is Q1 Q2^H / sqrt(c_j)."""
+    k, m, n = X.shape
+    eye = torch.eye(n, dtype=X.dtype, device=X.device)
+    total = X
+    together = max(1, min(len(step.shifts), _BLOCK // (k * (m + n) * n)))
+    for first in range(0, len(step.shifts), together):
+        roots = [math.sqrt(c) for c in step.shifts[first : first + together]]
+        factors = [a / root for a, root in zip(step.weights[first : first + together], roots, strict=True)]
+        stacked = torch.stack([torch.cat([X, (root * eye).expand(k, n, n)], dim=-2) for root in roots], dim=1)
+        Q, _ = torch.linalg.qr(stacked)
+        terms = Q[..., :m, :] @ Q[..., m:, :].mH
+        total = total + (torch.tensor(factors, dtype=X.dtype, device=X.device)[:, None, None] * terms).sum(1)
+    return total
+
+
+@register
+@dataclass(frozen=True)
+class ZoloPD(PolarMethod):
+    """X <- Z(X) with Zolotarev's best rational functions: two steps to full accuracy at any condition number.
+
+    X <- s (X + sum_j a_j X (X^H X + c_j I)^{-1}), j = 1, ..., degree, with s, a_j, c_j from the lower bound on the
+    singular values. The terms of a step are independent and computed as one batch: by Cholesky factorization where
+    the shift c_j is large enough for that to be stable, in float64 for float32 input, and by QR of [X; sqrt(c_j) I]
+    elsewhere (float64 input, first step). One cubic Newton-Schulz step polishes a converged factor.
+
+    Args:
+        degree: terms per step, 1 to 8, or None for the fewest that converge in two steps (3 in float32, 6 in float64,
+            at the default lower bound).
+        max_steps: None runs to convergence and polishes; a number stops after so many steps.
+        lower_bound: lower bound on sigma_min / ||A||_F, at least 1e-100; None is eps of the working dtype. Singular
+            values below it end in [0, 1].
+
+    Raises:
+        ValueError: an option out of its range.
+
+    Example:
+        >>> import torch
+        >>> U = ZoloPD().iterate(torch.diag(torch.tensor([1.0, -1e-6]))[None]).unitary
+        >>> U[0].round(decimals=5).tolist()
+        [[1.0, 0.0], [0.0, -1.0]]
+
+    Source: Nakatsukasa and Freund, SIAM Review 58 (2016), algorithm 5.1.
+    """
+
+    name: ClassVar[str] = "zolo-pd"
+    degree: int | None = None
+    max_steps: int | None = None
+    lower_bound: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.degree is not None and not 1 <= self.degree <= MAX_DEGREE:
+            raise ValueError(f"degree must be 1 to {MAX_DEGREE}, or None to choose it, got {self.degree!r}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, or None to converge, got {self.max_steps!r}")
+        if self.lower_bound is not None and not 1e-100 <= self.lower_bound < 1.0:
+            raise ValueError(f"lower_bound must lie in [1e-100, 1) or be None, got {self.lower_bound!r}")
+
+    def with_max_steps(self, max_steps: int) -> ZoloPD:
+        return replace(self, max_steps=max_steps)
+
+    def with_accuracy(self, accuracy: Accuracy, dtype: torch.dtype) -> ZoloPD:
+        """The smallest degree whose two steps reach `accuracy` without a polish."""
+        asked = 16.0 * torch.finfo(dtype).eps if accuracy == "full" else accuracy
+        for degree in range(1, MAX_DEGREE + 1):
+            method = replace(self, degree=degree, max_steps=2)
+            if accuracy != "full" and method.tolerance(self.working_dtype(dtype), 1) <= asked:
+                return method
+        super().with_accuracy(accuracy, dtype)
+        return self
+
+    def floor(self, dtype: torch.dtype) -> float:
+        return self.lower_bound or torch.finfo(dtype).eps
+
+    def tolerance(self, dtype: torch.dtype, n: int) -> float:
+        steps, polish = self.schedule(dtype)
+        return (0.0 if polish else 1.0 - steps[-1].lower) + super().tolerance(dtype, n)
+
+    def schedule(self, dtype: torch.dtype) -> tuple[tuple[Zolotarev, ...], bool]:
+        """The steps for work in `dtype`, and whether they converge, so that the polish is due."""
+        # The polish squares what the steps leave.
+        deviation = 0.5 * math.sqrt(torch.finfo(dtype).eps)
+        converged = zolotarev_schedule(self.floor(dtype), deviation, self.degree)
+        steps = converged[: self.max_steps]
+        return steps, len(steps) == len(converged)
+
+    def iterate(self, X: Tensor) -> Iterate:
+        steps, polish = self.schedule(X.dtype)
+        failed = torch.zeros(X.shape[0], dtype=torch.bool, device=X.device)
+        Q = None
+        if X.shape[-2] > X.shape[-1] and self._arithmetic(steps[0], X.dtype) == "qr":
+            # A = Q R has the factor Q times that of R: the terms then cost n^3 rather than m n^2.
+            Q, X = torch.linalg.qr(X)
+        for index, step in enumerate(steps):
+            arithmetic = self._arithmetic(step, X.dtype)
+            if arithmetic == "qr":
+                X = step.scale * _qr_terms(normalize_frobenius(X) if index == 0 else X, step)
+                continue
+            G = _gram(X, _double(X.dtype) if arithmetic == "double" else X.dtype)
+            size = _schatten4(G) if index == 0 else torch.ones_like(G[:, :1, :1].real)
+            P, info = _cholesky_terms(G / size**2, step)
+            X = _product(X, P * (step.scale / size))
+            failed = failed | info
+        if polish:
+            X = iterate_polynomials(X, CUBIC)
+        low = steps[-1].lower if not polish else 1.0
+        return Iterate(X if Q is None else Q @ X, steps=len(steps), breakdown=failed, bounds=(low, 1.0))
+
+    @staticmethod
+    def _arithmetic(step: Zolotarev, dtype: torch.dtype) -> str:
+        """How the terms of a step are computed: "working", "double" (both by Cholesky), or "qr"."""
+        if step.shifts[0] >= _CHOLESKY_SHIFT:
+            return "working"
+        single = torch.finfo(dtype).bits == 32
+        return "double" if single and step.shifts[0] >= _DOUBLE_CHOLESKY_SHIFT else "qr"
