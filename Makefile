@@ -14,10 +14,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-DEMO_OUT ?= runs/demo
-
 demo: $(READY)
-	$(BIN)/polargrad compare --demo --out $(DEMO_OUT)
+	$(BIN)/polargrad compare adamw muon+adamw muon+polargrad
 
 test: lint types pytest
 
