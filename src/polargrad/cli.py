@@ -21,6 +21,7 @@ polargrad: optimizing matrices by polar decomposition.
   polargrad run NAME                      one recipe into a run folder
   polargrad compare NAME NAME ...         several recipes on the same data, and a report
   polargrad report DIR [DIR ...]          the report of run folders, as one HTML page
+  polargrad bench polar                   every polar method, timed and certified
   polargrad info                          versions and machine
 
 Begin with

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, UseAppendAction
 
-from polargrad.experiments import analysis, runner
+from polargrad.experiments import analysis, bench_polar, runner
 from polargrad.experiments.environment import LAB_PACKAGES, environment, version
 from polargrad.experiments.recipes import RECIPES, spec_of
 from polargrad.experiments.report import write_report
@@ -167,7 +167,54 @@ class Info:
         _console().print(table)
 
 
-_COMMANDS = {"list": ListRecipes, "run": RunOne, "compare": Compare, "report": Report, "info": Info}
+@dataclass(frozen=True)
+class Bench:
+    """Measure every polar method: time against one matrix product of the same shape, residuals, memory.
+
+    Example: polargrad bench polar --shapes 4096x1024 --spectra gaussian log-1e6 --out runs/polar
+    """
+
+    what: Positional[Annotated[Literal["polar"], tyro.conf.arg(help="what to measure")]]
+    shapes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MxN ...", help="of the matrices; BxMxN for a batch")] = (
+        bench_polar.SHAPES
+    )
+    dtypes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DTYPE ...", help="of torch")] = ("float32",)
+    spectra: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help=", ".join(bench_polar.SPECTRA))] = (
+        "gaussian",
+        "log-1e6",
+    )
+    methods: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="methods and peers; all by default")
+    ] = ()
+    repeats: Annotated[int, tyro.conf.arg(metavar="N", help="runs of which the median counts")] = 3
+    device: Annotated[str, tyro.conf.arg(metavar="NAME", help="cpu or cuda")] = "cpu"
+    out: Annotated[
+        Path | None, tyro.conf.arg(metavar="DIR", help="the new folder; runs/bench-polar-DATE-TIME by default")
+    ] = None
+
+    def __call__(self) -> None:
+        """Print each measurement as it is made, then write table, plot and record."""
+        if self.repeats < 1:
+            raise ValueError(f"--repeats must be at least 1, got {self.repeats}")
+        problems = list(bench_polar.problems(self.shapes, self.dtypes, self.spectra, self.device))
+        bench_polar.choose(self.methods)
+        out = self.out or _dated("bench-polar")
+        runner.refuse_existing(out)
+        _say_where(out)
+        for key, value in bench_polar.machine().items():
+            if value is not None:
+                print(f"{key}: {value}")
+        made = bench_polar.benchmark(problems, self.methods, repeats=self.repeats, report=_print_measurement)
+        for path in bench_polar.write(made, out):
+            print(f"Wrote {path}")
+
+
+def _print_measurement(m: bench_polar.Measurement) -> None:
+    figures = m.note if m.multiples is None else f"{m.multiples:8.2f} products  error {m.error:.1e}"
+    print(f"{m.shape:>12} {m.dtype} {m.spectrum:>14}  {m.contender:<26} {figures}", flush=True)
+
+
+_COMMANDS = {"list": ListRecipes, "run": RunOne, "compare": Compare, "report": Report, "bench": Bench, "info": Info}
 
 
 def dispatch(arguments: Sequence[str]) -> None:

@@ -1,0 +1,332 @@
+"""Time, residuals and memory of every polar method, as multiples of one matrix product of the same shape."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from polargrad.experiments.bench_contenders import Contender, contenders
+from polargrad.experiments.environment import environment, version
+
+__all__ = ["SHAPES", "SPECTRA", "Measurement", "Problem", "benchmark", "choose", "measure", "problems", "write"]
+
+SPECTRA: dict[str, Callable[[int], Tensor] | None] = {
+    "gaussian": None,
+    "log-1e6": lambda k: torch.logspace(0, -6, k, dtype=torch.float64),
+    "log-1e12": lambda k: torch.logspace(0, -12, k, dtype=torch.float64),
+    "rank-deficient": lambda k: (torch.arange(k) < (k + 1) // 2).double(),
+    "clustered": lambda k: torch.where(torch.arange(k) < (k + 1) // 2, 1.0, 1e-3).double(),
+    "powers-of-two": lambda k: 2.0 ** -(torch.arange(k) % 20).double(),
+}
+
+SHAPES = ("50304x768", "4096x1024", "3072x768", "1024x1024", "12x768x768")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch of matrices to decompose.
+
+    Args:
+        shape: (m, n), or (batch, m, n).
+        dtype: name of a torch dtype.
+        spectrum: key of `SPECTRA`.
+        device: where the matrices live.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    spectrum: str = "gaussian"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if len(self.shape) < 2 or min(self.shape) < 1:
+            raise ValueError(f"shape must be m x n or batch x m x n, got {self.shape}")
+        if self.spectrum not in SPECTRA:
+            raise ValueError(f"unknown spectrum {self.spectrum!r}; known: {', '.join(SPECTRA)}")
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"unknown dtype {self.dtype!r}; for example float32, float64, bfloat16")
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise ValueError(f"device {self.device!r} is not available here; use cpu")
+
+    @classmethod
+    def parse(cls, shape: str, **options: str) -> Problem:
+        """From "4096x1024" or "12x768x768".
+
+        Example:
+            >>> Problem.parse("12x768x768").shape
+            (12, 768, 768)
+        """
+        try:
+            return cls(tuple(int(size) for size in shape.split("x")), **options)
+        except ValueError as error:
+            if "invalid literal" in str(error):
+                raise ValueError(f"shape must look like 4096x1024 or 12x768x768, got {shape!r}") from None
+            raise
+
+    @property
+    def name(self) -> str:
+        return "x".join(map(str, self.shape))
+
+    def matrices(self, seed: int = 0) -> Tensor:
+        """P diag(sigma) Q^T with random orthonormal P and Q, made in double precision; Gaussian as it is."""
+        generator = torch.Generator().manual_seed(seed)
+        *_, m, n = self.shape
+        spectrum = SPECTRA[self.spectrum]
+        A = torch.randn(self.shape, dtype=torch.float64, generator=generator)
+        if spectrum is not None:
+            k = min(m, n)
+            P = torch.linalg.qr(A if m >= n else A.mT).Q
+            Q = torch.linalg.qr(torch.randn(*self.shape[:-2], k, k, dtype=torch.float64, generator=generator)).Q
+            A = (P * spectrum(k)) @ Q
+            A = A if m >= n else A.mT
+        return A.to(getattr(torch, self.dtype)).contiguous().to(self.device)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One contender on one problem. Times are medians; residuals are relative, not divided by eps.
+
+    `error` is the larger of orthogonality and backward error: what "exact to 1e-6" means in the tables.
+    """
+
+    contender: str
+    ours: bool
+    shape: str
+    dtype: str
+    spectrum: str
+    seconds: float | None = None
+    gemm_seconds: float | None = None
+    multiples: float | None = None  # seconds / gemm_seconds
+    orthogonality: float | None = None  # ||U^T U - I||_F / sqrt(k) on the singular vectors that A determines
+    backward_error: float | None = None  # ||A - U H||_F / ||A||_F
+    definiteness: float | None = None  # -lambda_min(H) / ||A||_2, or 0
+    error: float | None = None
+    peak_memory: float | None = None  # largest extra allocation / size of A
+    note: str = ""
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _seconds(function: Callable[[], object], device: str) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    function()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+class _Allocations(TorchDispatchMode):
+    """Follows the bytes of every storage that torch operations hand back, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {_storage_id(tensor) for tensor in _tensors((args, kwargs))}
+        out = func(*args, **(kwargs or {}))
+        for tensor in _tensors(out):
+            key = _storage_id(tensor)
+            if key not in self.known and key not in before:
+                storage = tensor.untyped_storage()
+                self.known.add(key)
+                self.held += storage.nbytes()
+                self.peak = max(self.peak, self.held)
+                weakref.finalize(storage, self._freed, key, storage.nbytes())
+        return out
+
+    def _freed(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.held -= size
+
+
+def _storage_id(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _peak_bytes(function: Callable[[], object], device: str) -> int:
+    """The largest amount of memory held on top of what was there; on a CPU without the workspace of LAPACK."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with _Allocations() as allocations:
+        function()
+    return allocations.peak
+
+
+class _Yardstick:
+    """Measures factors of one batch A in double precision; what depends on A alone is computed once.
+
+    Orthogonality is taken on the right singular vectors that A determines: all of them if sigma_min >= 8 eps sigma_max,
+    else those of sigma >= 100 eps sigma_max. Elsewhere any value in [0, 1] is as good as another.
+    """
+
+    def __init__(self, A: Tensor) -> None:
+        self.A = (A if A.shape[-2] >= A.shape[-1] else A.mT).double()
+        self.wide = A.shape[-2] < A.shape[-1]
+        R = torch.linalg.qr(self.A, mode="r").R
+        _, self.sigma, Qh = torch.linalg.svd(R)
+        relative, eps = self.sigma / self.sigma[..., :1], torch.finfo(A.dtype).eps
+        high = (relative >= 100 * eps) | (relative[..., -1:] >= 8 * eps)
+        self.Q = Qh.mT * high.unsqueeze(-2)
+        self.target = torch.diag_embed(high.double())
+
+    def figures(self, U: Tensor) -> tuple[float, float, float]:
+        """Orthogonality, backward error and definiteness, the worst of the batch."""
+        V = (U.mT if self.wide else U).double()
+        W = V @ self.Q
+        orthogonality = torch.linalg.matrix_norm(W.mT @ W - self.target) / math.sqrt(V.shape[-1])
+        K = V.mT @ self.A
+        H = (K + K.mT) / 2
+        backward_error = torch.linalg.matrix_norm(self.A - V @ H) / torch.linalg.vector_norm(self.sigma, dim=-1)
+        definiteness = (-torch.linalg.eigvalsh(H)[..., 0] / self.sigma[..., 0]).clamp_min(0.0)
+        return float(orthogonality.max()), float(backward_error.max()), float(definiteness.max())
+
+
+def measure(
+    contender: Contender,
+    problem: Problem,
+    A: Tensor,
+    *,
+    yardstick: _Yardstick | None = None,
+    repeats: int = 3,
+    memory: bool = True,
+) -> Measurement:
+    """Time, residuals and memory of one contender; one product A^T A is timed before each of its runs.
+
+    A contender that cannot treat the problem gives a measurement with a note and without figures.
+    """
+    about = (contender.name, contender.ours, problem.name, problem.dtype, problem.spectrum)
+    gram: Callable[[], object] = (lambda: A.mT @ A) if A.shape[-2] >= A.shape[-1] else (lambda: A @ A.mT)
+    try:
+        gram()
+        first = time.perf_counter()
+        U = contender.run(A)
+        _synchronize(problem.device)
+        repeats = repeats if time.perf_counter() - first < 20 else 1
+        pairs = [
+            (_seconds(gram, problem.device), _seconds(lambda: contender.run(A), problem.device)) for _ in range(repeats)
+        ]
+        peak = (
+            _peak_bytes(lambda: contender.run(A), problem.device) if memory and contender.allocates_in_torch else None
+        )
+    except Exception as error:  # whatever a peer raises belongs into the table
+        return Measurement(*about, note=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
+    gemm, seconds = (statistics.median(times) for times in zip(*pairs, strict=True))
+    orthogonality, backward_error, definiteness = (yardstick or _Yardstick(A)).figures(U.to(A.device))
+    return Measurement(
+        *about,
+        seconds=seconds,
+        gemm_seconds=gemm,
+        multiples=seconds / gemm,
+        peak_memory=None if peak is None else peak / (A.numel() * A.element_size()),
+        orthogonality=orthogonality,
+        backward_error=backward_error,
+        definiteness=definiteness,
+        error=max(orthogonality, backward_error),
+    )
+
+
+def choose(names: Sequence[str] | None) -> list[Contender]:
+    """The contenders of these names, all that are installed by default.
+
+    Raises:
+        ValueError: a name that is not known.
+    """
+    known = contenders()
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"unknown contender {unknown[0]!r}; known: {', '.join(known)}")
+    return [known[name] for name in names] if names else list(known.values())
+
+
+def benchmark(
+    problems: Iterable[Problem],
+    names: Sequence[str] | None = None,
+    *,
+    repeats: int = 3,
+    memory: bool = True,
+    report: Callable[[Measurement], None] = lambda _: None,
+) -> list[Measurement]:
+    """Measure every contender on every problem.
+
+    Args:
+        problems: what to decompose.
+        names: of the contenders (`contenders()`); all that are installed by default.
+        repeats: runs of which the median counts.
+        memory: whether to measure the peak memory, which takes one more run.
+        report: called with each measurement as it is made.
+
+    Raises:
+        ValueError: a name that is not known.
+    """
+    chosen = choose(names)
+    made = []
+    for problem in problems:
+        A = problem.matrices()
+        yardstick = _Yardstick(A)
+        for contender in chosen:
+            made.append(measure(contender, problem, A, yardstick=yardstick, repeats=repeats, memory=memory))
+            report(made[-1])
+    return made
+
+
+def problems(
+    shapes: Sequence[str], dtypes: Sequence[str], spectra: Sequence[str], device: str = "cpu"
+) -> Iterator[Problem]:
+    """Every combination."""
+    for shape in shapes:
+        for dtype in dtypes:
+            for spectrum in spectra:
+                yield Problem.parse(shape, dtype=dtype, spectrum=spectrum, device=device)
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers come from: the environment, and the versions of the peers."""
+    return {**environment(), "scipy": version("scipy"), "jax": version("jax"), "mpmath": version("mpmath")}
+
+
+def write(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
+    """Write polar.csv, polar.json (with the machine), polar.md and the Pareto plots into a folder.
+
+    Raises:
+        FileExistsError: the folder already holds a benchmark.
+    """
+    from polargrad.experiments.bench_plots import markdown, pareto_plot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "polar.csv"
+    if table.exists():
+        raise FileExistsError(f"{table} exists; choose another folder, or remove it")
+    rows = [asdict(measurement) for measurement in measurements]
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(Measurement.__dataclass_fields__))
+        writer.writeheader()
+        writer.writerows(rows)
+    record = folder / "polar.json"
+    record.write_text(json.dumps({"machine": machine(), "measurements": rows}, indent=1) + "\n", encoding="utf-8")
+    page = folder / "polar.md"
+    page.write_text(markdown(measurements, machine()), encoding="utf-8")
+    return [table, record, page, *pareto_plot(measurements, folder)]
