@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -34,6 +35,7 @@ class Bucket:
         gradients: of the parameters, not modified.
         states: of the parameters.
         view: how each of them is seen as matrices.
+        counts: how many of the K matrices each parameter has.
         masked: whether everything is decided by masks on the device, without asking it.
         keep: bool (K,), matrices that step; None where all do. Known once the question is made.
     """
@@ -44,6 +46,7 @@ class Bucket:
         self.gradients: list[Tensor] = [p.grad for p in self.parameters]  # pyright: ignore[reportAttributeAccessIssue]
         self.states = states
         self.view = view
+        self.counts = [sum(k for k, _, _ in view.batches)] * len(positions)
         self.masked = group["capturable"] or self.parameters[0].device.type != "cpu"
         self.keep: Tensor | None = None
         dtype = momentum_dtype(group, self.parameters[0])
@@ -51,11 +54,6 @@ class Bucket:
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
         self.buffers: list[Tensor] = [state["momentum_buffer"] for state in states]
-
-    @property
-    def counts(self) -> list[int]:
-        """How many of the K matrices each parameter has."""
-        return [sum(k for k, _, _ in self.view.batches)] * len(self.parameters)
 
     def question(self, momentum: Momentum, distributor: Distributor) -> list[Tensor]:
         """Take the gradients into the momentum; what the oracle shall be asked, one batch per slot of each view."""
@@ -77,9 +75,7 @@ class Bucket:
             factors = [1.0] * len(sizes)
         parts = iter(values.split(sizes * len(self.parameters)))
         spread = self.view.spread
-        return [
-            spread([next(parts) if f == 1.0 else next(parts) * f for f in factors]) for _ in range(len(self.parameters))
-        ]
+        return [spread([next(parts) if f == 1.0 else next(parts) * f for f in factors]) for _ in self.parameters]
 
     def merge(self, answers: list[Answer]) -> list[Tensor]:
         """The directions in the shapes of the parameters."""
@@ -155,7 +151,7 @@ def _joint_keep(together: list[tuple[Bucket, list[Answer]]], nu: Tensor) -> Tens
     """Which of the K matrices step: usable gradient and finite direction; None if a look at the host shows all do."""
     buckets = [bucket for bucket, _ in together]
     parts = nu.split([sum(bucket.counts) for bucket in buckets])
-    if all(bucket.keep is None for bucket in buckets) and bool(nu.isfinite().all()):
+    if all(bucket.keep is None for bucket in buckets) and all(map(math.isfinite, nu.tolist())):
         return None
     for bucket, part in zip(buckets, parts, strict=True):
         finite = part.isfinite().to(bucket.parameters[0].device)
