@@ -21,9 +21,13 @@ def _imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:  # relative: resolved against the file's own package
+                package = ("polargrad", *path.relative_to(SOURCE).parent.parts)
+                module = ".".join((*package[: len(package) - node.level + 1], *filter(None, [module])))
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def _layer(module):
@@ -53,6 +57,13 @@ def test_the_import_rule_can_fail():
     assert _violations("linalg", ["polargrad.optim.polargrad"]) == {"optim"}
     assert _violations("lm", ["polargrad.train.loop"]) == {"train"}
     assert not _violations("experiments", ["polargrad.lm.models", "polargrad.linalg"])
+
+
+def test_a_relative_import_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SOURCE", tmp_path)
+    (tmp_path / "linalg").mkdir()
+    (tmp_path / "linalg" / "svd.py").write_text("from ..optim import PolarGrad\nfrom .method import register\n")
+    assert _violations("linalg", _imports(tmp_path / "linalg" / "svd.py")) == {"optim"}
 
 
 def test_importing_the_package_leaves_the_laboratory_alone():
