@@ -181,6 +181,8 @@ def cautions(runs: Sequence[Run]) -> list[str]:
         found.append(
             f"{', '.join(odd)} ran on another machine or version than {first.spec.name}: compare steps, not seconds."
         )
+    if skipping := [run.spec.name for run in runs if any(e["event"] == "skipped" for e in run.of_kind("event"))]:
+        found.append(f"Updates were left out for gradients that were not finite in {', '.join(skipping)}.")
     if unfinished := [f"{run.spec.name} ({run.status})" for run in runs if run.status not in ("finished", "diverged")]:
         found.append(f"Not run to the end: {', '.join(unfinished)}.")
     return found

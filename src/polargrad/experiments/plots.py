@@ -88,7 +88,7 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
     Returns:
         The figures in the order in which a report shows them.
     """
-    with _style():
+    with style():
         return [
             _loss(runs, "step", "steps", "steps"),
             _loss(runs, "seconds", "seconds", "seconds of forward, backward and optimizer"),
@@ -101,7 +101,7 @@ def save(drawn: Sequence[Figure], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for figure in drawn:
-        with _style():
+        with style():
             figure.canvas.savefig(folder / f"{figure.key}.svg", metadata={"Date": None})
             figure.canvas.savefig(folder / f"{figure.key}.png", dpi=160)
         paths += [folder / f"{figure.key}.svg", folder / f"{figure.key}.png"]
@@ -115,7 +115,7 @@ def inline_svg(figure: Figure) -> str:
     escaped by matplotlib's XML writer.
     """
     buffer = BytesIO()
-    with _style():
+    with style():
         figure.canvas.savefig(buffer, format="svg", transparent=True)
     svg = buffer.getvalue().decode()
     svg = svg[svg.index("<svg") :]
@@ -132,7 +132,7 @@ def _for_page(tag: str, key: str) -> str:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Our style, and silence about letters that the font lacks: a run may be called anything."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
@@ -154,7 +154,7 @@ def _loss(runs: Sequence[Run], key: str, short: str, long: str) -> Figure:
         )
     level = final_metric(baseline_of(runs))
     if level is not None and len(runs) > 1:
-        axes.axhline(level, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+        axes.axhline(level, color=MUTED, linewidth=1.1, linestyle=(0, (1, 1.5)), zorder=1)
     _hide_divergence(axes, runs)
     axes.set_xlabel(long)
     axes.set_ylabel(f"{objective.metric_label} ({objective.metric_unit})")
@@ -209,8 +209,9 @@ def _legend(canvas: Canvas, lines: Sequence[Any], names: Sequence[str]) -> None:
     """Names under the axes, set after the fact: a label with $ or a leading _ means something to matplotlib."""
     if not lines:
         return
-    columns = max(1, min(len(names), 56 // (max(map(len, names)) + 6)))
     shortened = [name if len(name) <= 48 else name[:47] + "…" for name in names]
+    lengths = [len(name) + 6 for name in shortened]
+    columns = len(names) if sum(lengths) < 56 else max(1, 56 // max(lengths))
     legend = canvas.legend(lines, ["x" * len(name) for name in shortened], loc="outside lower left", ncols=columns)
     for text, name in zip(legend.get_texts(), shortened, strict=True):
         text.set_parse_math(False)
@@ -232,18 +233,21 @@ def _logarithmic(axes: Axes, low: float, high: float) -> None:
     axes.set_yscale("log")
     decades = math.log10(high / low)
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(_power))
+    plain = low >= 1e-3 and high < 1e4
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if plain else _power(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _power(value: float, _position: int | None = None) -> str:
-    """A tick label: plain from 0.001 to 9999, else with a power of ten."""
-    if 1e-3 <= value < 1e4:
-        return f"{value:g}"
+def _power(value: float) -> str:
+    """A number as a power of ten, with a factor where it is none.
+
+    >>> _power(1e6), _power(0.02)
+    ('10⁶', '2·10⁻²')
+    """
     exponent = math.floor(math.log10(value) + 1e-9)
     power = "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    mantissa = round(value / 10.0**exponent)
-    return power if mantissa == 1 else f"{mantissa}·{power}"
+    factor = round(value / 10.0**exponent)
+    return power if factor == 1 else f"{factor}·{power}"
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

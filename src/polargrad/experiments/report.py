@@ -7,6 +7,7 @@ for nothing outside itself; links to the records are relative.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -58,7 +59,6 @@ def _render(runs: Sequence[Run], measured: Sequence[Outcome], drawn: Sequence[Fi
     shown = [outcome.run for outcome in measured]
     baseline = analysis.baseline_of(shown)
     objective = baseline.spec.objective
-    names = [run.spec.name for run in shown]
     template = Environment(
         loader=PackageLoader("polargrad.experiments", "."),
         autoescape=True,
@@ -68,7 +68,7 @@ def _render(runs: Sequence[Run], measured: Sequence[Outcome], drawn: Sequence[Fi
     ).get_template("report.html.j2")
     lowest = min((o.final for o in measured if o.final is not None), default=None)
     return template.render(
-        title=" against ".join(names) if len(names) < 4 else f"{len(names)} runs",
+        title=_title(shown, baseline),
         subtitle=f"polargrad report of {datetime.now():%Y-%m-%d %H:%M}, {_plural(len(runs), 'run')}",
         sentences=_sentences(measured, baseline),
         cautions=analysis.cautions(runs),
@@ -83,6 +83,13 @@ def _render(runs: Sequence[Run], measured: Sequence[Outcome], drawn: Sequence[Fi
         environment=_environment(runs),
         colors={"ink": plots.INK, "muted": plots.MUTED, "rule": plots.RULE, "light": plots.LIGHT, "dark": plots.DARK},
     )
+
+
+def _title(shown: Sequence[Run], baseline: Run) -> str:
+    others = [run.spec.name for run in shown if run is not baseline]
+    if not others:
+        return baseline.spec.name
+    return f"{' and '.join(others) if len(others) < 3 else f'{len(others)} runs'} against {baseline.spec.name}"
 
 
 def _sentences(measured: Sequence[Outcome], baseline: Run) -> list[str]:
@@ -107,13 +114,13 @@ def _row(index: int, outcome: Outcome, lowest: float | None, folder: Path) -> di
         "optimizer_share": UNKNOWN if outcome.optimizer_share is None else f"{outcome.optimizer_share:.0%}",
         "steps": outcome.steps,
         "seconds": f"{outcome.seconds:.1f}",
-        "rates": [(role, f"{rate:g}") for role, rate in run.spec.learning_rates.items()],
+        "rates": _rates(run),
         "description": run.spec.description,
         "model": _model(run),
         "seed": run.spec.seed,
         "hash": run.spec.content_hash,
         "links": _links(run, folder),
-        "events": run.of_kind("event"),
+        "events": _events(run),
         "spec": run.spec.to_json(),
     }
 
@@ -122,6 +129,14 @@ def _reached(outcome: Outcome, value: float | None, ratio: float | None) -> str:
     if value is None:
         return "diverged" if outcome.diverged_at is not None else "not reached"
     return f"{value:.1f}" + ("" if ratio is None else f" ({ratio:.0%})")
+
+
+def _rates(run: Run) -> list[str]:
+    """One entry for each learning rate, with the roles that have it."""
+    roles: dict[float, list[str]] = {}
+    for role, rate in run.spec.learning_rates.items():
+        roles.setdefault(rate, []).append(role)
+    return [f"{', '.join(sharing)} {rate:g}" for rate, sharing in roles.items()]
 
 
 def _model(run: Run) -> str:
@@ -135,6 +150,20 @@ def _model(run: Run) -> str:
         f"{objective.sequence} tokens a step, {_plural(run.spec.loop.steps, 'step')} planned; "
         f"corpus {run.environment.get('corpus', objective.corpus)}"
     )
+
+
+def _events(run: Run) -> list[str]:
+    """What happened, each kind of event and message once, with the step at which it first did."""
+    first: dict[tuple[str, str], int] = {}
+    count = Counter()
+    for record in run.of_kind("event"):
+        event = record["event"], str(record.get("message", ""))
+        first.setdefault(event, record["step"])
+        count[event] += 1
+    return [
+        f"Step {first[event]}: {event[0]}. {event[1]}" + (f" ({times} times)" if times > 1 else "")
+        for event, times in count.items()
+    ]
 
 
 def _links(run: Run, folder: Path) -> list[dict[str, str]]:
@@ -153,7 +182,7 @@ def _sweep_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [
         {
             "recipe": run.spec.recipe,
-            "rates": ", ".join(f"{role} {rate:g}" for role, rate in run.spec.learning_rates.items()),
+            "rates": "; ".join(_rates(run)),
             "final": "diverged" if run.status == "diverged" else _figure(analysis.final_metric(run)),
             "is_best": id(run) in best,
         }

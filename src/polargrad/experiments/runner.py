@@ -100,15 +100,20 @@ def compare(
 def build_optimizer(spec: RunSpec, module: torch.nn.Module) -> PolarGrad:
     """The optimizer of a spec over a model's parameters, one group for each role.
 
+    A group has the spec's options and, for the rest, the optimizer's own defaults; the defaults that `parameter_groups`
+    keeps for each role stay out, so that a spec does not change its meaning when those do.
+
     Raises:
         ValueError: if a role of the model has no options in the spec, or the other way round.
     """
-    if without := sorted(set(roles(module).values()) - set(spec.optimizer)):
+    groups = parameter_groups(module)
+    present = {group["role"] for group in groups}
+    if present != set(spec.optimizer):
         raise ValueError(
-            f"the model has {', '.join(without)} parameters and {spec.name} gives them no optimizer; "
-            f"add {'it' if len(without) == 1 else 'them'} to the spec"
+            f"the model has the roles {', '.join(sorted(present))}, and {spec.name} has options for "
+            f"{', '.join(sorted(spec.optimizer))}; give options for just the roles of the model"
         )
-    return PolarGrad(parameter_groups(module, **spec.optimizer))
+    return PolarGrad([{"params": g["params"], "role": g["role"], **spec.optimizer[g["role"]]} for g in groups])
 
 
 def build_probe(spec: RunSpec, module: torch.nn.Module) -> GradientProbe | None:
