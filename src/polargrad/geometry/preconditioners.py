@@ -199,8 +199,9 @@ def adagrad_full(outer: Tensor, damping: float = 0.0) -> Dense:
 
     Source: Duchi, Hazan, Singer, JMLR 12 (2011), section 1.1.
     """
-    root = symmetric_power(outer, 0.5)
-    return Dense(root + damping * torch.linalg.matrix_norm(root, 2) * torch.eye(len(root), dtype=root.dtype))
+    values, vectors = torch.linalg.eigh(outer)
+    roots = values.clamp_min(0.0).sqrt()
+    return Dense((vectors * (roots + damping * roots.max())) @ vectors.mT)
 
 
 def shampoo(left: Tensor, right: Tensor, damping: float = 0.0) -> Kronecker:
@@ -248,7 +249,7 @@ def polar_preconditioner(G: Tensor, *, with_size: bool = True) -> Kronecker:
     Source: Lau, Long, Su, arXiv 2505.21799, section on explicit and implicit preconditioners.
     """
     m, n = G.shape
-    U = Spectral().lmo(G)
+    U = Spectral("svd").lmo(G)
     size = float(inner(G, U)) if with_size else 1.0
     if m >= n:
         H = U.mT @ G
@@ -305,7 +306,7 @@ def curvature_condition_number(hessian: Preconditioner, preconditioner: Precondi
 
 def _damped(S: Tensor, damping: float) -> Tensor:
     """S + damping * ||S||_2 I."""
-    return S + damping * torch.linalg.matrix_norm(S, 2) * torch.eye(len(S), dtype=S.dtype) if damping else S
+    return S + damping * torch.linalg.eigvalsh(S)[-1] * torch.eye(len(S), dtype=S.dtype) if damping else S
 
 
 def _pencil_condition(H: Tensor, P: Tensor) -> float:

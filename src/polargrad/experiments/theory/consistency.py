@@ -41,7 +41,7 @@ def _geometries() -> dict[str, MakeOptimizer]:
         "entrywise": Entrywise(),
         "rows": Rows(),
         "columns": Columns(),
-        "spectral": Spectral(),
+        "spectral": Spectral("svd"),
     }
     found: dict[str, MakeOptimizer] = {}
     for name, geometry in named.items():
