@@ -1,0 +1,78 @@
+"""Bounds on the extreme singular values from the Gram matrix and its Cholesky factor, for a few products with vectors.
+
+The rigorous bound (`norm_bound`) may be far off. The estimates come from power iteration on a small block of vectors
+and lie on the inner side: never above the largest, never below the smallest, beyond rounding. Their users leave a
+margin, and check what came of it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+__all__ = ["largest_eigenvalue", "norm_bound", "smallest_eigenvalue"]
+
+_VECTORS = 8
+_ITERATIONS = 4
+
+
+@functools.lru_cache(maxsize=16)
+def _start(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(n, vectors): random, so that no matrix is orthogonal to it by its structure, and always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, min(_VECTORS, n), generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+
+def _unit_columns(V: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of V at length 1, and the largest of their lengths (k,)."""
+    length = torch.linalg.vector_norm(V, dim=-2, keepdim=True)
+    return V / torch.where(length > 0, length, 1.0), length.amax((-2, -1))
+
+
+def norm_bound(X: Tensor) -> Tensor:
+    """sqrt(||X||_1 ||X||_inf) >= ||X||_2 for each matrix of the batch X (k, m, n).
+
+    Example:
+        >>> norm_bound(torch.tensor([[[3.0, 0.0], [0.0, -2.0]]])).tolist()
+        [3.0]
+
+    Source: Higham, Accuracy and Stability of Numerical Algorithms (2002), section 6.3.
+    """
+    size = X.abs()
+    return (size.sum(-2).amax(-1) * size.sum(-1).amax(-1)).sqrt()
+
+
+def largest_eigenvalue(G: Tensor) -> Tensor:
+    """An estimate, from below, of max |lambda| for each Hermitian matrix of the batch G (k, n, n).
+
+    Power iteration; 4 steps on 8 vectors are within a few parts in ten of the truth where the spectrum is dense at
+    its end, and far closer where it is not.
+
+    Example:
+        >>> round(largest_eigenvalue(torch.diag(torch.tensor([1.0, -4.0]))[None]).item(), 3)
+        4.0
+    """
+    V, _ = _unit_columns(_start(G.shape[-1], G.dtype, G.device).expand(G.shape[0], -1, -1))
+    value = torch.zeros(G.shape[0], dtype=V.real.dtype, device=G.device)
+    for _ in range(_ITERATIONS):
+        V, value = _unit_columns(G @ V)
+    return value
+
+
+def smallest_eigenvalue(R: Tensor) -> Tensor:
+    """An estimate, from above, of lambda_min(R^H R) for upper triangular R (k, n, n); 0 or NaN for a singular R.
+
+    Inverse iteration.
+
+    Example:
+        >>> round(smallest_eigenvalue(torch.diag(torch.tensor([3.0, 0.5]))[None]).item(), 3)
+        0.25
+    """
+    V, _ = _unit_columns(_start(R.shape[-1], R.dtype, R.device).expand(R.shape[0], -1, -1))
+    value = torch.zeros(R.shape[0], dtype=V.real.dtype, device=R.device)
+    for _ in range(_ITERATIONS):
+        W = torch.linalg.solve_triangular(R.mH, V, upper=False)
+        V, value = _unit_columns(torch.linalg.solve_triangular(R, W, upper=True))
+    return 1.0 / value

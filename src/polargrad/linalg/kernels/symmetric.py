@@ -1,0 +1,131 @@
+"""Products whose result is Hermitian, formed by blocks on and below the diagonal: about 0.65 of the full product.
+
+BLAS has routines for this (syrk, herk) that torch does not reach. Splitting the columns in half, again and again,
+leaves one square product per split and small products on the diagonal. On other devices than a CPU, and for small
+matrices, where the calls cost more than the flops, the plain product is used.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+__all__ = ["gram", "gram_plain", "hermitian_product", "product", "row_panels"]
+
+# Blocks of this size and below are formed in full.
+_BASE = 192
+# Matrices with fewer columns are not worth splitting.
+_SMALLEST = 256
+# Converted panels have rows of this many entries more, since rows a power of two apart collide in the cache.
+_PADDING = 16
+# Rows are taken in panels of about this many bytes, which stay in the cache of a CPU while they are used.
+_PANEL_BYTES = 8 * 2**20
+
+
+def row_panels(m: int, n: int, itemsize: int) -> list[slice]:
+    """Slices that cut m rows of n entries into panels that fit the cache; panels have at least 2 n rows."""
+    rows = max(2 * n, _PANEL_BYTES // (n * itemsize))
+    count = max(1, round(m / rows))
+    edges = [m * i // count for i in range(count + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(edges)]
+
+
+def blocked(X: Tensor) -> bool:
+    """Whether the blocked products pay for the matrix or batch X."""
+    return X.device.type == "cpu" and X.shape[-1] >= _SMALLEST and not torch.compiler.is_compiling()
+
+
+def padded(m: int, n: int, dtype: torch.dtype) -> Tensor:
+    """An uninitialized (m, n) matrix on the CPU whose rows do not collide in the cache."""
+    return torch.empty(m, n + _PADDING, dtype=dtype)[:, :n]
+
+
+def add_lower_product(C: Tensor, A: Tensor, B: Tensor, beta: float) -> None:
+    """The lower triangle of C <- beta C + A B by blocks; the blocks above the diagonal are left alone."""
+    n = C.shape[0]
+    if n <= _BASE:
+        C.addmm_(A, B, beta=beta)
+        return
+    h = n // 2
+    add_lower_product(C[:h, :h], A[:h], B[:, :h], beta)
+    add_lower_product(C[h:, h:], A[h:], B[:, h:], beta)
+    C[h:, :h].addmm_(A[h:], B[:, :h], beta=beta)
+
+
+def mirror(C: Tensor) -> Tensor:
+    """Copy the blocks below the diagonal of C to those above it, in place."""
+    n = C.shape[0]
+    if n > _BASE:
+        h = n // 2
+        mirror(C[:h, :h])
+        mirror(C[h:, h:])
+        C[:h, h:] = C[h:, :h].mH
+    return C
+
+
+def gram_plain(X: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """X^H X (..., n, n) formed in `dtype`: the definition that `gram` is tested against."""
+    X = X.to(dtype or X.dtype)
+    return X.mH @ X
+
+
+def gram(X: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """G = X^H X, formed in `dtype`, without a copy of the whole of X in it.
+
+    Args:
+        X: (k, m, n), real or complex.
+        dtype: of the product, at least as wide as that of X; None is X's own.
+
+    Returns:
+        (k, n, n), Hermitian to the last bit off the diagonal blocks.
+
+    Example:
+        >>> import torch
+        >>> gram(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.float64).tolist()
+        [[[10.0, 14.0], [14.0, 20.0]]]
+    """
+    dtype = dtype or X.dtype
+    if not blocked(X):
+        return gram_plain(X, dtype)
+    k, m, n = X.shape
+    G = torch.empty(k, n, n, dtype=dtype, device=X.device)
+    if dtype == X.dtype:
+        for x, g in zip(X, G, strict=True):
+            add_lower_product(g, x.mH, x, beta=0.0)
+            mirror(g)
+        return G
+    panels = row_panels(m, n, dtype.itemsize)
+    buffer = padded(max(rows.stop - rows.start for rows in panels), n, dtype)
+    for x, g in zip(X, G, strict=True):
+        for rows in panels:
+            panel = buffer[: rows.stop - rows.start].copy_(x[rows])
+            add_lower_product(g, panel.mH, panel, beta=0.0 if rows.start == 0 else 1.0)
+        mirror(g)
+    return G
+
+
+def hermitian_product(A: Tensor, B: Tensor) -> Tensor:
+    """A B (k, n, n) for a product known to be Hermitian, such as that of two functions of one Hermitian matrix."""
+    if not blocked(B):
+        return A @ B
+    C = torch.empty_like(B)
+    for a, b, c in zip(A, B, C, strict=True):
+        add_lower_product(c, a, b, beta=0.0)
+        mirror(c)
+    return C
+
+
+def product(X: Tensor, S: Tensor) -> Tensor:
+    """X S (k, m, p), formed in the dtype of S (k, n, p) by panels of rows and rounded to the dtype of X."""
+    if X.dtype == S.dtype:
+        return torch.mm(X[0], S[0])[None] if X.shape[0] == 1 else X @ S
+    if not blocked(X):
+        return (X.to(S.dtype) @ S).to(X.dtype)
+    (k, m, n), p = X.shape, S.shape[-1]
+    Y = torch.empty(k, m, p, dtype=X.dtype, device=X.device)
+    for x, s, y in zip(X, S, Y, strict=True):
+        for rows in row_panels(m, n, S.dtype.itemsize):
+            y[rows] = x[rows].to(S.dtype) @ s
+    return Y
