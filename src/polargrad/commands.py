@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tyro.conf import Positional, UseAppendAction
 from polargrad.experiments import analysis, bench_polar, runner
 from polargrad.experiments.environment import LAB_PACKAGES, environment, version
 from polargrad.experiments.recipes import RECIPES, spec_of
+from polargrad.experiments.recipes.studies import STUDIES
 from polargrad.experiments.report import write_report
 from polargrad.experiments.spec import RunSpec
 from polargrad.experiments.store import FIGURES, Run, find_runs, read_run
@@ -43,6 +45,8 @@ class ListRecipes:
         for name in RECIPES:
             spec = spec_of(name)
             table.add_row(*_texts(name, spec.description, _rates(spec), spec.loop.steps))
+        for name, study in STUDIES.items():
+            table.add_row(*_texts(name, study.description, "", ""))
         _console().print(table)
 
 
@@ -54,7 +58,7 @@ class RunOne:
     """
 
     name: Positional[
-        Annotated[str, tyro.conf.arg(metavar="NAME", help="a recipe, or the spec.json of a run to repeat")]
+        Annotated[str, tyro.conf.arg(metavar="NAME", help="a recipe, a study, or the spec.json of a run to repeat")]
     ]
     steps: Steps = None
     seed: Seed = 42
@@ -64,6 +68,8 @@ class RunOne:
 
     def __call__(self) -> None:
         """Run, then say how it ended and where it is."""
+        if self.name in STUDIES:
+            return self._study()
         spec = self._spec()
         out = self.out or _dated(spec.name)
         runner.refuse_existing(out)
@@ -73,8 +79,25 @@ class RunOne:
         console.print(analysis.sentence(analysis.outcomes([finished])[0], finished))
         console.print(f"Records are in {out}, figures in {out / FIGURES}.")
 
+    def _study(self) -> None:
+        """A study says what it found; claims that failed end it with exit code 1."""
+        if self.steps is not None:
+            raise ValueError(f"{self.name} is a study and has no optimizer steps; leave --steps out")
+        out = self.out or _dated(self.name)
+        runner.refuse_existing(out)
+        _say_where(out)
+        outcome = STUDIES[self.name].run(out, seed=self.seed, progress=lambda stage: print(stage, file=sys.stderr))
+        console = _console()
+        for line in outcome.lead:
+            console.print(line)
+        console.print(f"Report: {outcome.page}")
+        if not outcome.ok:
+            raise SystemExit(1)
+
     def _spec(self) -> RunSpec:
         if not self.name.endswith(".json"):
+            if self.name not in RECIPES and (close := difflib.get_close_matches(self.name, STUDIES, n=1)):
+                raise ValueError(f"there is no recipe {self.name!r}; did you mean the study {close[0]!r}?")
             return spec_of(self.name, steps=self.steps, seed=self.seed)
         if self.steps is not None or self.seed != 42:
             raise ValueError(f"{self.name} fixes steps and seed; leave --steps and --seed out, or edit a copy of it")

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+import torch
 
 from polargrad.experiments.environment import environment
 from polargrad.experiments.store import ENVIRONMENT, FIGURES, RECORDS, SUMMARY, create_folder
@@ -20,7 +23,7 @@ from polargrad.experiments.store import ENVIRONMENT, FIGURES, RECORDS, SUMMARY, 
 if TYPE_CHECKING:
     from polargrad.experiments.plots import Figure
 
-__all__ = ["PAGE", "STUDY", "Outcome", "Progress", "Section", "StudyFolder", "Table"]
+__all__ = ["PAGE", "STUDY", "Outcome", "Progress", "Section", "StudyFolder", "Table", "one_thread", "render"]
 
 STUDY, PAGE = "study.json", "report.html"
 
@@ -112,7 +115,7 @@ class StudyFolder:
         _write(self.path / SUMMARY, summary)
         save([figure for section in sections for figure in section.figures], self.path / FIGURES)
         page = self.path / PAGE
-        page.write_text(_render(title, lead, sections), encoding="utf-8")
+        page.write_text(render(title, lead, sections), encoding="utf-8")
         return page
 
     def __enter__(self) -> Self:
@@ -124,7 +127,19 @@ class StudyFolder:
         self._file.close()
 
 
-def _render(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for tensor operations: matrices of a few rows lose more by sharing work than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def render(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
+    """The page as HTML, complete in itself; everything but the drawings is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from polargrad.experiments import plots

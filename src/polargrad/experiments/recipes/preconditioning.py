@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from polargrad.experiments.preconditioning import VIEWS, Course, Regression, measure
-from polargrad.experiments.study import Outcome, Progress, Section, StudyFolder, Table
+from polargrad.experiments.study import Outcome, Progress, Section, StudyFolder, Table, one_thread
 
 __all__ = ["DESCRIPTION", "preconditioning"]
 
@@ -46,7 +46,7 @@ def preconditioning(
     problem = Regression.draw(seed)
     begun = perf_counter()
     courses = []
-    with StudyFolder(out, "preconditioning", {"seed": seed, "at": list(at)}) as folder:
+    with one_thread(), StudyFolder(out, "preconditioning", {"seed": seed, "at": list(at)}) as folder:
         for name in VIEWS:
             progress(name)
             course = measure(problem, name, at)

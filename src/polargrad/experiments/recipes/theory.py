@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from polargrad.experiments.study import Outcome, Progress, Section, StudyFolder, Table
+from polargrad.experiments.study import Outcome, Progress, Section, StudyFolder, Table, one_thread
 from polargrad.experiments.theory import stages
 
 __all__ = ["DESCRIPTION", "theory"]
@@ -23,7 +23,8 @@ def theory(
     *,
     seed: int = 42,
     quadratics: int = 240,
-    steps: int = 150,
+    steps: int = 100,
+    brief: bool = False,
     progress: Progress = lambda stage: None,
 ) -> Outcome:
     """Check the theorems and write a folder with records, figures and a page.
@@ -33,6 +34,7 @@ def theory(
         seed: of every random number.
         quadratics: how many random quadratics the convergence theorems are checked on, each with two oracles.
         steps: most steps of PolarGrad on each.
+        brief: shorten the other stages to a first look, at which levels and floors have not settled.
         progress: told the name of each stage as it begins.
 
     Returns:
@@ -47,17 +49,18 @@ def theory(
     generator = torch.Generator().manual_seed(seed)
     tally = stages.Tally()
     begun = perf_counter()
-    with StudyFolder(out, "theory", {"seed": seed, "quadratics": quadratics, "steps": steps}) as folder:
+    options = {"seed": seed, "quadratics": quadratics, "steps": steps, "brief": brief}
+    with one_thread(), StudyFolder(out, "theory", options) as folder:
         progress(f"PolarGrad on {quadratics} quadratics")
         stages.convergence(folder, tally, generator, quadratics=quadratics, steps=steps)
         progress("every polar method at every step count")
-        stages.oracles(folder, tally, generator, quadratics=4, steps=40)
+        stages.oracles(folder, tally, generator, quadratics=1 if brief else 4, steps=4 if brief else 40)
         progress("sign descent")
-        stages.plateaus(folder, tally, generator)
+        stages.plateaus(folder, tally, generator, iterations=60 if brief else 800)
         progress("null gradients")
         stages.consistency(folder, generator)
         progress("noise")
-        stages.noise_floors(folder, tally, generator)
+        stages.noise_floors(folder, tally, generator, horizon=0.5 if brief else 5.0)
         lead = _lead(folder.records, tally, quadratics)
         summary = {
             "status": "finished",

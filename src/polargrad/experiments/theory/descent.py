@@ -212,21 +212,21 @@ def check(run: Descent) -> Check:
 
     quadratic, gaps = run.quadratic, run.gaps
     unit = _EPS * quadratic.minimizer.numel()
-    rounding = 1.0 + 10.0 * unit
+    rounding = 10.0 * unit  # of Delta_{k+1} / Delta_k: where the bound is attained, its 1 - x cancels
     product = 1.0
     for k, step in enumerate(run.steps):
         after = gaps[k + 1]
-        product *= step.factor * rounding
+        product *= step.factor + rounding
         if after > quadratic.floor or after != after:
-            require("rate", k, after, step.factor * step.gap * rounding)
+            require("rate", k, after, (step.factor + rounding) * step.gap)
             require("product", k, after, product * gaps[0])
         dimension = min(quadratic.minimizer.shape)
         if run.oracle.claim == "exact":
             exact = descent_factor(quadratic.kappa, step.rank)
             if after > quadratic.floor or after != after:
-                require("exact rate", k, after, exact * step.gap * rounding)
+                require("exact rate", k, after, (exact + rounding) * step.gap)
                 by_gradient = descent_factor(quadratic.kappa, step.gradient_kappa**2)
-                require("exact rate", k, after, by_gradient * step.gap * rounding)
+                require("exact rate", k, after, (by_gradient + rounding) * step.gap)
             require("norm", k, abs(step.delta), 10.0 * _EPS * dimension)
         if run.oracle.claim != "function":
             dropped = dimension * quadratic.rank_tolerance if run.oracle.claim == "exact" else 0.0

@@ -88,7 +88,7 @@ def floors(
     *,
     optimizer: str = "PolarSGD",
     replicas: int = 16,
-    horizon: float = 6.0,
+    horizon: float = 5.0,
 ) -> Floors:
     """Run to stationarity at each (gamma, sigma^2), each from where the last one ended.
 
@@ -114,7 +114,7 @@ def floors(
     result = Floors(noise, optimizer, [], [], [], [], [])
     for gamma, variance in steps_and_variances:
         bound = noise_floor(quadratic.smoothness, quadratic.convexity, rank, gamma, variance)
-        iterations = max(math.ceil(horizon / (gamma * quadratic.convexity)), 200)
+        iterations = math.ceil(max(horizon, 0.1) / (gamma * quadratic.convexity)) + 20
         total = torch.zeros(replicas, dtype=torch.float64)
         for k in range(iterations):
             G = torch.func.vmap(quadratic.gradient)(X) + sample(replicas, variance**0.5)

@@ -20,7 +20,7 @@ from polargrad.linalg import NewtonSchulz, available_methods, resolve_method
 __all__ = ["Tally", "consistency", "convergence", "noise_floors", "oracles", "plateaus", "step_counts"]
 
 # Runs whose whole course is recorded, for the figure.
-SHOWN = 8
+SHOWN = 24
 MOST_STEPS = 8
 
 
@@ -149,7 +149,7 @@ def oracles(folder: StudyFolder, tally: Tally, generator: torch.Generator, *, qu
             )
 
 
-def plateaus(folder: StudyFolder, tally: Tally, generator: torch.Generator) -> None:
+def plateaus(folder: StudyFolder, tally: Tally, generator: torch.Generator, *, iterations: int) -> None:
     """Sign descent on a few quadratics, small kappa r among them, where the paper's level is no bound."""
     chosen = [
         ("regression", 12, 8, 10.0),
@@ -161,7 +161,7 @@ def plateaus(folder: StudyFolder, tally: Tally, generator: torch.Generator) -> N
     ]
     for index, (family, m, n, kappa) in enumerate(chosen):
         quadratic = random_quadratic(family, m, n, kappa, generator)
-        found = plateau(quadratic)
+        found = plateau(quadratic, iterations=iterations)
         tally.comparisons += len(found.steps)
         tally.violations += found.violations
         L, mu, r = quadratic.smoothness, quadratic.convexity, min(m, n)
@@ -196,17 +196,19 @@ def consistency(folder: StudyFolder, generator: torch.Generator) -> None:
         )
 
 
-def noise_floors(folder: StudyFolder, tally: Tally, generator: torch.Generator) -> None:
+def noise_floors(folder: StudyFolder, tally: Tally, generator: torch.Generator, *, horizon: float) -> None:
     """PolarSGD and SGD under symmetric and skewed noise: floors against step at one variance, then against variance."""
     quadratic = random_quadratic("adverse", 6, 4, 4.0, generator)
     unit = 1.0 / (quadratic.smoothness * min(quadratic.minimizer.shape))
     # largest step and variance first: every setting starts from where the last one ended
-    by_step = [(unit * 2.0**-i, 1.0) for i in range(7)]
+    by_step = [(unit * 2.0**-i, 1.0) for i in range(6)]
     by_variance = [(unit, 100.0**-i) for i in range(5)]
     for noise in NOISES:
         for optimizer in ("PolarSGD", "SGD"):
-            _record_floors(folder, tally, "step", floors(quadratic, noise, by_step, generator, optimizer=optimizer))
-        _record_floors(folder, tally, "variance", floors(quadratic, noise, by_variance, generator))
+            found = floors(quadratic, noise, by_step, generator, optimizer=optimizer, horizon=horizon)
+            _record_floors(folder, tally, "step", found)
+        found = floors(quadratic, noise, by_variance, generator, horizon=horizon)
+        _record_floors(folder, tally, "variance", found)
     folder.record("bias", predicted=skewed_bias_gap(quadratic, 1.0), convexity=quadratic.convexity)
 
 
