@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -18,6 +19,10 @@ __all__ = ["Auto", "Choice"]
 
 # Up to this many columns the calls of the other methods cost more than the SVD of LAPACK.
 _SMALL = 24
+# Polynomials are asked to reach accuracy a for singular values from min(this, a) * ||A||_F on, ...
+_FLOOR = 1e-3
+# ... and not at all below this accuracy.
+_FINEST_POLYNOMIAL = 1e-5
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,8 @@ class Auto(PolarMethod):
         >>> import torch
         >>> print(Auto().explain((3, 2)))
         SVD(cutoff=None): few columns, where one LAPACK call is the cheapest
-        >>> Auto(accuracy=0.1).explain((3072, 768), torch.bfloat16).method.max_steps
-        6
+        >>> Auto(accuracy=0.3).explain((3072, 768), torch.bfloat16).method.name
+        'polar-express'
     """
 
     name: ClassVar[str] = "auto"
@@ -88,41 +93,52 @@ class Auto(PolarMethod):
             raise ValueError(f"A must be a matrix (*batch, m, n) or such a shape, got {tuple(shape)}")
         if isinstance(A, Tensor):
             dtype, device = dtype or A.dtype, device or A.device
-        m, n = max(shape[-2:]), min(shape[-2:])
-        return self._choose(m, n, self.working_dtype(dtype or torch.float32), torch.device(device or "cpu"))
+        n = min(shape[-2:])
+        return self._choose(n, self.working_dtype(dtype or torch.float32), torch.device(device or "cpu"))
 
-    def _choose(self, m: int, n: int, work: torch.dtype, device: torch.device) -> Choice:
-        if self.accuracy != "full":
-            method = self._polynomials(work)
-            if method is not None:
-                return Choice(method, f"products alone bring singular values within {self.accuracy:g} of 1")
+    def _choose(self, n: int, work: torch.dtype, device: torch.device) -> Choice:
+        polynomials = self._polynomials(work, device)
+        if polynomials is not None:
+            return Choice(polynomials, f"products alone bring singular values within {self.accuracy:g} of 1")
         if n <= _SMALL:
             return Choice(SVD(), "few columns, where one LAPACK call is the cheapest")
         if work in (torch.float32, torch.complex64):
-            where = "" if device.type == "cpu" else ", a fixed sequence of operations off the CPU"
-            return Choice(
-                DoubleGram(), f"single precision: a Gram matrix in double precision has digits to spare{where}"
-            )
+            reason = "single precision, whose Gram matrix in double precision is exact enough"
+            if device.type != "cpu":
+                reason += "; a fixed sequence of operations off the CPU"
+            if self.accuracy != "full":
+                reason += f"; full accuracy, since polynomials within {self.accuracy:g} cost more or cannot be promised"
+            return Choice(DoubleGram(), reason)
         return Choice(SVD(), "double precision, with no wider arithmetic to lean on")
 
-    def _polynomials(self, work: torch.dtype) -> PolarMethod | None:
-        """Polar Express with the fewest steps for the accuracy, or None where rounding stands in the way."""
-        try:
-            return PolarExpress(safety=1.001).with_accuracy(self.accuracy, work)
-        except ValueError:
+    def _polynomials(self, work: torch.dtype, device: torch.device) -> PolarMethod | None:
+        """Polar Express with the fewest steps for the accuracy, or None where it costs more or cannot promise it."""
+        if self.accuracy == "full" or self.accuracy < _FINEST_POLYNOMIAL:
             return None
+        lower = min(_FLOOR, float(self.accuracy))
+        if not work.is_complex:
+            # Not in the Gram form: in half precision that fails for matrices near singular.
+            with contextlib.suppress(ValueError):  # the rounding of bfloat16 alone may be coarser
+                return PolarExpress(lower_bound=lower, dtype="bfloat16").with_accuracy(self.accuracy, work)
+        if device.type == "cpu" and work in (torch.float32, torch.complex64):
+            return None  # DoubleGram costs no more than six or seven quintic steps of the same precision
+        return PolarExpress(lower_bound=lower, safety=1.001).with_accuracy(self.accuracy, work)
 
     def with_accuracy(self, accuracy: Accuracy, dtype: torch.dtype) -> Auto:
         return replace(self, accuracy=accuracy)
 
     def tolerance(self, dtype: torch.dtype, n: int) -> float:
-        method = None if self.accuracy == "full" else self._polynomials(dtype)
-        return super().tolerance(dtype, n) if method is None else method.tolerance(dtype, n)
+        full = super().tolerance(dtype, n)
+        return full if self.accuracy == "full" else max(full, float(self.accuracy))
 
     def floor(self, dtype: torch.dtype) -> float:
-        method = None if self.accuracy == "full" else self._polynomials(dtype)
-        return super().floor(dtype) if method is None else method.floor(dtype)
+        full = super().floor(dtype)
+        if self.accuracy == "full" or self.accuracy < _FINEST_POLYNOMIAL:
+            return full
+        return max(full, min(_FLOOR, float(self.accuracy)))
 
     def iterate(self, X: Tensor) -> Iterate:
-        method = self._choose(X.shape[-2], X.shape[-1], X.dtype, X.device).method
-        return method.iterate(X)._replace(method=method.name)
+        method = self._choose(X.shape[-1], X.dtype, X.device).method
+        work = method.working_dtype(X.dtype)
+        iterate = method.iterate(X.to(work))
+        return iterate._replace(unitary=iterate.unitary.to(X.dtype), method=method.name)

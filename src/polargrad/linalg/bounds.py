@@ -12,7 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
-__all__ = ["largest_eigenvalue", "norm_bound", "smallest_eigenvalue"]
+__all__ = ["largest_eigenvalue", "norm_bound", "smallest_eigenvalue", "spectral_norm"]
 
 _VECTORS = 8
 _ITERATIONS = 4
@@ -58,6 +58,21 @@ def largest_eigenvalue(G: Tensor) -> Tensor:
     value = torch.zeros(G.shape[0], dtype=V.real.dtype, device=G.device)
     for _ in range(_ITERATIONS):
         V, value = _unit_columns(G @ V)
+    return value
+
+
+def spectral_norm(X: Tensor) -> Tensor:
+    """An estimate, from below, of ||X||_2 for each matrix of the batch X (k, m, n), by power iteration on X^H X.
+
+    Example:
+        >>> round(spectral_norm(torch.diag(torch.tensor([1.0, -4.0]))[None]).item(), 3)
+        4.0
+    """
+    V, _ = _unit_columns(_start(X.shape[-1], X.dtype, X.device).expand(X.shape[0], -1, -1))
+    value = torch.zeros(X.shape[0], dtype=V.real.dtype, device=X.device)
+    for _ in range(_ITERATIONS):
+        W, value = _unit_columns(X @ V)
+        V, _ = _unit_columns(X.mH @ W)
     return value
 
 

@@ -106,7 +106,9 @@ class DoubleGram(PolarMethod):
             Y, S = X, R
         else:
             Y, S = preconditioned_qr(X, R)
-            P, steps = orthonormalize((S @ (R / size)).to(X.dtype), lower, extra_steps=_EXTRA_STEPS)
+            T = (S @ (R / size)).mH.to(X.dtype)
+            P, steps = orthonormalize(T, lower, extra_steps=_EXTRA_STEPS)
+            P = P.mH
         Z = torch.linalg.solve_triangular(S, P.to(S.dtype), upper=True)
         return Iterate(product(Y, Z.to(X.dtype)), steps)
 

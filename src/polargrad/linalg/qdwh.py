@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polargrad.linalg.bounds import largest_eigenvalue, norm_bound
+from polargrad.linalg.bounds import largest_eigenvalue, norm_bound, spectral_norm
 from polargrad.linalg.coefficients import CUBIC, QUINTIC
 from polargrad.linalg.kernels import gram, hermitian_product, product
 from polargrad.linalg.method import Iterate, PolarMethod, register
@@ -24,6 +24,8 @@ _CHOLESKY_WEIGHT = 100.0
 # Between the two weights it is enough to form and factor I + c X^H X in float64 and to solve in float32, whose error
 # is sqrt(c) eps in directions that hardly count for the backward error: measured 0.8e-6 at c = 315.
 _DOUBLE_SOLVE_WEIGHT = 1000.0
+# Times the estimate of the norm.
+_NORM_MARGIN = 1.1
 # Weights up to this one keep c eps below 1e-4 in float64: I + c X^H X is then safely positive definite.
 _DOUBLE_CHOLESKY_WEIGHT = 1e11
 
@@ -115,7 +117,7 @@ def orthonormalize(X: Tensor, lower: float, G: Tensor | None = None, *, extra_st
     Source: Nakatsukasa, Bai, Gygi (2010), eq. (3.10); Higham (2008), problem 8.20 for the quintic.
     """
     eps = torch.finfo(X.dtype).eps
-    near = (0.4 * eps) ** (1 / 3)
+    near = (0.6 * eps) ** (1 / 3)
     weights = halley_weights(lower, near)
     for index, (a, b, c) in enumerate(weights):
         X = _halley_step(X, a, b, c, G if index == 0 else None)
@@ -146,8 +148,9 @@ class QDWH(PolarMethod):
             A number stops after so many Halley steps and polishes by one cubic Newton-Schulz step, converged or not.
             Two in float32 are the setting of the PolarGrad paper's matrix experiments, and leave the singular values
             in about [0.73, 1].
-        lower_bound: l0, lower bound on sigma_min / sqrt(||A||_1 ||A||_inf); None is eps of the working dtype. Singular
-            values below it go to a value in [0, 1].
+        lower_bound: l0, lower bound on sigma_min / ||A||_2, where ||A||_2 is estimated when run to convergence and
+            bounded by sqrt(||A||_1 ||A||_inf) with `max_steps`; None is eps of the working dtype. Singular values
+            below it go to a value in [0, 1].
 
     Source: Nakatsukasa, Bai, Gygi, SIAM J. Matrix Anal. Appl. 31 (2010), eq. (3.10); Nakatsukasa and Higham (2013).
     """
@@ -175,10 +178,13 @@ class QDWH(PolarMethod):
             # [sqrt(c) R; I] without row sorting is unstable (skewness 1e-12 for Hilbert matrices); columns are not.
             Q, R = torch.linalg.qr(X)
             X = R.mH
-        X = _scale(X, bound)
         if self.max_steps is None:
-            X, steps = orthonormalize(X, lower)
+            # The bound can be n^(1/2) times the norm. An estimate from below with a margin keeps more of the small
+            # singular values above `lower`; large ones may end a little above 1, where the iteration is harmless.
+            bound = torch.minimum(bound, _NORM_MARGIN * spectral_norm(X))
+            X, steps = orthonormalize(_scale(X, bound), lower)
         else:
+            X = _scale(X, bound)
             weights = halley_weights(lower, 10 * eps)[: self.max_steps]
             for a, b, c in weights:
                 X = _halley_step(X, a, b, c)

@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from polargrad.linalg import SVD, Auto, PolarExpress, polar, polar_factor
+from polargrad.linalg.auto import Choice
+from polargrad.linalg.double_gram import DoubleGram
+from tests.assertions import assert_polar_factor
+from tests.matrices import make, with_singular_values
+
+NAMES = ["gaussian", "log-1e6", "log-1e12", "rank-deficient", "hilbert", "graded", "scaled-1e30", "scaled-1e-30"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", [(10, 10), (60, 60), (200, 40), (40, 200)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_full_accuracy_everywhere(name, shape, dtype):
+    A = make(name, shape[0], shape[1], dtype, (2,))
+    assert_polar_factor(A, polar_factor(A))
+
+
+def test_double_precision_at_condition_1e14():
+    A = with_singular_values(90, 60, torch.logspace(0, -14, 60, dtype=torch.float64), torch.float64, seed=1)
+    assert_polar_factor(A, polar_factor(A))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_works_in_single(dtype):
+    A = make("gaussian", 60, 40, dtype)
+    U = polar_factor(A)
+    assert U.dtype == dtype
+    assert torch.equal(U, polar_factor(A.float()).to(dtype))
+
+
+@pytest.mark.parametrize("accuracy", [0.3, 1e-1, 1e-2, 1e-3, 1e-4])
+def test_an_asked_accuracy_is_kept_above_the_floor(accuracy):
+    A = with_singular_values(120, 60, torch.logspace(0, -2, 60, dtype=torch.float64), torch.float64, seed=1).float()
+    sigma = torch.linalg.svdvals(polar_factor(A, accuracy=accuracy))
+    assert (sigma - 1).abs().max() <= accuracy
+
+
+def test_muon_like_accuracy_is_half_precision_products():
+    for shape, dtype in (((768, 768), torch.float32), ((768, 3072), torch.bfloat16), ((90, 30), torch.float64)):
+        method = Auto(accuracy=0.3).explain(shape, dtype).method
+        assert isinstance(method, PolarExpress)
+        assert method.dtype == "bfloat16"
+
+
+def test_a_device_that_lives_on_products_gets_them_at_every_accuracy_they_reach():
+    coarse, fine, finest = (Auto(accuracy=a).explain((500, 500), device="cuda").method for a in (1e-1, 1e-3, 1e-6))
+    assert isinstance(coarse, PolarExpress)
+    assert isinstance(fine, PolarExpress)
+    assert coarse.max_steps < fine.max_steps
+    assert finest == DoubleGram()
+
+
+def test_more_than_was_asked_is_said():
+    assert "full accuracy" in str(Auto(accuracy=1e-3).explain((500, 500)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "kind"),
+    [
+        ((1000, 1000), torch.float32, DoubleGram),
+        ((8, 768, 3072), torch.bfloat16, DoubleGram),
+        ((1000, 1000), torch.complex64, DoubleGram),
+        ((1000, 1000), torch.float64, SVD),
+        ((1000, 3), torch.float32, SVD),
+    ],
+    ids=str,
+)
+def test_what_it_says_is_what_runs(shape, dtype, kind):
+    choice = Auto().explain(shape, dtype)
+    assert isinstance(choice.method, kind)
+    assert choice.reason in str(choice)
+    small = (*shape[:-2], *(min(side, 30) for side in shape[-2:]))
+    assert polar(torch.ones(small, dtype=dtype)).stats["method"] == Auto().explain(small, dtype).method.name
+
+
+def test_explain_takes_a_tensor_and_overrides():
+    A = torch.randn(100, 50, dtype=torch.float64)
+    assert Auto().explain(A) == Auto().explain((100, 50), torch.float64)
+    assert Auto().explain(A, torch.float32).method == DoubleGram()
+    assert "off the CPU" in Auto().explain(A, torch.float32, "cuda").reason
+    assert isinstance(Auto().explain(A), Choice)
+    with pytest.raises(ValueError, match="matrix"):
+        Auto().explain((5,))
+
+
+def test_an_accuracy_beyond_the_polynomials_is_full_accuracy_and_never_less():
+    assert Auto(accuracy=1e-6).explain((500, 500)).method == DoubleGram()
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 1.0, -1, "best", True])
+def test_options_are_checked(accuracy):
+    with pytest.raises(ValueError, match="accuracy"):
+        Auto(accuracy=accuracy)

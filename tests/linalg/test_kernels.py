@@ -1,0 +1,84 @@
+"""The structured products against their plain twins, above and below the size where they start to be blocked."""
+
+import pytest
+import torch
+
+from polargrad.linalg.kernels import (
+    gram,
+    gram_plain,
+    hermitian_product,
+    product,
+    solve_with_gram,
+    solve_with_gram_plain,
+)
+from polargrad.linalg.kernels.symmetric import row_panels
+from tests.assertions import assert_close, assert_unmodified
+
+SHAPES = [(1, 7, 5), (3, 40, 33), (1, 700, 257), (2, 300, 300), (1, 5000, 260)]
+DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
+
+
+def double(dtype):
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gram_is_its_plain_twin_in_either_precision(shape, dtype):
+    X = torch.randn(shape, dtype=dtype)
+    before = X.clone()
+    for work in (dtype, double(dtype)):
+        G = gram(X, work)
+        assert G.dtype == work
+        assert_close(G, gram_plain(X, work), shape[-1])
+    assert_unmodified(X, before)
+
+
+def test_gram_takes_a_transposed_view():
+    X = torch.randn(1, 300, 900).mT
+    assert_close(gram(X, torch.float64), gram_plain(X, torch.float64), 300)
+
+
+def test_gram_in_double_keeps_what_single_loses():
+    X = torch.randn(1, 400, 300)
+    exact = gram_plain(X, torch.float64)
+    single = (gram(X).double() - exact).norm() / exact.norm()
+    assert (gram(X, torch.float64) - exact).norm() / exact.norm() < 1e-14 < single
+
+
+@pytest.mark.parametrize("n", [30, 300])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_product_of_commuting_hermitian_matrices(n, dtype):
+    G = gram_plain(torch.randn(2, n + 5, n, dtype=dtype))
+    C = hermitian_product(G, G)
+    assert_close(C, G @ G)
+    assert_close(C, C.mH)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_a_product_with_a_double_factor_rounds_once(shape, dtype):
+    X = torch.randn(shape, dtype=dtype)
+    S = torch.randn(shape[0], shape[2], 4, dtype=double(dtype))
+    assert torch.equal(product(X, S), (X.to(S.dtype) @ S).to(dtype)) or shape[2] > 256
+    assert_close(product(X, S), X.to(S.dtype) @ S, 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_the_solve_is_its_plain_twin_and_hands_back_the_gram_matrix_of_its_result(shape, dtype):
+    X = torch.randn(shape, dtype=dtype)
+    n = shape[-1]
+    R = torch.randn(shape[0], n, n, dtype=dtype).triu() / n + torch.eye(n)
+    Y, G = solve_with_gram(X, R)
+    plain, _ = solve_with_gram_plain(X, R)
+    assert_close(Y, plain)
+    assert_close(Y @ R, X)
+    assert_close(G, Y.mH @ Y)
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (1000, 1000), (50304, 768), (5, 2000), (99991, 300)])
+def test_row_panels_cover_every_row_once(m, n):
+    panels = row_panels(m, n, 8)
+    assert [panel.start for panel in panels[1:]] == [panel.stop for panel in panels[:-1]]
+    assert (panels[0].start, panels[-1].stop) == (0, m)
