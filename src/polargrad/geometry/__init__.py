@@ -3,7 +3,8 @@
 from polargrad.geometry.base import Geometry, inner
 from polargrad.geometry.entrywise import Entrywise
 from polargrad.geometry.frobenius import Frobenius
+from polargrad.geometry.onesided import LeftPolar, RightPolar
 from polargrad.geometry.rows import Columns, Rows
 from polargrad.geometry.spectral import Spectral
 
-__all__ = ["Columns", "Entrywise", "Frobenius", "Geometry", "Rows", "Spectral", "inner"]
+__all__ = ["Columns", "Entrywise", "Frobenius", "Geometry", "LeftPolar", "RightPolar", "Rows", "Spectral", "inner"]

@@ -44,6 +44,9 @@ class Geometry(ABC):
     def squared_length(self, m: int, n: int) -> float:
         """||lmo(G)||_F^2 for a G (m, n) in general position: the rank for the spectral norm, 1 for Frobenius."""
 
+    def check_shape(self, m: int, n: int) -> None:  # noqa: B027 - most geometries take every shape
+        """Raise ValueError if matrices (m, n) are not for this geometry."""
+
     def dual_norm(self, G: Tensor) -> Tensor:
         """||G||_* of each matrix, shape batch."""
         return inner(G, self.lmo(G))

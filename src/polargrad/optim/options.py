@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polargrad.geometry import Columns, Entrywise, Frobenius, Geometry, Rows, Spectral
+from polargrad.geometry import Columns, Entrywise, Frobenius, Geometry, LeftPolar, RightPolar, Rows, Spectral
 from polargrad.linalg import PolarMethod, resolve_method
 from polargrad.linalg.method import Accuracy
 from polargrad.optim.matrix_view import matrix_view
@@ -29,7 +28,9 @@ __all__ = [
     "plain_method",
 ]
 
-GEOMETRIES: dict[str, type[Geometry]] = {cls.name: cls for cls in (Spectral, Rows, Columns, Entrywise, Frobenius)}
+GEOMETRIES: dict[str, type[Geometry]] = {
+    cls.name: cls for cls in (Spectral, LeftPolar, RightPolar, Rows, Columns, Entrywise, Frobenius)
+}
 _PARAMETER_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "rule": ("polar", "adamw"),
@@ -65,8 +66,11 @@ def plain_method(method: str | PolarMethod | Mapping[str, Any]) -> str | dict[st
     raise TypeError(f"method must be a name, a PolarMethod or a mapping with 'name', got {type(method).__name__}")
 
 
-@lru_cache(maxsize=256)
-def _geometry(
+# Made when a group is checked; a step only looks them up, which a compiled step can do too.
+_MADE: dict[tuple[Any, ...], Geometry] = {}
+
+
+def _make_geometry(
     name: str,
     method: str | tuple[tuple[str, Any], ...],
     max_steps: int | None,
@@ -91,8 +95,11 @@ def geometry_of(group: Mapping[str, Any], dtype: torch.dtype = torch.float64) ->
         ValueError: the method does not exist, or cannot reach the asked accuracy in `dtype`.
     """
     method = group["method"]
-    key = method if isinstance(method, str) else tuple(sorted(method.items()))
-    return _geometry(group["geometry"], key, group["max_steps"], group["accuracy"], dtype)
+    plain = method if isinstance(method, str) else tuple(sorted(method.items()))
+    key = (group["geometry"], plain, group["max_steps"], group["accuracy"], dtype)
+    if key not in _MADE:
+        _MADE[key] = _make_geometry(*key)
+    return _MADE[key]
 
 
 def momentum_of(group: Mapping[str, Any]) -> Momentum:
@@ -182,8 +189,9 @@ def check_parameters(group: Mapping[str, Any]) -> None:
                 "(float16, bfloat16, float32, float64) are supported"
             )
         if group["rule"] == "polar":
+            geometry = geometry_of(group, momentum_dtype(group, p))
             try:
-                matrix_view(p.shape, group)
+                for _, m, n in matrix_view(p.shape, group).batches:
+                    geometry.check_shape(m, n)
             except ValueError as error:
                 raise ValueError(f"{parameter_name(group, position)}: {error}") from None
-            geometry_of(group, momentum_dtype(group, p))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -59,8 +59,9 @@ class PolarGrad(torch.optim.Optimizer):
         alpha: exponent in [0, 1] on the nuclear norm.
         scale_base: "rms", "spectral" or "none", what "adaptive-nuclear" multiplies.
         scale_beta: decay of its running mean square.
-        geometry: the norm: "spectral" (polar factor), "rows", "columns", "entrywise" (sign) or "frobenius"; the nuclear
-            norm above is then that geometry's dual norm.
+        geometry: the norm: "spectral" (polar factor), "left-polar" and "right-polar" (the same through the Gram matrix
+            of the rows or columns, for very wide and very tall matrices), "rows", "columns", "entrywise" (sign) or
+            "frobenius"; the nuclear norm above is then that geometry's dual norm.
         method: name of the polar method or a `PolarMethod`; "newton-schulz" with `max_steps=5` is Muon's, "qdwh" with
             `max_steps=2` the paper's.
         max_steps: limit on the iterations of the polar method.
@@ -75,6 +76,10 @@ class PolarGrad(torch.optim.Optimizer):
             counts it in `skipped`; "raise" stops before anything is stepped and names the parameter.
         capturable: never ask the device for a number, on a CPU too; wanted for CUDA graphs.
         workspace: bound in bytes on the matrices that are stacked into one batch for the polar method.
+        layout: how the parameters of a group store their matrices, "auto", "transposed", "convolution" or
+            "transposed-convolution" (`matrix_view`); wanted in groups, like the next two.
+        split: sizes of matrices that are stored one below the other, such as [q, k, v].
+        heads: how many heads of equal size each of them is cut into.
         rule: "polar" or "adamw", wanted in groups.
         betas: of AdamW groups.
         eps: of AdamW groups.
@@ -122,6 +127,9 @@ class PolarGrad(torch.optim.Optimizer):
         on_nonfinite: str = "skip",
         capturable: bool = False,
         workspace: int = 2**28,
+        layout: str = "auto",
+        split: Sequence[int] | None = None,
+        heads: int | Sequence[int] = 1,
         rule: str = "polar",
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,

@@ -1,0 +1,112 @@
+"""One-sided polar factors: the small Gram matrix is all that is decomposed, for embeddings, heads and routers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from polargrad.geometry.base import Geometry
+from polargrad.linalg.kernels import gram
+
+__all__ = ["LeftPolar", "RightPolar"]
+
+
+def _inverse_square_root(S: Tensor) -> Tensor:
+    """S^{-1/2} of positive semidefinite matrices (k, n, n), zero where an eigenvalue is rounding error."""
+    values, vectors = torch.linalg.eigh(S)
+    least = S.shape[-1] * torch.finfo(S.dtype).eps * values[..., -1:]
+    roots = torch.where(values > least, values, torch.inf).rsqrt()
+    return (vectors * roots.unsqueeze(-2)) @ vectors.mH
+
+
+@dataclass(frozen=True)
+class RightPolar(Geometry):
+    """The spectral norm of a tall matrix through its columns: lmo(G) = G (G^H G)^{-1/2}, ||G||_* = ||G||_nuc.
+
+    With scale nu^alpha, alpha in [0, 1], it is the step G (G^H G)^{-1/2} nu^alpha for an embedding or head whose rows
+    are the vocabulary. In exact arithmetic this is the polar factor. The n x n Gram matrix is formed and decomposed in
+    float64: for float32 and half precision nothing is lost; in float64 singular values below 1.5e-8 sqrt(n) ||G||_2
+    count as zero (their squares are rounding error), where `Spectral("svd")` resolves them. The cost is one pass over
+    G, one product, and an eigendecomposition of n x n.
+
+    Example:
+        >>> import torch
+        >>> RightPolar().lmo(torch.tensor([[3.0, 0.0], [0.0, -4.0], [0.0, 0.0]])).tolist()
+        [[1.0, 0.0], [0.0, -1.0], [0.0, 0.0]]
+
+    Source: Lau, Long, Su, arXiv 2605.18106, one-sided polar updates.
+    """
+
+    name: ClassVar[str] = "right-polar"
+
+    def check_shape(self, m: int, n: int) -> None:
+        """Refuse a wide matrix, whose small Gram matrix is on the other side."""
+        if m < n:
+            raise ValueError(
+                f"geometry='right-polar' forms an {n} x {n} Gram matrix of a wide matrix ({m}, {n}); use 'left-polar', "
+                "which forms the smaller one"
+            )
+
+    def squared_length(self, m: int, n: int) -> float:
+        """min(m, n), the rank."""
+        return float(min(m, n))
+
+    def lmo(self, G: Tensor) -> Tensor:
+        """The polar factor of each tall matrix of G (*batch, m, n); zero on the null space of G, NaN where it is not finite.
+
+        Raises:
+            ValueError: G is wide.
+        """
+        self.check_shape(*G.shape[-2:])
+        if G.numel() == 0:
+            return torch.zeros_like(G)
+        X = G.flatten(0, -3) if G.ndim > 2 else G.unsqueeze(0)
+        work = torch.float32 if X.dtype in (torch.float16, torch.bfloat16) else X.dtype
+        # A power of two does not round, and keeps the squares of tiny and huge entries in range.
+        largest = X.abs().amax((-2, -1), keepdim=True).to(torch.float64)
+        exponent = torch.frexp(torch.where(largest.isfinite(), largest, 1.0)).exponent.clamp(-1000, 1000)
+        X = (X * torch.ldexp(torch.ones_like(largest), -exponent)).to(work)
+        S = gram(X, torch.complex128 if X.is_complex() else torch.float64)
+        finite = S.isfinite().all(-1).all(-1)[:, None, None]
+        root = torch.where(finite, _inverse_square_root(torch.where(finite, S, 0.0)), torch.nan)
+        U = X @ root.to(work)
+        return U.to(G.dtype).reshape(G.shape)
+
+
+@dataclass(frozen=True)
+class LeftPolar(Geometry):
+    """The spectral norm of a wide matrix through its rows: lmo(G) = (G G^H)^{-1/2} G, the transpose of `RightPolar`.
+
+    Example:
+        >>> import torch
+        >>> LeftPolar().dual_norm(torch.tensor([[3.0, 0.0, 0.0], [0.0, -4.0, 0.0]])).item()
+        7.0
+
+    Source: Lau, Long, Su, arXiv 2605.18106, one-sided polar updates.
+    """
+
+    name: ClassVar[str] = "left-polar"
+
+    def check_shape(self, m: int, n: int) -> None:
+        """Refuse a tall matrix, whose small Gram matrix is on the other side."""
+        if m > n:
+            raise ValueError(
+                f"geometry='left-polar' forms an {m} x {m} Gram matrix of a tall matrix ({m}, {n}); use 'right-polar', "
+                "which forms the smaller one"
+            )
+
+    def squared_length(self, m: int, n: int) -> float:
+        """min(m, n), the rank."""
+        return float(min(m, n))
+
+    def lmo(self, G: Tensor) -> Tensor:
+        """The polar factor of each wide matrix of G (*batch, m, n); zero on the null space of G.
+
+        Raises:
+            ValueError: G is tall.
+        """
+        self.check_shape(*G.shape[-2:])
+        return RightPolar().lmo(G.mH).mH
