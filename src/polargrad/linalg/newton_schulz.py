@@ -68,16 +68,15 @@ def accuracy_class(schedule: tuple[Coefficients, ...], least: float) -> tuple[fl
 class PolynomialMethod(PolarMethod):
     """A method with a fixed schedule of odd polynomials: only products, no host synchronization."""
 
-    max_steps: int
     dtype: str | None
 
     @abstractmethod
-    def schedule(self) -> tuple[Coefficients, ...]:
-        """The row (a, b, c) of each step."""
+    def schedule(self, dtype: torch.dtype) -> tuple[Coefficients, ...]:
+        """The row (a, b, c) of each step for work in `dtype`."""
 
-    def _check_steps_and_dtype(self) -> None:
-        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ValueError(f"max_steps must be a positive integer, got {self.max_steps!r}")
+    def _check_steps_and_dtype(self, steps: int | None) -> None:
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"max_steps must be a positive integer, got {steps!r}")
         if self.dtype not in (None, "bfloat16", "float16"):
             raise ValueError(f"dtype must be 'bfloat16', 'float16' or None, got {self.dtype!r}")
 
@@ -90,7 +89,7 @@ class PolynomialMethod(PolarMethod):
         return getattr(torch, self.dtype)
 
     def floor(self, dtype: torch.dtype) -> float:
-        return accuracy_class(self.schedule(), torch.finfo(dtype).eps)[0]
+        return accuracy_class(self.schedule(dtype), torch.finfo(dtype).eps)[0]
 
     def tolerance(self, dtype: torch.dtype, n: int) -> float:
         # Products of half-precision matrices accumulate in float32: what remains is the rounding of the entries,
@@ -100,12 +99,12 @@ class PolynomialMethod(PolarMethod):
         return self._deviation(dtype) + rounding
 
     def _deviation(self, dtype: torch.dtype) -> float:
-        return accuracy_class(self.schedule(), torch.finfo(dtype).eps)[1]
+        return accuracy_class(self.schedule(dtype), torch.finfo(dtype).eps)[1]
 
     def iterate(self, X: Tensor) -> Iterate:
-        bounds = image(self.schedule(), self.floor(X.dtype))
-        U = iterate_polynomials(normalize_frobenius(X), self.schedule())
-        return Iterate(U, steps=self.max_steps, bounds=bounds)
+        rows = self.schedule(X.dtype)
+        U = iterate_polynomials(normalize_frobenius(X), rows)
+        return Iterate(U, steps=len(rows), bounds=image(rows, self.floor(X.dtype)))
 
 
 @register
@@ -140,7 +139,7 @@ class NewtonSchulz(PolynomialMethod):
     dtype: str | None = "bfloat16"
 
     def __post_init__(self) -> None:
-        self._check_steps_and_dtype()
+        self._check_steps_and_dtype(self.max_steps)
         check_coefficients(self.coefficients)
 
     @classmethod
@@ -177,5 +176,5 @@ class NewtonSchulz(PolynomialMethod):
         rows = composition(lower_bound, max_steps, cushion=CUSHION)
         return cls(with_safety(rows, safety), max_steps, dtype)
 
-    def schedule(self) -> tuple[Coefficients, ...]:
+    def schedule(self, dtype: torch.dtype) -> tuple[Coefficients, ...]:
         return schedule_for(self.coefficients, self.max_steps)

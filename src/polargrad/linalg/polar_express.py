@@ -54,20 +54,20 @@ class PolarExpress(PolynomialMethod):
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        self._check_steps_and_dtype()
+        self._check_steps_and_dtype(self.max_steps)
         if not 0.0 < self.lower_bound < 1.0:
             raise ValueError(f"lower_bound must lie in (0, 1), got {self.lower_bound!r}")
         if not (math.isfinite(self.safety) and 1.0 <= self.safety <= 1.1):
             raise ValueError(f"safety must lie in [1, 1.1] (1 is none, 1.01 suits bfloat16), got {self.safety!r}")
 
-    def schedule(self) -> tuple[Coefficients, ...]:
+    def schedule(self, dtype: torch.dtype) -> tuple[Coefficients, ...]:
         return with_safety(composition(self.lower_bound, self.max_steps), self.safety)
 
     def floor(self, dtype: torch.dtype) -> float:
         return self.lower_bound
 
     def _deviation(self, dtype: torch.dtype) -> float:
-        low, high = image(self.schedule(), self.lower_bound)
+        low, high = image(self.schedule(dtype), self.lower_bound)
         return max(1.0 - low, high - 1.0, torch.finfo(dtype).eps)
 
     def with_accuracy(self, accuracy: Accuracy, dtype: torch.dtype) -> PolarExpress:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg.coefficients import CUBIC
+from polargrad.linalg.kernels import gram, product
 from polargrad.linalg.method import Accuracy, Iterate, PolarMethod, register
 from polargrad.linalg.newton_schulz import iterate_polynomials, normalize_frobenius
 from polargrad.linalg.zolotarev import MAX_DEGREE, Zolotarev, zolotarev_schedule
@@ -23,36 +23,12 @@ _CHOLESKY_SHIFT = 1e-3
 # The same for float32 data with the Gram matrix formed and factored in float64. The Gram matrix then differs from that
 # of X by 1e-16, as if X differed by 1e-16 / sigma <= 1e-9: far below the rounding of float32 data.
 _DOUBLE_CHOLESKY_SHIFT = 1e-14
-# Entries of double-precision copies that exist at a time (128 MB).
+# Entries of the matrices of a step that are factored together (128 MB in double precision).
 _BLOCK = 2**24
 
 
 def _double(dtype: torch.dtype) -> torch.dtype:
     return torch.complex128 if dtype.is_complex else torch.float64
-
-
-def _row_blocks(X: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The rows of X (k, m, n) in blocks, converted to `dtype`."""
-    k, _, n = X.shape
-    return (block.to(dtype) for block in X.split(max(_BLOCK // (k * n), n), dim=-2))
-
-
-def _gram(X: Tensor, dtype: torch.dtype) -> Tensor:
-    """X^H X (k, n, n), formed in `dtype`, without a copy of the whole of X."""
-    if X.dtype == dtype:
-        return X.mH @ X
-    k, _, n = X.shape
-    G = torch.zeros(k, n, n, dtype=dtype, device=X.device)
-    for block in _row_blocks(X, dtype):
-        G.baddbmm_(block.mH, block)
-    return G
-
-
-def _product(X: Tensor, P: Tensor) -> Tensor:
-    """X P, formed in the dtype of P and rounded to that of X."""
-    if X.dtype == P.dtype:
-        return X @ P
-    return torch.cat([(block @ P).to(X.dtype) for block in _row_blocks(X, P.dtype)], dim=-2)
 
 
 def _schatten4(G: Tensor) -> Tensor:
@@ -176,10 +152,10 @@ class ZoloPD(PolarMethod):
             if arithmetic == "qr":
                 X = step.scale * _qr_terms(normalize_frobenius(X) if index == 0 else X, step)
                 continue
-            G = _gram(X, _double(X.dtype) if arithmetic == "double" else X.dtype)
+            G = gram(X, _double(X.dtype) if arithmetic == "double" else X.dtype)
             size = _schatten4(G) if index == 0 else torch.ones_like(G[:, :1, :1].real)
             P, info = _cholesky_terms(G / size**2, step)
-            X = _product(X, P * (step.scale / size))
+            X = product(X, P * (step.scale / size))
             failed = failed | info
         if polish:
             X = iterate_polynomials(X, CUBIC)
