@@ -143,14 +143,15 @@ def _loss(runs: Sequence[Run], key: str, short: str, long: str) -> Figure:
     """The metric at every evaluation, the training loss faintly behind it, and the level that the baseline ended on."""
     objective = runs[0].spec.objective
     title = f"{objective.metric_label.capitalize()} against {short}"
-    canvas, axes = _axes(title)
+    canvas, axes = figure_axes(title)
     lines = []
     for index, run in enumerate(runs):
         training = [(record[key], record["loss"]) for record in run.of_kind("step") if record["loss"] is not None]
         axes.plot(*_columns(training), color=LIGHT[index % len(LIGHT)], linewidth=0.7, alpha=0.28)
         evaluations = [record for record in run.of_kind("eval") if record.get(objective.metric) is not None]
         lines += axes.plot(
-            *_columns([(record[key], record[objective.metric]) for record in evaluations]), **_line(index)
+            *_columns([(record[key], record[objective.metric]) for record in evaluations]),
+            **_line(index, len(evaluations)),
         )
     level = final_metric(baseline_of(runs))
     if level is not None and len(runs) > 1:
@@ -177,9 +178,9 @@ def _matrices(runs: Sequence[Run], key: str, name: str) -> Iterator[Figure]:
         values = [value for curve in curves for _, value in curve]
         if not values:
             continue
-        canvas, axes = _axes(f"{role}: {name} of the gradient", parameter)
-        drawn = [(index, *axes.plot(*_columns(curve), **_line(index))) for index, curve in enumerate(curves) if curve]
-        _logarithmic(axes, min(values), max(values))
+        canvas, axes = figure_axes(f"{role}: {name} of the gradient", parameter)
+        drawn = [(i, *axes.plot(*_columns(curve), **_line(i, len(curve)))) for i, curve in enumerate(curves) if curve]
+        logarithmic(axes, min(values), max(values))
         axes.set_xlabel("steps")
         axes.set_ylabel(name)
         _legend(canvas, [line for _, line in drawn], [runs[index].spec.name for index, _ in drawn])
@@ -187,8 +188,9 @@ def _matrices(runs: Sequence[Run], key: str, name: str) -> Iterator[Figure]:
         yield Figure(f"{key.replace('_', '-')}-{number}", title, f"{name.capitalize()} of the gradient", canvas)
 
 
-def _axes(title: str, subtitle: str = "") -> tuple[Canvas, Axes]:
-    canvas = Canvas(figsize=_SIZE)
+def figure_axes(title: str, subtitle: str = "", size: tuple[float, float] = _SIZE) -> tuple[Canvas, Axes]:
+    """An empty figure of our form, with its title at the left; within `style()`."""
+    canvas = Canvas(figsize=size)
     axes = canvas.add_subplot()
     canvas.suptitle(title, x=0.012, ha="left", fontsize=10, fontweight="bold", parse_math=False)
     if subtitle:
@@ -196,12 +198,13 @@ def _axes(title: str, subtitle: str = "") -> tuple[Canvas, Axes]:
     return canvas, axes
 
 
-def _line(index: int) -> dict[str, Any]:
-    """Colour, dashes and marker of the run with this number."""
+def _line(index: int, points: int) -> dict[str, Any]:
+    """Colour, dashes and marker of the run with this number; of many points some twenty are marked."""
     return {
         "color": LIGHT[index % len(LIGHT)],
         "linestyle": _DASHES[index % len(_DASHES)],
         "marker": _MARKERS[index % len(_MARKERS)],
+        "markevery": max(1, points // 20),
     }
 
 
@@ -212,6 +215,8 @@ def _legend(canvas: Canvas, lines: Sequence[Any], names: Sequence[str]) -> None:
     shortened = [name if len(name) <= 48 else name[:47] + "…" for name in names]
     lengths = [len(name) + 6 for name in shortened]
     columns = len(names) if sum(lengths) < 56 else max(1, 56 // max(lengths))
+    rows = -(-len(names) // columns)
+    canvas.set_size_inches(_SIZE[0], _SIZE[1] + 0.19 * (rows - 1))
     legend = canvas.legend(lines, ["x" * len(name) for name in shortened], loc="outside lower left", ncols=columns)
     for text, name in zip(legend.get_texts(), shortened, strict=True):
         text.set_parse_math(False)
@@ -226,7 +231,7 @@ def _hide_divergence(axes: Axes, runs: Sequence[Run]) -> None:
         axes.set_ylim(top=top)
 
 
-def _logarithmic(axes: Axes, low: float, high: float) -> None:
+def logarithmic(axes: Axes, low: float, high: float) -> None:
     """A logarithmic axis with labels that can be read, or a linear one where the values span less than a factor 3."""
     if high < 3 * low:
         return
