@@ -199,9 +199,7 @@ def adagrad_full(outer: Tensor, damping: float = 0.0) -> Dense:
 
     Source: Duchi, Hazan, Singer, JMLR 12 (2011), section 1.1.
     """
-    values, vectors = torch.linalg.eigh(outer)
-    roots = values.clamp_min(0.0).sqrt()
-    return Dense((vectors * (roots + damping * roots.max())) @ vectors.mT)
+    return Dense(_damped(symmetric_power(outer, 0.5), damping))
 
 
 def shampoo(left: Tensor, right: Tensor, damping: float = 0.0) -> Kronecker:

@@ -21,7 +21,12 @@ AT = (0, 1, 2, 3, 5, 10, 20, 30, 60, 100)
 
 
 def preconditioning(
-    out: str | Path, *, seed: int = 42, at: Sequence[int] = AT, progress: Progress = lambda stage: None
+    out: str | Path,
+    *,
+    seed: int = 42,
+    at: Sequence[int] = AT,
+    problem: Regression | None = None,
+    progress: Progress = lambda stage: None,
 ) -> Outcome:
     """Measure every optimizer of the unifying view and write a folder with records, one figure and a page.
 
@@ -29,6 +34,7 @@ def preconditioning(
         out: the new folder.
         seed: of the regression's data and first iterate.
         at: iterates to measure at.
+        problem: the regression; by default the paper's at a tenth of its size, drawn from the seed.
         progress: told the name of each optimizer as it begins.
 
     Returns:
@@ -43,7 +49,7 @@ def preconditioning(
         raise ValueError(f"at is {at}; give at least one iterate, from 0")
     from polargrad.experiments.preconditioning.figures import figure
 
-    problem = Regression.draw(seed)
+    problem = problem or Regression.draw(seed)
     begun = perf_counter()
     courses = []
     with one_thread(), StudyFolder(out, "preconditioning", {"seed": seed, "at": list(at)}) as folder:
@@ -55,19 +61,27 @@ def preconditioning(
                 folder.record("measurement", **dataclasses.asdict(measurement))
             folder.record("course", optimizer=name, gaps=course.gaps)
         lead = _lead(courses, problem)
-        section = Section("One table", _TEXT, [_described(), _measured(courses)], [figure(folder.records)])
+        section = Section(
+            "One table", (_about(problem), _COLUMNS), [_described(), _measured(courses)], [figure(folder.records)]
+        )
         summary = {"status": "finished", "kappa": problem.kappa, "seconds": perf_counter() - begun}
         page = folder.finish("The unifying view of preconditioning", lead, [section], summary)
     return Outcome(page, lead)
 
 
-_TEXT = (
-    "f(X) = ½‖A X B − C‖² with Gaussian A 100×50, B 10×25, C 100×25. The Hessian is AᵀA ⊗ B Bᵀ, its condition number "
-    "κ(A)² κ(B)². Every optimizer takes its own direction with the best step length along it, so that learning rates "
-    "play no part.",
+def _about(problem: Regression) -> str:
+    (p, m), (n, q) = problem.A.shape, problem.B.shape
+    return (
+        f"f(X) = ½‖A X B − C‖² with Gaussian A {p}×{m}, B {n}×{q}, C {p}×{q}. The Hessian is AᵀA ⊗ B Bᵀ, its condition "
+        "number κ(A)² κ(B)². Every optimizer takes its own direction with the best step length along it, so that "
+        "learning rates play no part."
+    )
+
+
+_COLUMNS = (
     "Curvature after: κ(P^-½ H P^-½) for the operator P that turns the gradient into the direction. Gradient after: "
     "σ₁/σᵣ of the direction. Of the best step: the descent over the largest descent that any step no longer than this "
-    "one, measured in the optimizer's own norm, could have brought.",
+    "one, measured in the optimizer's own norm, could have brought."
 )
 
 

@@ -56,11 +56,11 @@ def theory(
         progress("every polar method at every step count")
         stages.oracles(folder, tally, generator, quadratics=1 if brief else 4, steps=4 if brief else 40)
         progress("sign descent")
-        stages.plateaus(folder, tally, generator, iterations=60 if brief else 800)
+        stages.plateaus(folder, tally, generator, iterations=20 if brief else 800)
         progress("null gradients")
         stages.consistency(folder, generator)
         progress("noise")
-        stages.noise_floors(folder, tally, generator, horizon=0.5 if brief else 5.0)
+        stages.noise_floors(folder, tally, generator, horizon=0.1 if brief else 5.0)
         lead = _lead(folder.records, tally, quadratics)
         summary = {
             "status": "finished",

@@ -121,7 +121,7 @@ class Descent:
     @property
     def guaranteed_rate(self) -> float:
         """Geometric mean of the theorem's factors."""
-        logs = torch.tensor([step.factor for step in self.steps], dtype=torch.float64).log()
+        logs = torch.tensor([step.factor for step in self.steps], dtype=torch.float64).clamp_min(0.0).log()
         return float(logs.mean().exp())
 
 

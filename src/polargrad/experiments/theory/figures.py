@@ -89,7 +89,7 @@ def _rates(records: Records) -> Figure:
         points = [
             (1.0 - record["guaranteed_rate"], 1.0 - record["measured_rate"])
             for record in records
-            if (record["claim"] == "exact") == (claim == "exact")
+            if (record["claim"] == "exact") == (claim == "exact") and record["measured_rate"] is not None
         ]
         if points:
             axes.plot(

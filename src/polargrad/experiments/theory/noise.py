@@ -58,6 +58,10 @@ def _sampler(noise: str, shape: tuple[int, int], generator: torch.Generator) -> 
     def gaussian(replicas: int, sigma: float) -> Tensor:
         return sigma / math.sqrt(m * n) * torch.randn(replicas, m, n, dtype=torch.float64, generator=generator)
 
+    if noise == "gaussian":
+        return gaussian
+    if min(m, n) < 2:
+        raise ValueError(f"skewed noise lives on two rows and two columns; a {m} x {n} matrix has not as many")
     points = torch.zeros(3, m, n, dtype=torch.float64)
     points[:, 0, 0] = torch.tensor([2.0, -1.0, -1.0], dtype=torch.float64)
     points[:, 1, 1] = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
@@ -66,7 +70,7 @@ def _sampler(noise: str, shape: tuple[int, int], generator: torch.Generator) -> 
         drawn = torch.randint(3, (replicas,), generator=generator)
         return sigma * math.sqrt(3.0 / 8.0) * points[drawn]
 
-    return {"gaussian": gaussian, "skewed": skewed}[noise]
+    return skewed
 
 
 def skewed_bias_gap(quadratic: Quadratic, sigma: float) -> float:
@@ -102,7 +106,7 @@ def floors(
         horizon: iterations at each setting in units of the longest time scale 1 / (gamma mu).
 
     Raises:
-        ValueError: unknown noise or optimizer, or a step outside its range.
+        ValueError: unknown noise or optimizer, a step outside its range, or skewed noise without two rows and columns.
     """
     if noise not in NOISES or optimizer not in ("PolarSGD", "SGD"):
         raise ValueError(f"noise is {noise!r} and optimizer {optimizer!r}; give one of {NOISES} and PolarSGD or SGD")
