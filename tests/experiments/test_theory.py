@@ -195,6 +195,49 @@ def test_the_step_needs_no_rank():
         assert b.gap == pytest.approx(a.gap, rel=1e-12)
 
 
+def test_the_range_of_steps_is_sharp():
+    """On f = L ||X||_F^2 / 2 from X = I a step multiplies X by 1 - gamma L r: descent for gamma < 2 / (L r) alone."""
+    L, r = 3.0, 4
+    X = torch.eye(r, dtype=torch.float64)
+    for factor, descends in ((1.99, True), (2.01, False)):
+        after = X - factor / (L * r) * Spectral("svd").sharp(L * X)
+        assert bool(after.square().sum() < X.square().sum()) is descends
+
+
+def test_where_the_spectral_norm_beats_gradient_descent():
+    """One entry of curvature L among entries of mu: <D, H D> <= L + (r - 1) mu for ||D||_2 <= 1, far below r L.
+
+    With gamma = 1 / (L + (r - 1) mu) the factor is 1 - (nu / ||G||_F)^2 mu / (L + (r - 1) mu), up to r times the
+    progress of gradient descent's 1 - mu / L; while the singular values of G are alike, most of it.
+    """
+    r, kappa = 8, 200.0
+    W = torch.full((r, r), 1.0 / kappa, dtype=torch.float64)
+    W[0, 0] = 1.0
+    start = torch.randn(r, r, dtype=torch.float64, generator=_generator())
+    start[0, 0] = 0.0
+    geometry = Spectral("svd")
+
+    def steps_to(fraction, move):
+        X, target = start, fraction * float((W * start.square()).sum())
+        for k in range(10_000):
+            gap = float((W * X.square()).sum())
+            if gap <= target:
+                return k
+            G = W * X
+            X = X - move(G)
+            after, nu = float((W * X.square()).sum()), float(geometry.dual_norm(G))
+            if move is polar:
+                promised = 1.0 - nu**2 / float(G.square().sum()) / kappa / (1.0 + (r - 1) / kappa)
+                assert after <= promised * gap * (1 + 100 * EPS)
+        return None
+
+    def polar(G):
+        return geometry.sharp(G) / (1.0 + (r - 1) / kappa)
+
+    assert 2 * steps_to(0.1, polar) < steps_to(0.1, lambda G: G)
+    assert steps_to(1e-4, polar) < steps_to(1e-4, lambda G: G)
+
+
 def test_formulas():
     assert descent_factor(10.0, 2) == pytest.approx(0.95)
     assert descent_factor(10.0, 2, eps=0.5, delta=1.0) == pytest.approx(1 - 0.25 / 80)

@@ -195,8 +195,8 @@ def check(run: Descent) -> Check:
     """Compare a run with everything that the theorems and its oracle claim.
 
     "rate": Delta_{k+1} <= factor_k Delta_k. "product": Delta_k <= prod factor_j Delta_0. "exact rate", for exact
-    oracles: the same with 1 - 1 / (r kappa) and 1 - 1 / (kappa_G^2 kappa). "nuclear", "norm": eps and delta are
-    rounding where claimed. "symmetry", "definiteness": of U~^T G. "finite": the run came to an end.
+    oracles: the same with 1 - 1 / (r kappa) and 1 - 4 kappa_G / ((1 + kappa_G)^2 kappa). "nuclear", "norm": eps and
+    delta are rounding where claimed. "symmetry", "definiteness": of U~^T G. "finite": the run came to an end.
 
     The rates alone cannot tell a wrong factor from a right one: X - gamma <G, U~> U~ descends along any U~ at all, and
     does not change with its sign. The claims about the oracle can.
@@ -225,7 +225,8 @@ def check(run: Descent) -> Check:
             exact = descent_factor(quadratic.kappa, step.rank)
             if after > quadratic.floor or after != after:
                 require("exact rate", k, after, (exact + rounding) * step.gap)
-                by_gradient = descent_factor(quadratic.kappa, step.gradient_kappa**2)
+                spread = (1.0 + step.gradient_kappa) ** 2 / (4.0 * step.gradient_kappa)
+                by_gradient = descent_factor(quadratic.kappa, spread)
                 require("exact rate", k, after, (by_gradient + rounding) * step.gap)
             require("norm", k, abs(step.delta), 10.0 * _EPS * dimension)
         if run.oracle.claim != "function":
