@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from polargrad import geometry
 from polargrad.linalg import PolarMethod, PolarResult, Status, polar, polar_factor
-from polargrad.optim import PolarGrad, parameter_groups
+from polargrad.optim import PolarGrad, describe_groups, parameter_groups
 
 __version__ = version("polargrad")
 
@@ -13,6 +13,7 @@ __all__ = [
     "PolarMethod",
     "PolarResult",
     "Status",
+    "describe_groups",
     "geometry",
     "parameter_groups",
     "polar",

@@ -55,7 +55,7 @@ class RightPolar(Geometry):
         return float(min(m, n))
 
     def lmo(self, G: Tensor) -> Tensor:
-        """The polar factor of each tall matrix of G (*batch, m, n); zero on the null space of G, NaN where it is not finite.
+        """The polar factor of each tall matrix of G (*batch, m, n); zero on the null space of G, NaN if not finite.
 
         Raises:
             ValueError: G is wide.

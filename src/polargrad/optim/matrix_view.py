@@ -99,7 +99,7 @@ class FusedView(MatrixView):
 
 
 def _integers(option: str, value: Any) -> tuple[int, ...]:
-    numbers = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    numbers: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     if not numbers or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in numbers):
         raise ValueError(f"{option} must be a positive integer or a list of them, got {value!r}")
     return numbers

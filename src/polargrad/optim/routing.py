@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["ROLES", "parameter_groups", "roles"]
+__all__ = ["ROLES", "Rule", "describe_groups", "parameter_groups", "roles"]
 
-ROLES = ("hidden", "embedding", "head", "conv", "expert", "vector")
+ROLES = ("hidden", "embedding", "head", "conv", "expert", "position", "vector")
 
 _MUON: dict[str, Any] = {
     "rule": "polar",
@@ -21,81 +23,260 @@ _MUON: dict[str, Any] = {
     "max_steps": 5,
 }
 _ADAMW: dict[str, Any] = {"rule": "adamw", "lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
+# Placeholders until the sweep that docs/log.md will name chooses the learning rates.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "hidden": _MUON,
     "conv": _MUON,
     "expert": _MUON,
     "embedding": _ADAMW,
     "head": _ADAMW,
+    "position": _ADAMW,
     "vector": _ADAMW,
 }
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED_CONVOLUTIONS)
+
+Predicate = str | type | tuple[type, ...] | Callable[[str, nn.Module, Tensor], bool]
+Rule = tuple[Predicate, "str | Mapping[str, Any]"]
+
+
+class _Found(NamedTuple):
+    """A trainable parameter: its first name, the modules that use it, its role and how it stores its matrices."""
+
+    name: str
+    parameter: Tensor
+    modules: list[nn.Module]
+    role: str
+    layout: str
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    """Whether it is transformers' Conv1D, a linear map with its weight stored as (in, out); imports nothing."""
+    library = sys.modules.get("transformers.pytorch_utils")
+    return library is not None and isinstance(module, library.Conv1D)
+
+
+def _owned_role(module: nn.Module, p: Tensor) -> str:
+    """The role of a parameter that no known module explains, from its shape and its neighbours."""
+    if p.ndim < 2 or p.numel() == max(p.shape):
+        return "vector"
+    # Anything with a leading dimension of one is there to be broadcast over a batch.
+    if p.shape[0] == 1:
+        return "position"
+    if p.ndim == 2 and any(q.ndim == 3 and q.shape[0] == p.shape[0] for q in module.parameters(recurse=False)):
+        return "vector"  # one bias per expert
+    return "expert" if p.ndim == 3 else "hidden"
+
+
+def _role_and_layout(
+    modules: Sequence[nn.Module], p: Tensor, output: Any, lookups: nn.Module | None
+) -> tuple[str, str]:
+    """One parameter may be used by several modules: a lookup table stays one whatever else it is tied to."""
+    # Whether it is this module's matrix, and not its bias.
+    weighing = [m for m in modules if getattr(m, "weight", None) is p]
+    tables = [m for m in weighing if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    if tables:
+        return ("embedding" if lookups is None or lookups in tables else "position"), "auto"
+    for module in weighing:
+        if module is output:
+            return "head", "auto"
+        if isinstance(module, _CONVOLUTIONS):
+            swapped = isinstance(module, _TRANSPOSED_CONVOLUTIONS)
+            return "conv", "transposed-convolution" if swapped else "convolution"
+        if _is_transposed_linear(module):
+            return "hidden", "transposed"
+        if isinstance(module, nn.Linear):
+            return "hidden", "auto"
+    role = _owned_role(modules[0], p)
+    # transformers marks experts that are stored as (experts, in, out).
+    return role, "transposed" if role == "expert" and getattr(modules[0], "is_transposed", False) else "auto"
+
+
+def _find(model: nn.Module) -> Iterator[_Found]:
+    users: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(id(parameter), []).append(module)
+    output, lookups = (_ask(model, f"get_{side}_embeddings") for side in ("output", "input"))
+    lookups = lookups if isinstance(lookups, nn.Embedding) else None
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            yield _Found(name, p, users[id(p)], *_role_and_layout(users[id(p)], p, output, lookups))
+
+
+def _ask(model: nn.Module, method: str) -> Any:
+    """What a transformers model says about itself; None where it has nothing to say."""
+    try:
+        return getattr(model, method)()
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def roles(model: nn.Module) -> dict[str, str]:
     """The role of every trainable parameter, by its qualified name; a shared parameter appears once.
 
-    "embedding": the weight of an `nn.Embedding` (a tied head included); "head": the weight of what
-    `model.get_output_embeddings()` returns, when untied; "conv": convolution kernels; "expert": 3-D weights, one
-    matrix per expert; "hidden": every other matrix; "vector": the rest (biases, norms, scalars).
+    - "embedding": the weight of an `nn.Embedding`, a tied head included. Where the model has several and says which is
+      the one of its input (`get_input_embeddings`), the others are "position": positions, segments, relative biases;
+      and so are bare parameters (1, ...) that are broadcast over the batch.
+    - "head": the weight of what `model.get_output_embeddings()` returns, when untied.
+    - "conv": convolution kernels. "expert": bare 3-D weights, one matrix per expert.
+    - "hidden": every other matrix. "vector": biases, norms, scalars, and bare parameters with one dimension above 1.
+
+    A head that the model does not tell about counts as hidden; a rule can say better.
 
     Example:
         >>> from torch import nn
         >>> roles(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3)))
         {'0.weight': 'embedding', '1.weight': 'hidden', '1.bias': 'vector'}
     """
-    by_identity: dict[int, str] = {}
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # pyright: ignore[reportCallIssue]
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor):
-            continue
-        if isinstance(module, nn.Embedding):
-            by_identity[id(weight)] = "embedding"
-        elif module is output:
-            by_identity.setdefault(id(weight), "head")
-        elif isinstance(module, _CONVOLUTIONS):
-            by_identity.setdefault(id(weight), "conv")
-    return {
-        name: by_identity.get(id(p)) or ("vector" if p.ndim < 2 else "expert" if p.ndim == 3 else "hidden")
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    }
+    return {found.name: found.role for found in _find(model)}
 
 
-def parameter_groups(model: nn.Module, **options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Groups for `PolarGrad`, one per role that the model has, in the order of `ROLES`.
+def _matches(predicate: Predicate, found: _Found) -> bool:
+    if isinstance(predicate, str):
+        return fnmatchcase(found.name, predicate)
+    if isinstance(predicate, type | tuple):
+        return any(isinstance(module, predicate) for module in found.modules)
+    if not callable(predicate):
+        raise TypeError(
+            "a rule starts with a pattern for names, a module type or a function of (name, module, parameter), "
+            f"got {predicate!r}"
+        )
+    return any(predicate(found.name, module, found.parameter) for module in found.modules)
+
+
+def _assign(found: Sequence[_Found], rules: Sequence[Rule]) -> list[int | None]:
+    """The first rule that matches each parameter; every rule must be the first for one of them."""
+    chosen: list[int | None] = []
+    matched = [0] * len(rules)
+    for one in found:
+        hits = [i for i, (predicate, _) in enumerate(rules) if _matches(predicate, one)]
+        for i in hits:
+            matched[i] += 1
+        chosen.append(hits[0] if hits else None)
+    for i, (predicate, _) in enumerate(rules):
+        if not matched[i]:
+            names = ", ".join(one.name for one in found[:8])
+            raise ValueError(f"rule {i}, {predicate!r}, matches no trainable parameter; the names begin {names}")
+        if i not in chosen:
+            raise ValueError(
+                f"rule {i}, {predicate!r}, is never the first to match: earlier rules take all of its {matched[i]} "
+                "parameters; put it before them"
+            )
+    return chosen
+
+
+def _checked_roles(names: set[str], present: set[str], what: str) -> None:
+    if unknown := names - set(ROLES):
+        raise ValueError(f"unknown role {', '.join(sorted(unknown))}{what}; roles are {', '.join(ROLES)}")
+    if absent := names - present:
+        raise ValueError(
+            f"options for {', '.join(sorted(absent))}{what}, but the model has only {', '.join(sorted(present))}"
+        )
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    rules: Sequence[Rule] = (),
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Groups for `PolarGrad`: one per role that the model has, in the order of `ROLES`, and one per rule within it.
 
     Args:
-        model: any module; parameters that need no gradient are left out.
+        model: any module; parameters that need no gradient are left out. A shared parameter is in one group.
+        rules: pairs of a predicate and what to do, of which the first that matches a parameter counts. A predicate is a
+            pattern for the qualified name ("*.wte.weight"), a module type or a tuple of types that own the parameter,
+            or a function (name, module, parameter) -> bool. What to do is a role, or a mapping of group options laid
+            over those of the role, which may name a "role" as well.
+        defaults: options per role instead of the built-in ones; a role of the model that they lack is an error.
         **options: a mapping of group options per role, laid over the role's default, for example
             `head={"rule": "polar", "lr": 0.3, "scale": "nuclear", "method": "qdwh"}`.
 
     Returns:
-        Groups with named parameters and a "role".
+        Groups with named parameters and a "role"; `describe_groups` prints them.
 
     Raises:
-        ValueError: a role that does not exist, or options for a role that the model does not have.
+        ValueError: a role that does not exist or that the model does not have; a rule that matches nothing or comes
+            too late; a parameter left over.
+        TypeError: a rule of another form.
 
     Example:
         >>> from torch import nn
-        >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
-        >>> [(g["role"], g["rule"], len(g["params"])) for g in parameter_groups(model, hidden={"lr": 0.02})]
-        [('hidden', 'polar', 1), ('embedding', 'adamw', 1), ('vector', 'adamw', 1)]
+        >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.Linear(3, 5))
+        >>> groups = parameter_groups(model, rules=[("2.weight", "head")], hidden={"lr": 0.02})
+        >>> [(g["role"], g["rule"], len(g["params"])) for g in groups]
+        [('hidden', 'polar', 1), ('embedding', 'adamw', 1), ('head', 'adamw', 1), ('vector', 'adamw', 2)]
     """
-    unknown = set(options) - set(ROLES)
-    if unknown:
-        raise ValueError(f"unknown role {', '.join(sorted(unknown))}; roles are {', '.join(ROLES)}")
-    found = roles(model)
-    absent = set(options) - set(found.values())
-    if absent:
+    found = list(_find(model))
+    rules = [(predicate, {"role": then} if isinstance(then, str) else dict(then)) for predicate, then in rules]
+    chosen = _assign(found, rules)
+    _checked_roles({then["role"] for _, then in rules if "role" in then}, set(ROLES), " in a rule")
+    own = [{} if i is None else dict(rules[i][1]) for i in chosen]
+    final = [one.get("role", f.role) for one, f in zip(own, found, strict=True)]
+    _checked_roles(set(options), set(final), "")
+    table = _DEFAULTS if defaults is None else defaults
+    if set(table) - set(ROLES):
+        _checked_roles(set(table), set(ROLES), " in defaults")
+    if left_over := [f.name for f, role in zip(found, final, strict=True) if role not in table and role not in options]:
+        missing = sorted(set(final) - set(table) - set(options))
         raise ValueError(
-            f"options for {', '.join(sorted(absent))}, but the model has only {', '.join(sorted(set(found.values())))}"
+            f"no options for {', '.join(left_over[:8])}{' and others' if len(left_over) > 8 else ''}; give those of "
+            f"{', '.join(missing)} in defaults or by keyword"
         )
-    groups = []
-    for role in ROLES:
-        named = [(name, p) for name, p in model.named_parameters() if found.get(name) == role]
-        if named:
-            groups.append({"params": named, "role": role, **_DEFAULTS[role], **options.get(role, {})})
-    return groups
+    groups: dict[tuple[int, int, str], dict[str, Any]] = {}
+    for f, rule, extra, role in zip(found, chosen, own, final, strict=True):
+        key = (ROLES.index(role), len(rules) if rule is None else rule, f.layout)
+        if key not in groups:
+            merged = {**table.get(role, {}), **options.get(role, {}), **extra}
+            layout = {"layout": f.layout} if merged.get("rule", "polar") == "polar" and f.layout != "auto" else {}
+            groups[key] = {"params": [], **layout, **merged, "role": role}
+        groups[key]["params"].append((f.name, f.parameter))
+    return [groups[key] for key in sorted(groups)]
+
+
+def describe_groups(groups: Sequence[Mapping[str, Any]]) -> str:
+    """A table of groups to print: a line for each, with its options, and its parameters by shape below it.
+
+    Args:
+        groups: from `parameter_groups`, or the `param_groups` of an optimizer.
+
+    Example:
+        >>> from torch import nn
+        >>> table = {"hidden": {"scale": "nuclear", "lr": 0.1}, "vector": {"rule": "adamw", "lr": 0.01}}
+        >>> groups = parameter_groups(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), defaults=table)
+        >>> print(describe_groups(groups))
+        hidden  2 tensors  21 numbers  polar scale=nuclear lr=0.1
+            3 x 4  0.weight
+            3 x 3  1.weight
+        vector  2 tensors  6 numbers  adamw lr=0.01
+            3  0.bias and 1 more
+        total   4 tensors  27 numbers
+    """
+    lines, tensors, numbers = [], 0, 0
+    width = max((len(str(group.get("role", ""))) for group in groups), default=0)
+    width = max(width, len("total"))
+    for group in groups:
+        named = _named(group)
+        count = sum(p.numel() for _, p in named)
+        tensors, numbers = tensors + len(named), numbers + count
+        options = [f"{k}={v}" for k, v in group.items() if k not in ("params", "param_names", "role", "rule")]
+        line = " ".join([str(group.get("rule", "polar")), *options])
+        lines.append(f"{group.get('role', '')!s:{width}}  {len(named)} tensors  {count:,} numbers  {line}")
+        shapes: dict[str, list[str]] = {}
+        for name, p in named:
+            shapes.setdefault(" x ".join(map(str, p.shape)) or "scalar", []).append(name)
+        for shape, names in shapes.items():
+            lines.append(f"    {shape}  {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
+    lines.append(f"{'total':{width}}  {tensors} tensors  {numbers:,} numbers")
+    return "\n".join(lines)
+
+
+def _named(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    parameters = list(group["params"])
+    if parameters and isinstance(parameters[0], tuple):
+        return parameters
+    names = group.get("param_names") or [f"parameter {i}" for i in range(len(parameters))]
+    return list(zip(names, parameters, strict=True))

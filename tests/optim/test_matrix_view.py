@@ -1,0 +1,128 @@
+"""Views take tensors apart and back, and the optimizer steps what they show as it would step the matrices alone."""
+
+import itertools
+
+import pytest
+import torch
+
+import polargrad
+from polargrad.optim.matrix_view import matrix_view
+
+CASES = [
+    ((6, 4), {}, [(1, 6, 4)]),
+    ((3, 6, 4), {}, [(3, 6, 4)]),
+    ((6, 4, 3, 2), {}, [(1, 6, 24)]),
+    ((6, 4, 3), {"layout": "convolution"}, [(1, 6, 12)]),
+    ((4, 6), {"layout": "transposed"}, [(1, 6, 4)]),
+    ((3, 4, 6), {"layout": "transposed"}, [(3, 6, 4)]),
+    ((1, 4, 6), {"layout": "transposed"}, [(1, 6, 4)]),
+    ((4, 6, 3, 3), {"layout": "transposed-convolution"}, [(1, 6, 36)]),
+    ((12, 4), {"split": [6, 4, 2]}, [(1, 6, 4), (1, 4, 4), (1, 2, 4)]),
+    ((12, 4), {"split": [6, 4, 2], "heads": 2}, [(2, 3, 4), (2, 2, 4), (2, 1, 4)]),
+    ((4, 12), {"layout": "transposed", "split": [6, 4, 2], "heads": [3, 2, 1]}, [(3, 2, 4), (2, 2, 4), (1, 2, 4)]),
+    ((3, 12, 4), {"split": [8, 4], "heads": [4, 1]}, [(12, 2, 4), (3, 4, 4)]),
+    ((3, 4, 12), {"layout": "transposed", "split": [8, 4]}, [(3, 8, 4), (3, 4, 4)]),
+    ((6, 4, 3), {"layout": "convolution", "heads": 2}, [(2, 3, 12)]),
+]
+
+
+@pytest.mark.parametrize(("shape", "options", "batches"), CASES)
+def test_split_merge_spread(shape, options, batches):
+    view = matrix_view(shape, options)
+    assert list(view.batches) == batches
+    tensor = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    parts = view.split(tensor)
+    assert [tuple(part.shape) for part in parts] == batches
+    assert torch.equal(view.merge(parts), tensor)
+    values = [torch.arange(1.0, part.shape[0] + 1) + 10 * i for i, part in enumerate(parts)]
+    spread = view.spread(values)
+    by_hand = view.merge([v[:, None, None] * torch.ones_like(part) for v, part in zip(values, parts, strict=True)])
+    assert torch.equal(spread.expand(shape), by_hand)
+    assert spread.numel() < tensor.numel() or tensor.numel() == len(torch.cat(values))
+
+
+def test_rows_are_the_outputs():
+    W = torch.randn(4, 12)
+    q, k, v = matrix_view((4, 12), {"layout": "transposed", "split": [6, 4, 2]}).split(W)
+    for part, columns in zip((q, k, v), (slice(0, 6), slice(6, 10), slice(10, 12)), strict=True):
+        assert torch.equal(part[0], W[:, columns].T)
+    heads = matrix_view((12, 4), {"heads": 3}).split(W.T)[0]
+    assert torch.equal(heads[1], W.T[4:8])
+    kernel = torch.randn(4, 6, 3)
+    assert torch.equal(
+        matrix_view((4, 6, 3), {"layout": "transposed-convolution"}).split(kernel)[0][0],
+        kernel.transpose(0, 1).reshape(6, 12),
+    )
+
+
+@pytest.mark.parametrize(("shape", "options", "batches"), CASES)
+@pytest.mark.parametrize("scale", ["nuclear", "adaptive-nuclear", "spectral"])
+def test_a_step_is_that_of_the_matrices_alone(shape, options, batches, scale):
+    """Nuclear norms are per matrix, never over the batch, and m / n are those of the operator."""
+    view = matrix_view(shape, options)
+    whole = torch.nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    singles = [torch.nn.Parameter(W.clone()) for part in view.split(whole.detach()) for W in part]
+    common = {"lr": 0.1, "scale": scale, "method": "svd", "weight_decay": 0.1}
+    a, b = polargrad.PolarGrad([whole], **common, **options), polargrad.PolarGrad(singles, **common)
+    for _ in range(3):
+        whole.grad = torch.randn(shape, dtype=torch.float64)
+        for p, g in zip(singles, itertools.chain.from_iterable(view.split(whole.grad)), strict=True):
+            p.grad = g.clone()
+        a.step()
+        b.step()
+    stepped = [W for part in view.split(whole.detach()) for W in part]
+    for W, p in zip(stepped, singles, strict=True):
+        torch.testing.assert_close(W, p.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_one_broken_head_is_skipped_alone():
+    W = torch.nn.Parameter(torch.ones(4, 12))
+    W.grad = torch.randn(4, 12)
+    W.grad[0, 0] = torch.nan
+    optimizer = polargrad.PolarGrad([W], lr=0.1, layout="transposed", split=[6, 6], heads=[3, 1])
+    with pytest.warns(UserWarning, match="skipped updates"):
+        optimizer.step()
+    assert torch.equal(W[:, :2], torch.ones(4, 2))
+    assert (W[:, 2:] != 1).all()
+
+
+def test_options_travel_through_a_checkpoint(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        W = torch.nn.Parameter(torch.randn(12, 4))
+        return W, polargrad.PolarGrad([{"params": [W], "split": [6, 4, 2], "heads": [3, 1, 1]}], lr=0.1)
+
+    (W, a), (V, b) = make(), make()
+    W.grad = torch.randn(12, 4)
+    a.step()
+    torch.save({"optimizer": a.state_dict(), "W": W.detach()}, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    b.load_state_dict(saved["optimizer"])
+    V.data.copy_(saved["W"])
+    V.grad = W.grad = torch.randn(12, 4)
+    a.step()
+    b.step()
+    assert torch.equal(W, V)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((4,), {}, "is no matrix"),
+        ((4, 4), {"layout": "upside-down"}, "layout must be one of"),
+        ((12, 4), {"split": [6, 4]}, r"adds up to 10.*12 rows"),
+        ((4, 12), {"split": [6, 6]}, r"has 4 rows"),
+        ((12, 4), {"split": [6, 6], "heads": [2, 2, 2]}, "one for each of the 2 parts"),
+        ((12, 4), {"heads": 5}, "12 rows cannot be cut into 5 heads"),
+        ((12, 4), {"heads": 0}, "heads must be a positive integer"),
+        ((12, 4), {"split": [12.0]}, "split must be"),
+        ((12, 4), {"split": "qkv"}, "split must be"),
+        ((2, 3, 4, 5), {"layout": "transposed"}, "transposed-convolution"),
+    ],
+)
+def test_errors(shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        matrix_view(shape, options)
+    if len(shape) > 1:
+        with pytest.raises(ValueError, match=message):
+            polargrad.PolarGrad([torch.nn.Parameter(torch.ones(shape))], **options)

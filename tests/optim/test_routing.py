@@ -1,0 +1,205 @@
+"""Roles on real transformers models, rules, and what a person reads."""
+
+import pytest
+import torch
+from torch import nn
+
+import polargrad
+from polargrad.optim.routing import ROLES, roles
+
+transformers = pytest.importorskip("transformers")
+
+
+def _meta(name, config, **options):
+    with torch.device("meta"):
+        return getattr(transformers, name)(getattr(transformers, config)(**options))
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+LAYERS = {"num_hidden_layers": 2, "num_key_value_heads": 1, "tie_word_embeddings": False}
+
+
+def gpt2(tied=True):
+    options = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 8, "tie_word_embeddings": tied}
+    return _meta("GPT2LMHeadModel", "GPT2Config", **options)
+
+
+def qwen2():
+    return _meta("Qwen2ForCausalLM", "Qwen2Config", **SMALL, **LAYERS)
+
+
+def mixtral():
+    return _meta("MixtralForCausalLM", "MixtralConfig", **SMALL, **LAYERS, num_local_experts=4)
+
+
+def qwen2_moe():
+    sizes = {"num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
+    return _meta("Qwen2MoeForCausalLM", "Qwen2MoeConfig", **SMALL, **LAYERS, **sizes)
+
+
+def gpt_oss():
+    return _meta("GptOssForCausalLM", "GptOssConfig", **SMALL, **LAYERS, num_local_experts=4, head_dim=8)
+
+
+def vit():
+    options = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    return _meta("ViTForImageClassification", "ViTConfig", **options, image_size=8, patch_size=4)
+
+
+def t5():
+    options = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    return _meta("T5ForConditionalGeneration", "T5Config", **options)
+
+
+def bert():
+    return _meta("BertForMaskedLM", "BertConfig", **SMALL, num_hidden_layers=1, max_position_embeddings=8)
+
+
+MODELS = [gpt2, qwen2, mixtral, qwen2_moe, gpt_oss, vit, t5, bert]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (gpt2, {"transformer.wte.weight": "embedding", "transformer.wpe.weight": "position",
+                "transformer.h.0.attn.c_attn.weight": "hidden", "transformer.h.0.ln_1.weight": "vector"}),
+        (lambda: gpt2(tied=False), {"transformer.wte.weight": "embedding", "lm_head.weight": "head"}),
+        (qwen2, {"model.embed_tokens.weight": "embedding", "lm_head.weight": "head",
+                 "model.layers.0.self_attn.k_proj.weight": "hidden", "model.layers.0.self_attn.k_proj.bias": "vector"}),
+        (mixtral, {"model.layers.0.mlp.experts.gate_up_proj": "expert",
+                   "model.layers.0.mlp.experts.down_proj": "expert",
+                   "model.layers.0.mlp.gate.weight": "hidden", "lm_head.weight": "head"}),
+        (qwen2_moe, {"model.layers.0.mlp.experts.down_proj": "expert",
+                     "model.layers.0.mlp.shared_expert.up_proj.weight": "hidden"}),
+        (gpt_oss, {"model.layers.0.mlp.experts.gate_up_proj": "expert",
+                   "model.layers.0.mlp.experts.gate_up_proj_bias": "vector",
+                   "model.layers.0.self_attn.sinks": "vector"}),
+        (vit, {"vit.embeddings.cls_token": "vector", "vit.embeddings.position_embeddings": "position",
+               "vit.embeddings.patch_embeddings.projection.weight": "conv", "classifier.weight": "hidden"}),
+        (t5, {"shared.weight": "embedding", "encoder.block.0.layer.0.SelfAttention.q.weight": "hidden",
+              "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "position"}),
+        (bert, {"bert.embeddings.word_embeddings.weight": "embedding",
+                "bert.embeddings.position_embeddings.weight": "position",
+                "bert.embeddings.token_type_embeddings.weight": "position",
+                "bert.encoder.layer.0.output.dense.weight": "hidden", "cls.predictions.bias": "vector"}),
+    ],
+)  # fmt: skip
+def test_roles_of_transformers_models(model, expected):
+    found = roles(model())
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_every_parameter_is_in_one_group_and_the_optimizer_takes_them(make):
+    model = make()
+    groups = polargrad.parameter_groups(model)
+    names = [name for group in groups for name, _ in group["params"]]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    assert all(p.ndim >= 2 for group in groups if group["rule"] == "polar" for _, p in group["params"])
+    optimizer = polargrad.PolarGrad(groups)
+    assert [name for group in optimizer.param_groups for name in group["param_names"]] == names
+    order = [ROLES.index(group["role"]) for group in groups]
+    assert order == sorted(order)
+
+
+def test_a_name_says_nothing():
+    class Misnamed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lm_head = nn.Linear(4, 4, bias=False)
+            self.norm = nn.Embedding(5, 4)
+            self.embedding = nn.LayerNorm(4)
+
+    assert roles(Misnamed()) == {
+        "lm_head.weight": "hidden",
+        "norm.weight": "embedding",
+        "embedding.weight": "vector",
+        "embedding.bias": "vector",
+    }
+
+
+def test_a_head_tied_by_identity_is_an_embedding_in_either_order():
+    first = nn.ModuleList([nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)])
+    first[1].weight = first[0].weight
+    last = nn.ModuleList([nn.Linear(4, 5, bias=False), nn.Embedding(5, 4)])
+    last[0].weight = last[1].weight
+    assert roles(first) == {"0.weight": "embedding"}
+    assert roles(last) == {"0.weight": "embedding"}
+
+
+def test_transposed_layouts_are_found():
+    layouts = {g["role"]: g.get("layout", "auto") for g in polargrad.parameter_groups(gpt2()) if g["rule"] == "polar"}
+    assert layouts == {"hidden": "transposed"}
+    layouts = {(g["role"], g.get("layout", "auto")) for g in polargrad.parameter_groups(gpt_oss())}
+    assert {("expert", "transposed"), ("hidden", "auto")} <= layouts
+    model = nn.Sequential(nn.Conv1d(3, 4, 5), nn.ConvTranspose2d(4, 3, 2))
+    layouts = [(g["role"], g["layout"]) for g in polargrad.parameter_groups(model) if g["rule"] == "polar"]
+    assert layouts == [("conv", "convolution"), ("conv", "transposed-convolution")]
+
+
+def test_frozen_parameters_stay_out_and_small_factors_are_matrices():
+    layer = nn.Linear(8, 8)
+    layer.requires_grad_(False)
+    adapted = nn.ModuleDict({"base": layer, "A": nn.Linear(8, 2, bias=False), "B": nn.Linear(2, 8, bias=False)})
+    groups = polargrad.parameter_groups(adapted)
+    assert [[name for name, _ in group["params"]] for group in groups] == [["A.weight", "B.weight"]]
+    assert groups[0]["role"] == "hidden"
+
+
+def test_the_first_rule_wins_and_overrides_the_role():
+    model = qwen2()
+    rules = [
+        ("*.0.*.k_proj.weight", {"lr": 1.0}),
+        (nn.Linear, {"lr": 2.0}),
+        (lambda name, module, p: p.shape == (64, 16), {"rule": "polar", "geometry": "right-polar", "alpha": 0.5,
+                                                       "scale": "nuclear"}),
+    ]  # fmt: skip
+    groups = polargrad.parameter_groups(model, rules=rules, hidden={"weight_decay": 0.1})
+    where = {name: group for group in groups for name, _ in group["params"]}
+    assert where["model.layers.0.self_attn.k_proj.weight"]["lr"] == 1.0
+    assert where["model.layers.1.self_attn.k_proj.weight"]["lr"] == 2.0
+    assert where["model.layers.1.self_attn.k_proj.weight"]["weight_decay"] == 0.1
+    assert where["lm_head.weight"]["lr"] == 2.0  # a Linear: the second rule comes first
+    assert where["lm_head.weight"]["role"] == "head"
+    assert where["model.embed_tokens.weight"]["geometry"] == "right-polar"
+    polargrad.PolarGrad(groups)
+
+
+def test_a_rule_may_name_a_role_only():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    groups = polargrad.parameter_groups(model, rules=[("1.*", "head")])
+    assert [(group["role"], group["rule"]) for group in groups] == [("embedding", "adamw"), ("head", "adamw")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rules": [("2.*", "head")]}, "matches no trainable parameter"),
+        ({"rules": [("*", {"lr": 1.0}), (nn.Linear, "head")]}, "never the first"),
+        ({"rules": [("1.*", "tail")]}, "unknown role tail in a rule"),
+        ({"tail": {}}, "unknown role tail"),
+        ({"expert": {}}, "options for expert"),
+        ({"defaults": {"hidden": {}}}, "no options for 0.weight, 1.bias.*embedding, vector"),
+        ({"defaults": {"tail": {}}}, "unknown role tail in defaults"),
+    ],
+)
+def test_errors(arguments, message):
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+    with pytest.raises(ValueError, match=message):
+        polargrad.parameter_groups(model, **arguments)
+
+
+def test_a_rule_of_another_form():
+    with pytest.raises(TypeError, match="a rule starts with"):
+        polargrad.parameter_groups(nn.Linear(2, 2), rules=[(3, "head")])
+
+
+def test_the_table_counts_everything():
+    model = gpt2()
+    groups = polargrad.parameter_groups(model)
+    count = sum(p.numel() for p in model.parameters())
+    for shown in (groups, polargrad.PolarGrad(groups).param_groups):
+        table = polargrad.describe_groups(shown)
+        assert table.splitlines()[-1].split()[-2:] == [f"{count:,}", "numbers"]
+        assert "transformer.wte.weight" in table
+        assert "layout=transposed" in table
