@@ -84,7 +84,7 @@ def gradient_factor(
     nu = dual_norms if keep is None else torch.where(keep, dual_norms, 0.0)
     if group["scope"] == "group":
         nu = nu.sum().expand(len(nu))
-        lengths = [math.fsum(r * k for r, k in zip(lengths, sizes, strict=True))] * len(sizes)
+        lengths = [sum(r * k for r, k in zip(lengths, sizes, strict=True))] * len(sizes)
     if scale == "mean-singular":
         parts = [part / r for part, r in zip(nu.split(list(sizes)), lengths, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

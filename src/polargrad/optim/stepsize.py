@@ -52,6 +52,6 @@ def step_size(
         raise ValueError("step_rule='polyak' needs the loss: call step(closure) with a closure that returns it")
     nu = dual_norms if keep is None else torch.where(keep, dual_norms, 0.0)
     slope = nu.sum().square() if together else nu.square().sum()
-    value = loss.detach().to(nu) if isinstance(loss, Tensor) else loss
-    gap = torch.as_tensor(value - group["minimum"], dtype=nu.dtype, device=nu.device).clamp_min(0.0)
+    value = loss.detach().to(nu) if isinstance(loss, Tensor) else nu.new_full((), loss)
+    gap = (value - group["minimum"]).clamp_min(0.0)
     return torch.where(slope > 0, lr * gap / slope, 0.0)
