@@ -19,8 +19,8 @@ __all__ = ["DoubleGram"]
 # Up to this condition number a product X Z in float32 with ||Z|| = 1 / sigma_min rounds no worse than other methods.
 _WELL_CONDITIONED = 16.0
 # The estimates of bounds.py are inner ones. These margins widen them by what 4 iterations leave open.
-_UPPER_MARGIN = 1.05
-_LOWER_MARGIN = 1.2
+_UPPER_MARGIN = 1.06
+_LOWER_MARGIN = 1.1
 # What an estimate that was off costs at most: quintic steps.
 _EXTRA_STEPS = 12
 # Full rank is taken for granted only where sigma_min is this much above the cut-off; else eigenvalues decide.
@@ -94,21 +94,18 @@ class DoubleGram(PolarMethod):
         return Iterate(U, steps=done.steps)
 
     def _full_rank(self, X: Tensor, G: Tensor, R: Tensor, largest: Tensor, ratio: float) -> Iterate:
-        # A power of two scales X without rounding, so that G stays its Gram matrix.
-        exponent = torch.frexp(_UPPER_MARGIN * largest).exponent
-        size = torch.ldexp(torch.ones_like(largest), exponent)[:, None, None]
-        lower = ratio * float((largest / size.flatten()).min()) / _LOWER_MARGIN
+        size = (_UPPER_MARGIN * largest)[:, None, None]
+        lower = ratio / (_UPPER_MARGIN * _LOWER_MARGIN)
         if not is_tall(X):
-            U, steps = orthonormalize(X / size.to(X.real.dtype), lower, G / size**2, extra_steps=_EXTRA_STEPS)
-            return Iterate(U, steps)
+            return Iterate(*orthonormalize(X, lower, size=size, G=G, extra_steps=_EXTRA_STEPS))
         if ratio * _WELL_CONDITIONED >= 1.0:
-            P, steps = orthonormalize((R / size).to(X.dtype), lower, G / size**2, extra_steps=_EXTRA_STEPS)
-            Y, S = X, R
+            Y, S, T = X, R, R / size
         else:
             Y, S = preconditioned_qr(X, R)
-            T = (S @ (R / size)).mH.to(X.dtype)
-            P, steps = orthonormalize(T, lower, extra_steps=_EXTRA_STEPS)
-            P = P.mH
+            T = S @ (R / size).to(X.dtype)
+        # T^H rather than T: its columns are graded, not its rows, which rounds better.
+        P, steps = orthonormalize(T.mH.to(X.dtype), lower, extra_steps=_EXTRA_STEPS)
+        P = P.mH
         Z = torch.linalg.solve_triangular(S, P.to(S.dtype), upper=True)
         return Iterate(product(Y, Z.to(X.dtype)), steps)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -21,6 +20,7 @@ from polargrad.linalg.coefficients import (
     reach,
     schedule_for,
 )
+from polargrad.linalg.kernels import gram
 from polargrad.linalg.method import Iterate, PolarMethod, register
 from polargrad.linalg.minimax import CUSHION, composition, with_safety
 
@@ -40,21 +40,22 @@ def normalize_frobenius(X: Tensor) -> Tensor:
 def iterate_polynomials(X: Tensor, schedule: tuple[Coefficients, ...]) -> Tensor:
     """Apply p_k(X) = a_k X + X (b_k G + c_k G^2) with G = X^H X, for each row of the schedule.
 
-    X is (k, m, n) with m >= n, singular values at most 1. Tall input keeps G small (n x n). A single matrix takes the
-    2-D products, which are up to a third faster than a batch of one.
+    X is (k, m, n) with m >= n, singular values at most 1. Tall input keeps G small (n x n). A square matrix is
+    multiplied from the left, as torch.optim.Muon does, so that half-precision results agree with it bit for bit.
     """
-    if X.shape[0] == 1:
-        return _iterate(X[0], schedule, torch.addmm)[None]
-    return _iterate(X, schedule, torch.baddbmm)
-
-
-def _iterate(X: Tensor, schedule: tuple[Coefficients, ...], add_product: Callable[..., Tensor]) -> Tensor:
     square = X.shape[-2] == X.shape[-1]
     for a, b, c in schedule:
-        G = X @ X.mH if square else X.mH @ X
-        P = add_product(G, G, G, beta=b, alpha=c) if c else b * G
-        X = add_product(X, P, X, beta=a) if square else add_product(X, X, P, beta=a)
+        G = gram(X.mH if square else X)
+        P = _add_product(G, G, G, beta=b, alpha=c) if c else b * G
+        X = _add_product(X, P, X, beta=a) if square else _add_product(X, X, P, beta=a)
     return X
+
+
+def _add_product(C: Tensor, A: Tensor, B: Tensor, *, beta: float, alpha: float = 1.0) -> Tensor:
+    """beta C + alpha A B; a single matrix takes the 2-D routine, which is faster than a batch of one."""
+    if C.shape[0] == 1:
+        return torch.addmm(C[0], A[0], B[0], beta=beta, alpha=alpha)[None]
+    return torch.baddbmm(C, A, B, beta=beta, alpha=alpha)
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg.bounds import largest_eigenvalue, norm_bound, spectral_norm
-from polargrad.linalg.coefficients import CUBIC, QUINTIC
+from polargrad.linalg.coefficients import CUBIC, QUINTIC, Coefficients, image
 from polargrad.linalg.kernels import gram, hermitian_product, product
 from polargrad.linalg.method import Iterate, PolarMethod, register
+from polargrad.linalg.minimax import composition
 from polargrad.linalg.newton_schulz import iterate_polynomials
 from polargrad.linalg.tall import is_tall
 
@@ -24,6 +26,13 @@ _CHOLESKY_WEIGHT = 100.0
 # Between the two weights it is enough to form and factor I + c X^H X in float64 and to solve in float32, whose error
 # is sqrt(c) eps in directions that hardly count for the backward error: measured 0.8e-6 at c = 315.
 _DOUBLE_SOLVE_WEIGHT = 1000.0
+# From this lower bound on, two quintic steps reach full accuracy in float32, and cost less than a Halley step and one
+# quintic. (From 0.63 on they leave 3e-7, half as much again as rounding does.)
+_POLYNOMIAL_BOUND = 0.675
+# Quintics are generated for lower bounds on this grid, so that they are generated a few times only.
+_GRID = 0.045
+# Times eps: the deviation from 1 that counts as rounding.
+_ROUNDING = 2.5
 # Times the estimate of the norm.
 _NORM_MARGIN = 1.1
 # Weights up to this one keep c eps below 1e-4 in float64: I + c X^H X is then safely positive definite.
@@ -35,13 +44,30 @@ def double_precision(dtype: torch.dtype) -> torch.dtype:
     return torch.complex128 if dtype.is_complex else torch.float64
 
 
-def halley_weights(lower: float, tolerance: float) -> list[tuple[float, float, float]]:
-    """The weights (a, b, c) of x (a + b x^2) / (1 + c x^2) for singular values in [lower, 1], step by step.
-
-    Stops once the lower bound has reached 1 - tolerance. Pure host arithmetic: the number of steps
-    depends on `lower` alone, so no device synchronization is needed.
+def halley_weight(lower: float) -> tuple[float, float, float]:
+    """The best (a, b, c) of x (a + b x^2) / (1 + c x^2) for singular values in [lower, 1].
 
     Source: Nakatsukasa, Bai, Gygi (2010), eq. (3.10).
+
+    Example:
+        >>> [round(weight, 9) for weight in halley_weight(1.0)]
+        [3.0, 1.0, 3.0]
+    """
+    d = (4.0 * (1.0 - lower**2) / lower**4) ** (1.0 / 3.0)
+    root = math.sqrt(1.0 + d)
+    a = root + 0.5 * math.sqrt(8.0 - 4.0 * d + 8.0 * (2.0 - lower**2) / (lower**2 * root))
+    b = (a - 1.0) ** 2 / 4.0
+    return a, b, a + b - 1.0
+
+
+def _image_of_bound(lower: float, a: float, b: float, c: float) -> float:
+    return min(lower * (a + b * lower**2) / (1.0 + c * lower**2), 1.0)
+
+
+def halley_weights(lower: float, tolerance: float) -> list[tuple[float, float, float]]:
+    """The weights step by step, until the lower bound has reached 1 - tolerance.
+
+    Pure host arithmetic: the number of steps depends on `lower` alone, so no device synchronization is needed.
 
     Example:
         >>> len(halley_weights(1e-16, 1e-15))
@@ -49,13 +75,8 @@ def halley_weights(lower: float, tolerance: float) -> list[tuple[float, float, f
     """
     weights = []
     while 1.0 - lower > tolerance:
-        d = (4.0 * (1.0 - lower**2) / lower**4) ** (1.0 / 3.0)
-        root = math.sqrt(1.0 + d)
-        a = root + 0.5 * math.sqrt(8.0 - 4.0 * d + 8.0 * (2.0 - lower**2) / (lower**2 * root))
-        b = (a - 1.0) ** 2 / 4.0
-        c = a + b - 1.0
-        weights.append((a, b, c))
-        lower = min(lower * (a + b * lower**2) / (1.0 + c * lower**2), 1.0)
+        weights.append(halley_weight(lower))
+        lower = _image_of_bound(lower, *weights[-1])
     return weights
 
 
@@ -72,65 +93,102 @@ def _qr_step(X: Tensor, a: float, b: float, c: float) -> Tensor:
     return (b / c) * X + ((a - b / c) / math.sqrt(c)) * (Q[..., :m, :] @ Q[..., m:, :].mH)
 
 
-def _cholesky_step(X: Tensor, a: float, b: float, c: float, G: Tensor) -> Tensor:
-    """I + c G = R^H R with G = X^H X;  X <- (b/c) X + (a - b/c) X R^{-1} R^{-H}, factored in the precision of G."""
-    Z = c * G
+def _cholesky_step(X: Tensor, a: float, b: float, c: float, Z: Tensor) -> Tensor:
+    """I + Z = R^H R with Z = c X^H X (overwritten);  X <- (b/c) X + (a - b/c) X R^{-1} R^{-H}."""
     Z.diagonal(dim1=-2, dim2=-1).add_(1.0)
     R, _ = torch.linalg.cholesky_ex(Z, upper=True)
-    R = R.to(X.dtype) if c <= _DOUBLE_SOLVE_WEIGHT else R
-    Y = torch.linalg.solve_triangular(R, X.to(R.dtype), upper=True, left=False)
+    R = R.to(X.dtype)
+    Y = torch.linalg.solve_triangular(R, X, upper=True, left=False)
     Y = torch.linalg.solve_triangular(R.mH, Y, upper=False, left=False)
-    return Y.mul_(a - b / c).add_(X, alpha=b / c).to(X.dtype)
+    return Y.mul_(a - b / c).add_(X, alpha=b / c)
 
 
-def _halley_step(X: Tensor, a: float, b: float, c: float, G: Tensor | None = None) -> Tensor:
-    """One step in the arithmetic that its weight c asks for; G is X^H X in float64 where that is known."""
+def _halley_step(X: Tensor, a: float, b: float, c: float) -> Tensor:
+    """One step in the arithmetic that its weight c asks for."""
     double = double_precision(X.dtype)
     if c <= _CHOLESKY_WEIGHT:
-        return _cholesky_step(X, a, b, c, gram(X) if G is None else G.to(X.dtype))
+        return _cholesky_step(X, a, b, c, gram(X).mul_(c))
     if X.dtype == double or c > _DOUBLE_CHOLESKY_WEIGHT:
         return _qr_step(X, a, b, c)
-    return _cholesky_step(X, a, b, c, gram(X, double) if G is None else G)
+    if c <= _DOUBLE_SOLVE_WEIGHT:
+        return _cholesky_step(X, a, b, c, gram(X, double).mul_(c))
+    return _cholesky_step(X.to(double), a, b, c, gram(X, double).mul_(c)).to(X.dtype)
 
 
-def _quintic_step(X: Tensor, G: Tensor) -> Tensor:
-    """X (15 I - 10 G + 3 G^2) / 8 with G = X^H X: leaves 5/2 e^3 of a deviation e = |sigma - 1|."""
-    a, b, c = QUINTIC[0]
-    P = hermitian_product(G, G).mul_(c).add_(G, alpha=b)
+def _polynomial_step(X: Tensor, G: Tensor, row: Coefficients) -> Tensor:
+    """X (a I + b G + c G^2) with G = X^H X."""
+    a, b, c = row
+    P = hermitian_product(G, G).mul_(c).add_(G, alpha=b) if c else b * G
     P.diagonal(dim1=-2, dim2=-1).add_(a)
     return product(X, P)
 
 
-def orthonormalize(X: Tensor, lower: float, G: Tensor | None = None, *, extra_steps: int = 0) -> tuple[Tensor, int]:
-    """The unitary factor of X (k, m, n) with singular values in about [lower, 1], and the number of steps.
+@functools.cache
+def _polynomials(lower: float, eps: float) -> tuple[tuple[Coefficients, ...], float]:
+    """Minimax quintics that take [lower, 1] to 1 up to rounding, the last one a cubic if that will do.
 
-    Halley steps until the quintic Newton-Schulz step reaches full accuracy, which is the last one and polishes.
-    Singular values a little above 1 do no harm.
+    Also the deviation from 1 that the last one meets.
+    """
+    rows: tuple[Coefficients, ...] = ()
+    met, left = 1.0 - lower, 1.0
+    while left > _ROUNDING * eps:
+        rows = composition(lower, len(rows) + 1, cushion=0.0)
+        low, high = image(rows, lower)
+        met, left = (met if len(rows) == 1 else left), max(1.0 - low, high - 1.0)
+    if len(rows) > 1 and 1.5 * met**2 <= _ROUNDING * eps:
+        rows = (*rows[:-1], *CUBIC)
+    return rows, met
+
+
+def orthonormalize(
+    X: Tensor,
+    lower: float,
+    *,
+    size: Tensor | None = None,
+    G: Tensor | None = None,
+    extra_steps: int = 0,
+) -> tuple[Tensor, int]:
+    """The unitary factor of X (k, m, n) with singular values in [lower, 1], and the number of steps.
+
+    Halley steps until minimax quintics are cheaper, which also polish. Singular values a little above 1 do no harm.
 
     Args:
         X: (k, m, n) in single or double precision.
-        lower: lower bound on the singular values, in (0, 1).
-        G: X^H X (k, n, n) in double precision, if known. It has to be that of X as it is: a rounded X will not do.
+        lower: lower bound on the singular values of X / size, in (0, 1).
+        size: (k, 1, 1) in double precision, what to divide X by; None is 1.
+        G: X^H X (k, n, n) in double precision, if known. It has to be that of X to the last bit.
         extra_steps: for a `lower` that is an estimate: how many further quintic steps may follow as long as the
             singular values of an iterate turn out to be too far from 1. Reads a number back from the device.
 
-    Source: Nakatsukasa, Bai, Gygi (2010), eq. (3.10); Higham (2008), problem 8.20 for the quintic.
+    Source: Nakatsukasa, Bai, Gygi (2010), eq. (3.10); Amsel, Persson, Musco, Gower (arXiv 2505.16932), theorem 3.1.
     """
     eps = torch.finfo(X.dtype).eps
-    near = (0.6 * eps) ** (1 / 3)
-    weights = halley_weights(lower, near)
-    for index, (a, b, c) in enumerate(weights):
-        X = _halley_step(X, a, b, c, G if index == 0 else None)
-    steps = len(weights)
-    while True:
+    weights, reached = [], lower
+    while reached < _POLYNOMIAL_BOUND:
+        weights.append(halley_weight(reached))
+        reached = _image_of_bound(reached, *weights[-1])
+    start = 0
+    if G is not None and size is not None and weights and weights[0][2] > _CHOLESKY_WEIGHT:
+        a, b, c = weights[0]
+        # X / size in double precision: rounded to X's own, it would no longer be the X of G.
+        X, start = _cholesky_step(X / size, a, b, c, G * (c / size**2)).to(X.dtype), 1
+    elif size is not None:
+        X = X / size.to(X.real.dtype)
+    for a, b, c in weights[start:]:
+        X = _halley_step(X, a, b, c)
+    rows, met = _polynomials(_GRID * math.floor(reached / _GRID + 1e-9), eps)
+    for row in rows[:-1]:
+        X = _polynomial_step(X, gram(X), row)
+    row, steps = rows[-1], len(weights) + len(rows)
+    for _ in range(extra_steps):
         G = gram(X)
-        X = _quintic_step(X, G)
-        steps += 1
-        if steps > len(weights) + extra_steps:
+        D = G.clone()
+        D.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+        X = _polynomial_step(X, G, row)
+        if bool((largest_eigenvalue(D) <= 3.0 * met).all()):
             return X, steps
-        G.diagonal(dim1=-2, dim2=-1).sub_(1.0)
-        if bool((largest_eigenvalue(G) <= 3.0 * near).all()):
-            return X, steps
+        row, met, steps = QUINTIC[0], (0.4 * eps) ** (1 / 3), steps + 1
+    return _polynomial_step(X, gram(X), row), steps
 
 
 @register
@@ -144,8 +202,8 @@ class QDWH(PolarMethod):
     float64, which is as accurate and several times as fast.
 
     Args:
-        max_steps: None runs to convergence (4 steps in float32, 6 in float64), the last a quintic Newton-Schulz step.
-            A number stops after so many Halley steps and polishes by one cubic Newton-Schulz step, converged or not.
+        max_steps: None runs to convergence: Halley steps (2 or 3 in float32, 4 in float64), then 2 or 3 quintics. A
+            number stops after so many Halley steps and polishes by one cubic Newton-Schulz step, converged or not.
             Two in float32 are the setting of the PolarGrad paper's matrix experiments, and leave the singular values
             in about [0.73, 1].
         lower_bound: l0, lower bound on sigma_min / ||A||_2, where ||A||_2 is estimated when run to convergence and

@@ -31,7 +31,7 @@ def preconditioned_qr(X: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
         R: (k, n, n), upper triangular, in double precision.
 
     Returns:
-        Y (k, m, n) in the precision of X and S (k, n, n) in double precision.
+        Y (k, m, n) and S (k, n, n), both in the precision of X.
 
     Example:
         >>> X = torch.tensor([[[3.0], [4.0]]])
@@ -43,5 +43,5 @@ def preconditioned_qr(X: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
         first pass in double precision.
     """
     Y, C = solve_with_gram(X, R.to(X.dtype))
-    S, _ = torch.linalg.cholesky_ex(C.to(R.dtype), upper=True)
+    S, _ = torch.linalg.cholesky_ex(C, upper=True)
     return Y, S

@@ -68,7 +68,8 @@ def mirror(C: Tensor) -> Tensor:
 def gram_plain(X: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """X^H X (..., n, n) formed in `dtype`: the definition that `gram` is tested against."""
     X = X.to(dtype or X.dtype)
-    return X.mH @ X
+    # The batched routines are up to a third slower for a batch of one.
+    return (X[0].mH @ X[0])[None] if X.shape[0] == 1 else X.mH @ X
 
 
 def gram(X: Tensor, dtype: torch.dtype | None = None) -> Tensor:
