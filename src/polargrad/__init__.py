@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from polargrad import geometry
+from polargrad import diagnostics, geometry
 from polargrad.linalg import PolarMethod, PolarResult, Status, polar, polar_factor
 from polargrad.optim import PolarGrad, describe_groups, parameter_groups
 
@@ -14,6 +14,7 @@ __all__ = [
     "PolarResult",
     "Status",
     "describe_groups",
+    "diagnostics",
     "geometry",
     "parameter_groups",
     "polar",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from polargrad.optim.options import geometry_of, momentum_dtype
 from polargrad.optim.scaling import gradient_factor, shape_factor
 from polargrad.optim.stepsize import step_size
 
-__all__ = ["Bucket", "advance", "buckets_of"]
+__all__ = ["Bucket", "Observer", "advance", "buckets_of"]
 
 
 class Bucket:
@@ -38,6 +38,9 @@ class Bucket:
         counts: how many of the K matrices each parameter has.
         masked: whether everything is decided by masks on the device, without asking it.
         keep: bool (K,), matrices that step; None where all do. Known once the question is made.
+        watched: whether an observer wants the two below; to be set before the question is made.
+        asked: the question.
+        update_rms: (K,), root mean square of each matrix's step, without weight decay.
     """
 
     def __init__(self, group: Mapping[str, Any], positions: list[int], view: MatrixView, states: list[dict[str, Any]]):
@@ -49,6 +52,9 @@ class Bucket:
         self.counts = [sum(k for k, _, _ in view.batches)] * len(positions)
         self.masked = group["capturable"] or self.parameters[0].device.type != "cpu"
         self.keep: Tensor | None = None
+        self.watched = False
+        self.asked: list[Tensor] | None = None
+        self.update_rms: Tensor | None = None
         dtype = momentum_dtype(group, self.parameters[0])
         for p, state in zip(self.parameters, states, strict=True):
             if "momentum_buffer" not in state:
@@ -64,7 +70,10 @@ class Bucket:
             slots = list(chain.from_iterable(map(self.view.split, gradients)))
             self.keep = distributor.agree(matrices_within(slots, limit))
         sources = momentum.source(gradients, self.buffers, self.spread(self.keep))
-        return list(chain.from_iterable(map(self.view.split, sources)))
+        slots = list(chain.from_iterable(map(self.view.split, sources)))
+        if self.watched:
+            self.asked = slots
+        return slots
 
     def spread(self, values: Tensor | None, factors: list[float] | None = None) -> list[Tensor] | None:
         """Numbers (K,) as one tensor per parameter that broadcasts against it; each slot times its factor."""
@@ -82,6 +91,18 @@ class Bucket:
         slots = len(self.view.batches)
         directions = [answer.direction for answer in answers]
         return [self.view.merge(directions[i : i + slots]) for i in range(0, len(directions), slots)]
+
+
+class Observer(Protocol):
+    """Sees what steps compute, without a say in it."""
+
+    def wants_step(self) -> bool:
+        """Asked once at the beginning of every step: whether it wants to see this one."""
+        ...
+
+    def see(self, index: int, group: Mapping[str, Any], bucket: Bucket, answers: list[Answer]) -> None:
+        """Matrices of the group at `index` that were just stepped, with `asked` and `update_rms` of the bucket."""
+        ...
 
 
 def buckets_of(group: Mapping[str, Any], positions: list[int], states: Mapping[Tensor, dict[str, Any]]) -> list[Bucket]:
@@ -176,6 +197,8 @@ def _move(
         decay_(bucket.parameters, directions, rate, cautious=cautious, sign=sign, keep=keep)
     geometry = geometry_of(group)
     factors = [shape_factor(group["scale"], group["scale_base"], geometry, m, n) for _, m, n in bucket.view.batches]
+    if bucket.watched:
+        bucket.update_rms = _root_mean_squares(bucket, directions, length, factors)
     if isinstance(length, Tensor):
         spread = bucket.spread(length.to(bucket.parameters[0].device), factors)
         assert spread is not None
@@ -183,7 +206,19 @@ def _move(
     elif len(set(factors)) == 1:
         update_(bucket.parameters, directions, length * factors[0], sign)
     else:
-        per_slot = torch.full((sum(bucket.counts),), length, dtype=answers[0].dual_norm.dtype)
-        spread = bucket.spread(per_slot.to(bucket.parameters[0].device), factors)
+        nu = answers[0].dual_norm
+        spread = bucket.spread(nu.new_full((sum(bucket.counts),), length), factors)
         assert spread is not None
         update_(bucket.parameters, directions, spread, sign)
+
+
+def _root_mean_squares(
+    bucket: Bucket, directions: list[Tensor], length: float | Tensor, factors: list[float]
+) -> Tensor:
+    """|length| factor ||D||_F / sqrt(mn) of each matrix, (K,)."""
+    norms = []
+    for D in directions:
+        for part, factor in zip(bucket.view.split(D), factors, strict=True):
+            wide = part.to(torch.float64)
+            norms.append(torch.linalg.matrix_norm(wide) * (factor / math.sqrt(part.shape[-2] * part.shape[-1])))
+    return torch.cat(norms) * (length.to(norms[0].device).abs() if isinstance(length, Tensor) else abs(length))

@@ -12,7 +12,7 @@ from torch import Tensor
 from polargrad.linalg import PolarMethod
 from polargrad.linalg.method import Accuracy
 from polargrad.optim.adamw import adamw_step
-from polargrad.optim.bucket import Bucket, advance, buckets_of
+from polargrad.optim.bucket import Bucket, Observer, advance, buckets_of
 from polargrad.optim.distributor import Distributor, SingleProcess
 from polargrad.optim.functional import oracle_of, statistics_dtype
 from polargrad.optim.nonfinite import SkipLedger, all_within, matrices_within
@@ -99,6 +99,9 @@ class PolarGrad(torch.optim.Optimizer):
 
     Source: Lau, Long, Su, arXiv 2505.21799, momentum-first PolarGrad; Muon: Jordan et al. (2024).
     """
+
+    # Sees what a step computed, where it wants to; `polargrad.diagnostics.Recorder` is one.
+    observer: Observer | None = None
 
     def __init__(
         self,
@@ -220,6 +223,7 @@ class PolarGrad(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        watched = self.observer is not None and self.observer.wants_step()
         present = [self._present(group) for group in self.param_groups]
         for group, positions in zip(self.param_groups, present, strict=True):
             if group["on_nonfinite"] == "raise":
@@ -230,7 +234,7 @@ class PolarGrad(torch.optim.Optimizer):
             if group["rule"] == "adamw":
                 self._adamw_step(index, group, positions)
             else:
-                self._polar_step(index, group, positions, loss)
+                self._polar_step(index, group, positions, loss, watched)
         return loss
 
     def _present(self, group: dict[str, Any]) -> list[int]:
@@ -244,24 +248,26 @@ class PolarGrad(torch.optim.Optimizer):
                 )
         return positions
 
-    def _polar_step(self, index: int, group: dict[str, Any], positions: list[int], loss: Any) -> None:
+    def _polar_step(self, index: int, group: dict[str, Any], positions: list[int], loss: Any, watched: bool) -> None:
         momentum = momentum_of(group)
         buckets = buckets_of(group, positions, self.state)
+        for bucket in buckets:
+            bucket.watched = watched
         oracle = oracle_of(geometry_of(group), group["step_rule"] == "smoothness")
         questions = (bucket.question(momentum, self._distributor) for bucket in buckets)
         answered = zip(buckets, self._distributor.answers(questions, oracle, group["workspace"]), strict=True)
         shared = group["scope"] == "group" or group["step_rule"] == "polyak"
         for together in [list(answered)] if shared else ([pair] for pair in answered):
             advance(group, momentum, together, loss)
-            for bucket, _ in together:
+            for bucket, answers in together:
                 self._count_skips(index, bucket)
+                if watched and self.observer is not None:
+                    self.observer.see(index, group, bucket, answers)
 
     def _count_skips(self, index: int, bucket: Bucket) -> None:
         if bucket.keep is not None:
             per_parameter = [(~part).sum() for part in bucket.keep.split(bucket.counts)]
-            self._ledger.add(index, bucket.positions, torch.stack(per_parameter))
-            if not bucket.masked:
-                _ = self.skipped
+            self._ledger.add(index, bucket.positions, torch.stack(per_parameter), unread=bucket.masked)
 
     def _adamw_step(self, index: int, group: dict[str, Any], positions: list[int]) -> None:
         devices: dict[tuple[torch.device, torch.dtype], list[int]] = {}
@@ -275,9 +281,8 @@ class PolarGrad(torch.optim.Optimizer):
             keep = None
             if masked or not all_within(gradients, limit):
                 keep = matrices_within([g.reshape(1, 1, -1) for g in gradients], limit)
-                self._ledger.add(index, tuple(members), (~keep).to(torch.int64))
+                self._ledger.add(index, tuple(members), (~keep).to(torch.int64), unread=masked)
                 if not masked:
-                    _ = self.skipped
                     members = [i for i, usable in zip(members, keep.tolist(), strict=True) if usable]
             parameters = [group["params"][i] for i in members]
             adamw_step(

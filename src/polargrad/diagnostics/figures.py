@@ -1,0 +1,55 @@
+"""The anisotropy of a matrix, from its singular values."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["matrix_metrics"]
+
+
+def matrix_metrics(G: Tensor) -> dict[str, float]:
+    """The anisotropy of a matrix, from its singular values s_1 >= ... >= s_q in float64.
+
+    `condition_number = s_1 / s_q`, `nuclear_norm = sum s_i`, `stable_rank = sum s_i^2 / s_1^2`, and
+    `alignment = sum s_i / (||G||_F sqrt(r))`, the cosine of the angle between G and its polar factor, with r the
+    numerical rank: the number of `s_i > max(m, n) eps s_1`, eps of G's dtype.
+
+    Args:
+        G: (m, n), real or complex.
+
+    Returns:
+        The four figures. Of a zero matrix the norm is 0 and the others are nan; of a singular one the condition number
+        is inf; of one with a non-finite entry all are nan.
+
+    Raises:
+        ValueError: G is not a matrix.
+
+    Example:
+        >>> matrix_metrics(2.0 * torch.eye(3))
+        {'condition_number': 1.0, 'nuclear_norm': 6.0, 'stable_rank': 3.0, 'alignment': 1.0}
+
+    Source: arXiv 2505.21799 (gradient condition number and nuclear norm).
+    """
+    if G.ndim != 2 or 0 in G.shape:
+        raise ValueError(f"these figures are of a matrix (m, n) with entries; got the shape {tuple(G.shape)}")
+    if not bool(torch.isfinite(G).all()):
+        return dict.fromkeys(("condition_number", "nuclear_norm", "stable_rank", "alignment"), math.nan)
+    eps = torch.finfo(G.dtype).eps
+    s = torch.linalg.svdvals(G.detach().to(torch.complex128 if G.is_complex() else torch.float64))
+    s = s.cpu()
+    largest, smallest = float(s[0]), float(s[-1])
+    if largest == 0.0:
+        return {"condition_number": math.nan, "nuclear_norm": 0.0, "stable_rank": math.nan, "alignment": math.nan}
+    # Relative to s_1, so that neither tiny nor huge gradients under- or overflow when squared.
+    t = s / largest
+    rank = int((t > max(G.shape) * eps).sum())
+    squares = float((t * t).sum())
+    return {
+        "condition_number": largest / smallest if smallest > 0.0 else math.inf,
+        "nuclear_norm": float(s.sum()),
+        "stable_rank": squares,
+        "alignment": float(t.sum()) / math.sqrt(squares * rank),
+    }

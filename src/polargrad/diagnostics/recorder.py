@@ -1,0 +1,115 @@
+"""Figures of what the optimizer's own step computed, at a chosen interval, as plain records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from polargrad.diagnostics.figures import matrix_metrics
+from polargrad.optim import PolarGrad
+from polargrad.optim.bucket import Bucket
+from polargrad.optim.distributor import Answer
+from polargrad.optim.options import parameter_name
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Records figures of every matrix that `optimizer` steps by the polar rule, on each `every`-th step.
+
+    With M what the direction was taken of (the momentum, or the gradient in the polar-first order) and U the direction
+    that the step computed, a record holds::
+
+        step, group, role, parameter, matrix (its number in the parameter), shape [m, n]
+        nuclear_norm     nu = <M, U>, the dual norm of the group's geometry
+        frobenius_norm   ||M||_F
+        alignment        <M, U> / (||M||_F sqrt(r)), where sqrt(r) = ||U||_F, r the rank for an exact factor
+        update_rms       root mean square of the entries of the step, without weight decay; 0 for a skipped one
+        condition_number, stable_rank    of M, only with spectrum=True
+
+    The first four cost a pass over M and U. The spectrum costs singular values in float64, far more than the step.
+
+    Args:
+        optimizer: watched from now on; it has one observer at a time.
+        every: the interval in steps; the first step is recorded.
+        spectrum: whether to compute singular values too.
+        write: called with each record, for example to append it to a file; without it they gather in `records`.
+
+    Raises:
+        ValueError: an interval below 1, or an optimizer that is watched already.
+
+    Example:
+        >>> import torch, polargrad
+        >>> W = torch.nn.Parameter(torch.eye(2))
+        >>> optimizer = polargrad.PolarGrad([W], lr=0.1, momentum=0.0, method="svd")
+        >>> recorder = Recorder(optimizer, every=10)
+        >>> W.grad = torch.diag(torch.tensor([3.0, 1.0]))
+        >>> optimizer.step()
+        >>> round(recorder.records[0]["nuclear_norm"], 4), round(recorder.records[0]["condition_number"], 4)
+        (4.0, 3.0)
+    """
+
+    def __init__(
+        self,
+        optimizer: PolarGrad,
+        every: int = 100,
+        *,
+        spectrum: bool = True,
+        write: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a number of steps, at least 1, got {every!r}")
+        if optimizer.observer is not None:
+            raise ValueError("this optimizer is watched already; close() that recorder first")
+        self.records: list[dict[str, Any]] = []
+        self._every = every
+        self._spectrum = spectrum
+        self._write = self.records.append if write is None else write
+        self._step = 0
+        self._optimizer = optimizer
+        optimizer.observer = self
+
+    def close(self) -> None:
+        """Stop watching; the records stay."""
+        if self._optimizer.observer is self:
+            self._optimizer.observer = None
+
+    def wants_step(self) -> bool:
+        """Count the step; whether it is one to record."""
+        self._step += 1
+        return (self._step - 1) % self._every == 0
+
+    @torch.no_grad()
+    def see(self, index: int, group: Mapping[str, Any], bucket: Bucket, answers: list[Answer]) -> None:
+        """Record the matrices of one bucket of the step."""
+        assert bucket.asked is not None
+        assert bucket.update_rms is not None
+        update_rms = iter(bucket.update_rms.tolist())
+        slots = len(bucket.view.batches)
+        for i, position in enumerate(bucket.positions):
+            names = group.get("param_names")
+            name = names[position] if names else parameter_name(group, position)
+            number = 0
+            for slot in range(i * slots, (i + 1) * slots):
+                M, U = bucket.asked[slot].to(torch.float64), answers[slot].direction.to(torch.float64)
+                sizes = torch.stack([torch.linalg.matrix_norm(M), torch.linalg.matrix_norm(U)], dim=-1).tolist()
+                for j, (nu, (size, length)) in enumerate(zip(answers[slot].dual_norm.tolist(), sizes, strict=True)):
+                    record = {
+                        "step": self._step,
+                        "group": index,
+                        "role": group.get("role", ""),
+                        "parameter": name,
+                        "matrix": number,
+                        "shape": list(M.shape[1:]),
+                        "nuclear_norm": nu,
+                        "frobenius_norm": size,
+                        "alignment": nu / (size * length) if size * length > 0 else float("nan"),
+                        "update_rms": next(update_rms),
+                    }
+                    if self._spectrum:
+                        spectrum = matrix_metrics(M[j])
+                        record |= {key: spectrum[key] for key in ("condition_number", "stable_rank")}
+                    self._write(record)
+                    number += 1
