@@ -31,14 +31,19 @@ class SkipLedger:
 
     Counts are added on the device they come from and read only by `total`. Parameters are keyed by the index of their
     group and their positions in it, which copies and pickles keep.
+
+    Attributes:
+        seen: whether a skip was added that the host knows of, so that reading costs nothing.
     """
 
     def __init__(self) -> None:
         self._counts: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         self._reported: dict[tuple[int, int], int] = {}
+        self.seen = False
 
-    def add(self, group: int, positions: tuple[int, ...], counts: Tensor) -> None:
-        """Add counts (P,) of the parameters at `positions` of a group."""
+    def add(self, group: int, positions: tuple[int, ...], counts: Tensor, *, unread: bool) -> None:
+        """Add counts (P,) of the parameters at `positions` of a group; `unread` if only the device knows them."""
+        self.seen = self.seen or not unread
         key = (group, positions)
         if key in self._counts:
             self._counts[key] += counts
@@ -56,11 +61,11 @@ class SkipLedger:
             for position, count in zip(positions, counts.tolist(), strict=True):
                 skips[group, position] = skips.get((group, position), 0) + count
         fresh = [key for key, count in skips.items() if count > self._reported.get(key, 0)]
-        self._reported = skips
+        self._reported, self.seen = skips, False
         if fresh:
             warnings.warn(
                 f"skipped updates of {', '.join(name(*key) for key in sorted(fresh))}: the gradient, or the direction "
                 "computed from it, holds NaN or infinity; weights and state stayed as they were",
-                stacklevel=3,
+                stacklevel=4,
             )
         return sum(skips.values())

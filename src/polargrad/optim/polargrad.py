@@ -235,6 +235,8 @@ class PolarGrad(torch.optim.Optimizer):
                 self._adamw_step(index, group, positions)
             else:
                 self._polar_step(index, group, positions, loss, watched)
+        if self._ledger.seen:
+            _ = self.skipped
         return loss
 
     def _present(self, group: dict[str, Any]) -> list[int]:
