@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from polargrad.geometry.base import Geometry
-from polargrad.linalg.kernels import gram
+from polargrad.linalg.kernels import gram, product
 
 __all__ = ["LeftPolar", "RightPolar"]
 
@@ -27,7 +27,7 @@ class RightPolar(Geometry):
     """The spectral norm of a tall matrix through its columns: lmo(G) = G (G^H G)^{-1/2}, ||G||_* = ||G||_nuc.
 
     With scale nu^alpha, alpha in [0, 1], it is the step G (G^H G)^{-1/2} nu^alpha for an embedding or head whose rows
-    are the vocabulary. In exact arithmetic this is the polar factor. The n x n Gram matrix is formed and decomposed in
+    are the vocabulary. In exact arithmetic this is the polar factor. All is formed and decomposed in
     float64: for float32 and half precision nothing is lost; in float64 singular values below 1.5e-8 sqrt(n) ||G||_2
     count as zero (their squares are rounding error), where `Spectral("svd")` resolves them. The cost is one pass over
     G, one product, and an eigendecomposition of n x n.
@@ -72,7 +72,8 @@ class RightPolar(Geometry):
         S = gram(X, torch.complex128 if X.is_complex() else torch.float64)
         finite = S.isfinite().all(-1).all(-1)[:, None, None]
         root = torch.where(finite, _inverse_square_root(torch.where(finite, S, 0.0)), torch.nan)
-        U = X @ root.to(work)
+        # In float64 too: where cond(G) is large, the terms of the product cancel.
+        U = product(X, root)
         return U.to(G.dtype).reshape(G.shape)
 
 
