@@ -18,12 +18,15 @@ from tyro.conf import Positional, UseAppendAction
 
 from polargrad.experiments import analysis, bench_polar, runner
 from polargrad.experiments.environment import LAB_PACKAGES, environment, version
+from polargrad.experiments.matrix.laboratory import EXPERIMENTS, run_experiment
+from polargrad.experiments.matrix.page import results
 from polargrad.experiments.recipes import RECIPES, spec_of
 from polargrad.experiments.recipes.studies import STUDIES
 from polargrad.experiments.report import write_report
 from polargrad.experiments.spec import RunSpec
 from polargrad.experiments.store import FIGURES, Run, find_runs, read_run
 from polargrad.experiments.sweep import Axis, edge_notes, expand, parse_axis
+from polargrad.matrix_options import MatrixOptions
 from polargrad.train import terminal_progress
 
 REPORT = "report.html"
@@ -45,6 +48,9 @@ class ListRecipes:
         for name in RECIPES:
             spec = spec_of(name)
             table.add_row(*_texts(name, spec.description, _rates(spec), spec.loop.steps))
+        for name, experiment in EXPERIMENTS.items():
+            about = f"{experiment.title}, {len(experiment.chosen())} configurations."
+            table.add_row(*_texts(name, about, "", experiment.steps))
         for name, study in STUDIES.items():
             table.add_row(*_texts(name, study.description, "", ""))
         _console().print(table)
@@ -55,10 +61,16 @@ class RunOne:
     """Run one recipe into a new run folder: spec, environment, records, summary, figures.
 
     Example: polargrad run muon+polargrad --steps 50 --out runs/first
+
+    A matrix problem runs under every configuration of the paper, each into a folder of its own, with a page.
+
+    Example: polargrad run quadratic --only polargrad muon-ns adam
     """
 
     name: Positional[
-        Annotated[str, tyro.conf.arg(metavar="NAME", help="a recipe, a study, or the spec.json of a run to repeat")]
+        Annotated[
+            str, tyro.conf.arg(metavar="NAME", help="a recipe, a matrix problem, a study, or the spec.json of a run")
+        ]
     ]
     steps: Steps = None
     seed: Seed = 42
@@ -66,8 +78,13 @@ class RunOne:
         Path | None, tyro.conf.arg(metavar="DIR", help="the new run folder; runs/NAME-DATE-TIME by default")
     ] = None
 
+    matrix: Annotated[MatrixOptions, tyro.conf.OmitArgPrefixes] = MatrixOptions()
+
     def __call__(self) -> None:
         """Run, then say how it ended and where it is."""
+        if self.name in EXPERIMENTS:
+            return self._experiment()
+        self.matrix.refuse(self.name)
         if self.name in STUDIES:
             return self._study()
         spec = self._spec()
@@ -78,6 +95,20 @@ class RunOne:
         console = _console()
         console.print(analysis.sentence(analysis.outcomes([finished])[0], finished))
         console.print(f"Records are in {out}, figures in {out / FIGURES}.")
+
+    def _experiment(self) -> None:
+        """Every configuration of a matrix problem, then a table and the page."""
+        out = self.out or _dated(self.name)
+        choices = self.matrix.choices(steps=self.steps, seed=self.seed)
+        runner.refuse_existing(out)
+        _say_where(out)
+        runs, page = run_experiment(EXPERIMENTS[self.name], out, choices, progress=terminal_progress)
+        console, shown = _console(), results(runs)
+        table = _table(*shown.columns)
+        for row in shown.rows:
+            table.add_row(*_texts(*row))
+        console.print(table)
+        console.print(f"Report: {page}")
 
     def _study(self) -> None:
         """A study says what it found; claims that failed end it with exit code 1."""
@@ -96,8 +127,10 @@ class RunOne:
 
     def _spec(self) -> RunSpec:
         if not self.name.endswith(".json"):
-            if self.name not in RECIPES and (close := difflib.get_close_matches(self.name, STUDIES, n=1)):
-                raise ValueError(f"there is no recipe {self.name!r}; did you mean the study {close[0]!r}?")
+            if self.name not in RECIPES and (
+                close := difflib.get_close_matches(self.name, [*STUDIES, *EXPERIMENTS], n=1)
+            ):
+                raise ValueError(f"there is no recipe {self.name!r}; did you mean {close[0]!r}?")
             return spec_of(self.name, steps=self.steps, seed=self.seed)
         if self.steps is not None or self.seed != 42:
             raise ValueError(f"{self.name} fixes steps and seed; leave --steps and --seed out, or edit a copy of it")

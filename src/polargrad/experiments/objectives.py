@@ -25,8 +25,26 @@ def build_objective(spec: RunSpec) -> tuple[Objective, Mapping[str, Any]]:
     Raises:
         ValueError: if the data does not suffice, as with a corpus shorter than one sequence.
     """
-    assert isinstance(spec.objective, LanguageModel)
-    return _language_model(spec.objective, spec.seed)
+    if isinstance(spec.objective, LanguageModel):
+        return _language_model(spec.objective, spec.seed)
+    return _matrix_problem(spec)
+
+
+def _matrix_problem(spec: RunSpec) -> tuple[Objective, Mapping[str, Any]]:
+    from polargrad.experiments.matrix.objectives import problem_of
+    from polargrad.problems import ProblemObjective
+
+    assert not isinstance(spec.objective, LanguageModel)
+    problem = problem_of(spec.objective, spec.seed)
+    evaluations = spec.loop.probe_every // spec.loop.eval_every if spec.loop.eval_every else 1
+    built = ProblemObjective(problem, residual_every=max(1, evaluations) if spec.loop.probe_every else 0)
+    facts = {
+        "parameters": sum(value.numel() for value in problem.start.values()),
+        "minimum": problem.minimum,
+        "smoothness": problem.smoothness,
+        "strong_convexity": problem.strong_convexity,
+    }
+    return built, facts
 
 
 def _language_model(objective: LanguageModel, seed: int) -> tuple[Objective, Mapping[str, Any]]:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from polargrad.experiments import analysis
 from polargrad.experiments.analysis import Outcome
+from polargrad.experiments.spec import LanguageModel
 from polargrad.experiments.store import ENVIRONMENT, RECORDS, SPEC, SUMMARY, Run
 from polargrad.experiments.sweep import edge_notes
 
@@ -41,6 +42,10 @@ def write_report(runs: Sequence[Run], page: str | Path) -> Path:
     from polargrad.experiments import plots
 
     page = Path(page)
+    if runs and not isinstance(runs[0].spec.objective, LanguageModel):
+        from polargrad.experiments.matrix import laboratory
+
+        return laboratory.report(runs, page)
     runs = analysis.with_distinct_names(runs)
     shown = analysis.best_of_recipe(runs)
     measured = analysis.outcomes(shown)
@@ -142,6 +147,8 @@ def _rates(run: Run) -> list[str]:
 def _model(run: Run) -> str:
     """What was minimized, in words."""
     objective = run.spec.objective
+    if not isinstance(objective, LanguageModel):
+        return f"{objective.kind}: " + ", ".join(f"{key} {value}" for key, value in vars(objective).items())
     count = run.environment.get("parameters")
     size = f" of {count:,} parameters" if isinstance(count, int) else ""
     return (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from polargrad.experiments.environment import environment
 from polargrad.experiments.objectives import build_objective
-from polargrad.experiments.spec import RunSpec
+from polargrad.experiments.spec import LanguageModel, RunSpec
 from polargrad.experiments.store import FIGURES, Run, RunFolder, create_folder, read_run
 from polargrad.optim import PolarGrad, parameter_groups
 from polargrad.optim.routing import roles
@@ -18,7 +18,7 @@ from polargrad.train import GradientProbe, train
 if TYPE_CHECKING:
     import torch
 
-    from polargrad.train import Progress
+    from polargrad.train import Objective, Progress
 
 
 class Interrupted(KeyboardInterrupt):
@@ -52,7 +52,7 @@ def run(spec: RunSpec, path: str | Path, *, progress: Progress | None = None) ->
     path = Path(path)
     refuse_existing(path)
     objective, facts = build_objective(spec)
-    optimizer = build_optimizer(spec, objective.module)
+    optimizer = _optimizer(spec, objective)
     probe = build_probe(spec, objective.module)
     with RunFolder(path, spec, {**environment(), **facts}) as folder:
         try:
@@ -116,6 +116,17 @@ def build_optimizer(spec: RunSpec, module: torch.nn.Module) -> PolarGrad:
     return PolarGrad([{"params": g["params"], "role": g["role"], **spec.optimizer[g["role"]]} for g in groups])
 
 
+def _optimizer(spec: RunSpec, objective: Objective) -> torch.optim.Optimizer:
+    """The optimizer of a spec: for a model by roles, for a matrix problem on its matrices."""
+    if isinstance(spec.objective, LanguageModel):
+        return build_optimizer(spec, objective.module)
+    from polargrad.experiments.matrix.optimizers import build_optimizer as build_for_matrices
+    from polargrad.problems import ProblemObjective
+
+    assert isinstance(objective, ProblemObjective)
+    return build_for_matrices(spec.optimizer, objective)
+
+
 def build_probe(spec: RunSpec, module: torch.nn.Module) -> GradientProbe | None:
     """What measures the gradients of the spec's probed matrices; None if there are none.
 
@@ -135,7 +146,9 @@ def draw(finished: Run) -> list[Path]:
     """Draw a run's figures into its folder and return their paths."""
     from polargrad.experiments import plots
 
-    return plots.save(plots.figures([finished]), finished.path / FIGURES)
+    if isinstance(finished.spec.objective, LanguageModel):
+        return plots.save(plots.figures([finished]), finished.path / FIGURES)
+    return []  # a matrix experiment draws its runs together
 
 
 def refuse_existing(path: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from polargrad.experiments.matrix.objectives import MATRIX_OBJECTIVES, MatrixObjective
 from polargrad.train import Constant, LoopConfig, Schedule, schedule_from_dict
 
 Plain = None | bool | int | float | str | tuple["Plain", ...] | Mapping[str, "Plain"]
@@ -76,8 +77,10 @@ class LanguageModel:
             raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}; change one of them")
 
 
-ObjectiveSpec = LanguageModel
-OBJECTIVES: Mapping[str, type[ObjectiveSpec]] = MappingProxyType({LanguageModel.kind: LanguageModel})
+ObjectiveSpec = LanguageModel | MatrixObjective
+OBJECTIVES: Mapping[str, type[ObjectiveSpec]] = MappingProxyType(
+    {objective.kind: objective for objective in (LanguageModel, *MATRIX_OBJECTIVES)}
+)
 
 
 @dataclass(frozen=True)
