@@ -25,7 +25,7 @@ _SPAN_HALF, _SPAN = 2, 3
 
 def _axpy_product(a: float, A: Tensor, Z: Tensor) -> Tensor:
     """The Hermitian a A + A Z for commuting Hermitian A and Z."""
-    return torch.add(hermitian_product(A, Z), A, alpha=a)
+    return hermitian_product(A, Z, A, beta=a)
 
 
 def _segment(X: Tensor, rows: tuple[Coefficients, ...]) -> Tensor:
@@ -35,7 +35,7 @@ def _segment(X: Tensor, rows: tuple[Coefficients, ...]) -> Tensor:
     """
     R, Q = gram(X), None
     for i, (a, b, c) in enumerate(rows):
-        Z = torch.add(b * R, hermitian_product(R, R), alpha=c) if c else b * R
+        Z = hermitian_product(R, R, R, beta=b, alpha=c) if c else b * R
         if Q is None:
             Q = Z.clone()
             Q.diagonal(dim1=-2, dim2=-1).add_(a)

@@ -1,8 +1,8 @@
 """Products whose result is Hermitian, formed by blocks on and below the diagonal: about 0.65 of the full product.
 
-BLAS has routines for this (syrk, herk) that torch does not reach. Splitting the columns in half, again and again,
-leaves one square product per split and small products on the diagonal. On other devices than a CPU, and for small
-matrices, where the calls cost more than the flops, the plain product is used.
+BLAS has routines for this (syrk, herk) that torch does not reach. Panels of rows, each as wide as its last row needs,
+cover little more than half of the result. On other devices than a CPU, and for small matrices, where the calls cost
+more than the flops, the plain product is used.
 """
 
 from __future__ import annotations
@@ -42,26 +42,21 @@ def padded(m: int, n: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(m, n + _PADDING, dtype=dtype)[:, :n]
 
 
+def _lower_panels(n: int) -> list[slice]:
+    """Slices of rows; a panel holds the columns up to its own last row, that is a part of the lower triangle."""
+    return [slice(start, min(start + _BASE, n)) for start in range(0, n, _BASE)]
+
+
 def add_lower_product(C: Tensor, A: Tensor, B: Tensor, beta: float) -> None:
-    """The lower triangle of C <- beta C + A B by blocks; the blocks above the diagonal are left alone."""
-    n = C.shape[0]
-    if n <= _BASE:
-        C.addmm_(A, B, beta=beta)
-        return
-    h = n // 2
-    add_lower_product(C[:h, :h], A[:h], B[:, :h], beta)
-    add_lower_product(C[h:, h:], A[h:], B[:, h:], beta)
-    C[h:, :h].addmm_(A[h:], B[:, :h], beta=beta)
+    """The lower triangle of C <- beta C + A B by panels of rows; what is right of the diagonal blocks is left alone."""
+    for rows in _lower_panels(C.shape[0]):
+        C[rows, : rows.stop].addmm_(A[rows], B[:, : rows.stop], beta=beta)
 
 
 def mirror(C: Tensor) -> Tensor:
     """Copy the blocks below the diagonal of C to those above it, in place."""
-    n = C.shape[0]
-    if n > _BASE:
-        h = n // 2
-        mirror(C[:h, :h])
-        mirror(C[h:, h:])
-        C[:h, h:] = C[h:, :h].mH
+    for rows in _lower_panels(C.shape[0])[1:]:
+        C[: rows.start, rows] = C[rows, : rows.start].mH
     return C
 
 
@@ -107,13 +102,29 @@ def gram(X: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return G
 
 
-def hermitian_product(A: Tensor, B: Tensor) -> Tensor:
-    """A B (k, n, n) for a product known to be Hermitian, such as that of two functions of one Hermitian matrix."""
+def hermitian_product(
+    A: Tensor, B: Tensor, addend: Tensor | None = None, *, beta: float = 1.0, alpha: float = 1.0
+) -> Tensor:
+    """The sum alpha A B + beta addend (k, n, n), for a product and an addend that are Hermitian.
+
+    Such are the products of two functions of one Hermitian matrix. The sum costs no pass of its own.
+
+    Example:
+        >>> import torch
+        >>> R = torch.tensor([[[2.0, 1.0], [1.0, 2.0]]])
+        >>> hermitian_product(R, R, R, beta=-1.0).tolist()
+        [[[3.0, 3.0], [3.0, 3.0]]]
+    """
     if not blocked(B):
-        return A @ B
+        if addend is not None:
+            return torch.baddbmm(addend, A, B, beta=beta, alpha=alpha)
+        return A @ B if alpha == 1.0 else alpha * (A @ B)
     C = torch.empty_like(B)
-    for a, b, c in zip(A, B, C, strict=True):
-        add_lower_product(c, a, b, beta=0.0)
+    for i, (a, b, c) in enumerate(zip(A, B, C, strict=True)):
+        d, scale = (c, 0.0) if addend is None else (addend[i], beta)
+        for rows in _lower_panels(b.shape[0]):
+            block = (rows, slice(rows.stop))
+            torch.addmm(d[block], a[rows], b[:, : rows.stop], beta=scale, alpha=alpha, out=c[block])
         mirror(c)
     return C
 
