@@ -35,6 +35,11 @@ def well_conditioned(*shape, dtype=torch.float64, seed=0):
     return A + 2 * math.sqrt(k) * torch.eye(*shape[-2:], dtype=dtype)
 
 
+def _same_to(method):
+    """c of assert_close for one matrix computed in two orders of summation: coarse methods work in half precision."""
+    return 1e3 if resolve_method(method).tolerance(torch.float64, 1) < 1e-6 else 1e14
+
+
 # Definition and orientation
 
 
@@ -116,7 +121,7 @@ def test_lazy_conjugation_and_negation(method):
 def test_expanded_input(method):
     A = well_conditioned(5, 5)
     U = polar_factor(A.expand(4, 5, 5), method)
-    assert_close(U, polar_factor(A, method).expand(4, 5, 5))
+    assert_close(U, polar_factor(A, method).expand(4, 5, 5), c=_same_to(method))
     ones = torch.ones(1, 1).expand(6, 1)
     assert_close(polar_factor(ones, "svd"), ones / math.sqrt(6))
 
@@ -144,7 +149,7 @@ def test_batches_of_any_rank(method, batch):
     assert result.hermitian.shape == (*batch, 5, 5)
     assert result.status.shape == result.stats["orthogonality"].shape == result.stats["backward_error"].shape == batch
     single = torch.stack([polar_factor(a, method) for a in A.reshape(-1, 5, 5)]).reshape(A.shape)
-    assert_close(result.unitary, single, c=1e3 if resolve_method(method).tolerance(A.dtype, 1) < 1e-6 else 1e14)
+    assert_close(result.unitary, single, c=_same_to(method))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -59,10 +59,10 @@ class Newton(PolarMethod):
 
     For nonsingular matrices. A = Q R is reduced to its triangular factor, since the factor of A is Q times that of R:
     so tall matrices become square, and the first inverse, the only ill-conditioned one, is that of a triangular
-    matrix, which back substitution computes far more accurately than elimination does. Where an inverse does not exist the factor is NaN and the status is breakdown; a matrix that is
-    singular but for rounding is treated as the regular matrix that rounding made of it; a zero matrix gives zero. On
-    a CPU the number of steps follows from the condition number; elsewhere, where looking at it would stop the queue,
-    the steps of the worst case are made.
+    matrix, which back substitution computes far more accurately than elimination does. Where an inverse does not
+    exist the factor is NaN and the status is breakdown; a matrix that is singular but for rounding is treated as the
+    regular matrix that rounding made of it; a zero matrix gives zero. On a CPU the number of steps follows from the
+    condition number; elsewhere, where looking at it would stop the queue, the steps of the worst case are made.
 
     Args:
         max_steps: None runs to convergence (1 to 7 steps) and finishes with Newton-Schulz steps; a number stops after

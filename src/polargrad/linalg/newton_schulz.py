@@ -20,7 +20,8 @@ from polargrad.linalg.coefficients import (
     reach,
     schedule_for,
 )
-from polargrad.linalg.kernels import gram
+from polargrad.linalg.kernels import gram, hermitian_product
+from polargrad.linalg.kernels.symmetric import blocked
 from polargrad.linalg.method import Iterate, PolarMethod, register
 from polargrad.linalg.minimax import CUSHION, composition, with_safety
 
@@ -45,14 +46,26 @@ def iterate_polynomials(X: Tensor, schedule: tuple[Coefficients, ...]) -> Tensor
     """
     square = X.shape[-2] == X.shape[-1]
     for a, b, c in schedule:
-        G = gram(X.mH if square else X)
-        P = _add_product(G, G, G, beta=b, alpha=c) if c else b * G
+        G = _gram(X.mH if square else X)
+        P = _in_gram(G, b, c)
         X = _add_product(X, P, X, beta=a) if square else _add_product(X, X, P, beta=a)
     return X
 
 
+def _gram(X: Tensor) -> Tensor:
+    """X^H X, by the symmetric product where that pays; a single matrix takes the 2-D routine otherwise."""
+    return gram(X) if X.shape[0] > 1 or blocked(X) else (X[0].mH @ X[0])[None]
+
+
+def _in_gram(G: Tensor, b: float, c: float) -> Tensor:
+    """b G + c G^2, by the symmetric product where that pays."""
+    if not c:
+        return b * G
+    return hermitian_product(G, G, G, beta=b, alpha=c) if blocked(G) else _add_product(G, G, G, beta=b, alpha=c)
+
+
 def _add_product(C: Tensor, A: Tensor, B: Tensor, *, beta: float, alpha: float = 1.0) -> Tensor:
-    """beta C + alpha A B; a single matrix takes the 2-D routine, which is faster than a batch of one."""
+    """The sum beta C + alpha A B; a single matrix takes the 2-D routine, which is faster than a batch of one."""
     if C.shape[0] == 1:
         return torch.addmm(C[0], A[0], B[0], beta=beta, alpha=alpha)[None]
     return torch.baddbmm(C, A, B, beta=beta, alpha=alpha)

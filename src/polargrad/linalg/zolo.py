@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg.coefficients import CUBIC
+from polargrad.linalg.double_gram import double_precision
 from polargrad.linalg.kernels import gram, product
 from polargrad.linalg.method import Accuracy, Iterate, PolarMethod, register
 from polargrad.linalg.newton_schulz import iterate_polynomials, normalize_frobenius
@@ -25,10 +26,6 @@ _CHOLESKY_SHIFT = 1e-3
 _DOUBLE_CHOLESKY_SHIFT = 1e-14
 # Entries of the matrices of a step that are factored together (128 MB in double precision).
 _BLOCK = 2**24
-
-
-def _double(dtype: torch.dtype) -> torch.dtype:
-    return torch.complex128 if dtype.is_complex else torch.float64
 
 
 def _schatten4(G: Tensor) -> Tensor:
@@ -144,15 +141,18 @@ class ZoloPD(PolarMethod):
         steps, polish = self.schedule(X.dtype)
         failed = torch.zeros(X.shape[0], dtype=torch.bool, device=X.device)
         Q = None
-        if X.shape[-2] > X.shape[-1] and self._arithmetic(steps[0], X.dtype) == "qr":
-            # A = Q R has the factor Q times that of R: the terms then cost n^3 rather than m n^2.
-            Q, X = torch.linalg.qr(X)
+        if self._arithmetic(steps[0], X.dtype) == "qr":
+            # A = Q R has the factor Q times that of R: the terms then cost n^3 rather than m n^2. The rows of R may be
+            # graded, for which Householder QR of [R; sqrt(c) I] is unstable (Hilbert matrices: skewness 1e-10); the
+            # columns may.
+            Q, R = torch.linalg.qr(X)
+            X = R.mH
         for index, step in enumerate(steps):
             arithmetic = self._arithmetic(step, X.dtype)
             if arithmetic == "qr":
                 X = step.scale * _qr_terms(normalize_frobenius(X) if index == 0 else X, step)
                 continue
-            G = gram(X, _double(X.dtype) if arithmetic == "double" else X.dtype)
+            G = gram(X, double_precision(X.dtype) if arithmetic == "double" else X.dtype)
             size = _schatten4(G) if index == 0 else torch.ones_like(G[:, :1, :1].real)
             P, info = _cholesky_terms(G / size**2, step)
             X = product(X, P * (step.scale / size))
@@ -160,7 +160,7 @@ class ZoloPD(PolarMethod):
         if polish:
             X = iterate_polynomials(X, CUBIC)
         low = steps[-1].lower if not polish else 1.0
-        return Iterate(X if Q is None else Q @ X, steps=len(steps), breakdown=failed, bounds=(low, 1.0))
+        return Iterate(X if Q is None else product(Q, X.mH), steps=len(steps), breakdown=failed, bounds=(low, 1.0))
 
     @staticmethod
     def _arithmetic(step: Zolotarev, dtype: torch.dtype) -> str:
