@@ -1,5 +1,6 @@
 """Norms on matrices and their dual maps: the unifying view that the optimizers are made of."""
 
+from polargrad.geometry import preconditioners
 from polargrad.geometry.base import Geometry, inner
 from polargrad.geometry.entrywise import Entrywise
 from polargrad.geometry.frobenius import Frobenius
@@ -7,4 +8,15 @@ from polargrad.geometry.onesided import LeftPolar, RightPolar
 from polargrad.geometry.rows import Columns, Rows
 from polargrad.geometry.spectral import Spectral
 
-__all__ = ["Columns", "Entrywise", "Frobenius", "Geometry", "LeftPolar", "RightPolar", "Rows", "Spectral", "inner"]
+__all__ = [
+    "Columns",
+    "Entrywise",
+    "Frobenius",
+    "Geometry",
+    "LeftPolar",
+    "RightPolar",
+    "Rows",
+    "Spectral",
+    "inner",
+    "preconditioners",
+]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polargrad.experiments.preconditioning.best_step import Ball
-from polargrad.geometry import Geometry, Rows, Spectral
+from polargrad.geometry import Geometry, LeftPolar, RightPolar, Rows, Spectral
 from polargrad.geometry import preconditioners as pre
 from polargrad.linalg import NewtonSchulz
 
@@ -170,16 +170,11 @@ def muon() -> Polar:
 
 
 class OneSidedPolar(Memory):
-    """M (M^T M + damping)^{-1/2}: the Gram matrix of the shorter side, never the factor itself."""
+    """The polar factor through the Gram matrix of the shorter side, which is all that is decomposed."""
 
     def __call__(self, G: Tensor, around: Surroundings) -> Direction:
-        m, n = G.shape
-        gram = G.mT @ G if m >= n else G @ G.mT
-        size = torch.linalg.matrix_norm(gram, 2)
-        root = pre.symmetric_power(gram + DAMPING**2 * size * torch.eye(len(gram), dtype=G.dtype), 0.5)
-        eye = torch.eye(max(m, n), dtype=G.dtype)
-        P = pre.Kronecker(eye, root) if m >= n else pre.Kronecker(root, eye)
-        return Direction(P.solve(G), P, Ball("spectral"))
+        geometry = RightPolar() if G.shape[0] >= G.shape[1] else LeftPolar()
+        return Direction(geometry.sharp(G), pre.polar_preconditioner(G), Ball("spectral"))
 
 
 class RowNorm(Memory):

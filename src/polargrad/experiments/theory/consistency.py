@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polargrad.experiments.theory.sign_descent import log_slope
-from polargrad.geometry import Columns, Entrywise, Frobenius, Geometry, Rows, Spectral
+from polargrad.geometry import Columns, Entrywise, Frobenius, Geometry, RightPolar, Rows, Spectral
 from polargrad.optim import PolarGrad
 from polargrad.optim.scaling import SCALES
 
@@ -42,6 +42,7 @@ def _geometries() -> dict[str, MakeOptimizer]:
         "rows": Rows(),
         "columns": Columns(),
         "spectral": Spectral("svd"),
+        "one-sided spectral": RightPolar(),
     }
     found: dict[str, MakeOptimizer] = {}
     for name, geometry in named.items():

@@ -33,8 +33,8 @@ def sign_descent_plateau(smoothness: float, convexity: float, rank: float, step:
     when r kappa >= 4; below that an iterate may jump from the minimizer to the second.
 
     Example:
-        >>> sign_descent_plateau(4.0, 1.0, 2, 0.1)
-        0.08
+        >>> sign_descent_plateau(4.0, 1.0, 2, 0.5)
+        2.0
     """
     return max(smoothness**2 * step**2 * rank**2 / (8.0 * convexity), smoothness * step**2 * rank / 2.0)
 
