@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -34,36 +35,39 @@ def _schatten4(G: Tensor) -> Tensor:
     return torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
+def _together(step: Zolotarev, entries: int) -> Iterator[list[tuple[float, float]]]:
+    """The pairs (a_j, c_j) in groups whose matrices, of so many entries each, fit: a GPU factors a group as one batch.
+
+    They stay numbers of the host, since a tensor of them would stop the queue of a GPU to be copied.
+    """
+    pairs = list(zip(step.weights, step.shifts, strict=True))
+    size = max(1, _BLOCK // entries)
+    return (pairs[first : first + size] for first in range(0, len(pairs), size))
+
+
 def _cholesky_terms(G: Tensor, step: Zolotarev) -> tuple[Tensor, Tensor]:
     """I + sum_j a_j (G + c_j I)^{-1}, and where a factorization failed (k,)."""
     k, n, _ = G.shape
     eye = torch.eye(n, dtype=G.dtype, device=G.device)
     total = eye.repeat(k, 1, 1)
     failed = torch.zeros(k, dtype=torch.bool, device=G.device)
-    # All terms at once where they fit, so that a GPU factors one large batch.
-    together = max(1, min(len(step.shifts), _BLOCK // (k * n * n)))
-    for first in range(0, len(step.shifts), together):
-        shifts = torch.tensor(step.shifts[first : first + together], dtype=G.dtype, device=G.device)
-        weights = torch.tensor(step.weights[first : first + together], dtype=G.dtype, device=G.device)
-        L, info = torch.linalg.cholesky_ex(G[:, None] + shifts[:, None, None] * eye)
-        total += (weights[:, None, None] * torch.cholesky_inverse(L)).sum(1)
-        failed |= (info != 0).any(1)
+    for pairs in _together(step, k * n * n):
+        L, info = torch.linalg.cholesky_ex(torch.stack([G + c * eye for _, c in pairs]))
+        for (a, _), inverse in zip(pairs, torch.cholesky_inverse(L), strict=True):
+            total.add_(inverse, alpha=a)
+        failed |= (info != 0).any(0)
     return total, failed
 
 
 def _qr_terms(X: Tensor, step: Zolotarev) -> Tensor:
     """X + sum_j a_j X (X^H X + c_j I)^{-1} by [X; sqrt(c_j) I] = [Q1; Q2] R, where the term is Q1 Q2^H / sqrt(c_j)."""
     k, m, n = X.shape
-    eye = torch.eye(n, dtype=X.dtype, device=X.device)
-    total = X
-    together = max(1, min(len(step.shifts), _BLOCK // (k * (m + n) * n)))
-    for first in range(0, len(step.shifts), together):
-        roots = [math.sqrt(c) for c in step.shifts[first : first + together]]
-        factors = [a / root for a, root in zip(step.weights[first : first + together], roots, strict=True)]
-        stacked = torch.stack([torch.cat([X, (root * eye).expand(k, n, n)], dim=-2) for root in roots], dim=1)
-        Q, _ = torch.linalg.qr(stacked)
-        terms = Q[..., :m, :] @ Q[..., m:, :].mH
-        total = total + (torch.tensor(factors, dtype=X.dtype, device=X.device)[:, None, None] * terms).sum(1)
+    eye = torch.eye(n, dtype=X.dtype, device=X.device).expand(k, n, n)
+    total = X.clone()
+    for pairs in _together(step, k * (m + n) * n):
+        Q, _ = torch.linalg.qr(torch.stack([torch.cat([X, math.sqrt(c) * eye], dim=-2) for _, c in pairs]))
+        for (a, c), term in zip(pairs, Q[..., :m, :] @ Q[..., m:, :].mH, strict=True):
+            total.add_(term, alpha=a / math.sqrt(c))
     return total
 
 
