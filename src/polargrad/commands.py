@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -78,7 +78,7 @@ class RunOne:
         Path | None, tyro.conf.arg(metavar="DIR", help="the new run folder; runs/NAME-DATE-TIME by default")
     ] = None
 
-    matrix: Annotated[MatrixOptions, tyro.conf.OmitArgPrefixes] = MatrixOptions()
+    matrix: Annotated[MatrixOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=MatrixOptions)
 
     def __call__(self) -> None:
         """Run, then say how it ended and where it is."""
@@ -242,7 +242,7 @@ class Bench:
     methods: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="methods and peers; all by default")
     ] = ()
-    repeats: Annotated[int, tyro.conf.arg(metavar="N", help="runs of which the median counts")] = 3
+    repeats: Annotated[int, tyro.conf.arg(metavar="N", help="runs of which the fastest counts")] = 3
     device: Annotated[str, tyro.conf.arg(metavar="NAME", help="cpu or cuda")] = "cpu"
     out: Annotated[
         Path | None, tyro.conf.arg(metavar="DIR", help="the new folder; runs/bench-polar-DATE-TIME by default")
