@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -101,7 +100,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender on one problem. Times are medians; residuals are relative, not divided by eps.
+    """One contender on one problem. Times are the best of the repeats; residuals are relative, not divided by eps.
 
     `error` is the larger of orthogonality and backward error: what "exact to 1e-6" means in the tables.
     """
@@ -238,7 +237,7 @@ def measure(
         peak = _peak_bytes(lambda: contender.run(A), device) if memory and contender.allocates_in_torch else None
     except Exception as error:  # whatever a peer raises belongs into the table
         return Measurement(*about, note=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
-    gemm, seconds = (statistics.median(times) for times in zip(*pairs, strict=True))
+    gemm, seconds = (min(times) for times in zip(*pairs, strict=True))
     orthogonality, backward_error, definiteness = (yardstick or _Yardstick(A)).figures(U.to(A.device))
     return Measurement(
         *about,
@@ -278,7 +277,7 @@ def benchmark(
     Args:
         problems: what to decompose.
         names: of the contenders (`contenders()`); all that are installed by default.
-        repeats: runs of which the median counts.
+        repeats: runs of which the fastest counts: whatever else the machine does only ever adds.
         memory: whether to measure the peak memory, which takes one more run.
         report: called with each measurement as it is made.
 
