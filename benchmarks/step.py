@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 
 import polargrad
+from polargrad.linalg.gram_newton_schulz import GramNewtonSchulz
 
 SHAPES = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
-QUINTIC = {"lr": 0.02, "momentum": 0.95, "nesterov": True, "scale": "spectral", "max_steps": 5, "weight_decay": 0.1}
+QUINTIC = {"lr": 0.02, "momentum": 0.95, "nesterov": True, "scale": "spectral", "weight_decay": 0.1}
 
 
 def matrices(layers: int, dtype: torch.dtype) -> list[torch.nn.Parameter]:
@@ -37,19 +38,28 @@ def matrices(layers: int, dtype: torch.dtype) -> list[torch.nn.Parameter]:
 
 def contenders(layers: int, dtype: torch.dtype, workspace: int) -> dict[str, tuple[list, torch.optim.Optimizer]]:
     made = {}
-    for method in ("newton-schulz", "gram-newton-schulz"):
+    gram = GramNewtonSchulz(restarts=(3,))
+    # Method of the rectangular and of the square matrices: the Gram form saves nothing on a square one.
+    for name, (rectangular, square) in {
+        "polargrad newton-schulz": ("newton-schulz", "newton-schulz"),
+        "polargrad gram (3,) + square ns": (gram, "newton-schulz"),
+        "polargrad gram-newton-schulz": ("gram-newton-schulz", "gram-newton-schulz"),
+    }.items():
         parameters = matrices(layers, dtype)
-        options = {**QUINTIC, "method": method, "workspace": workspace}
-        made[f"polargrad {method}"] = parameters, polargrad.PolarGrad(parameters, **options)
+        groups = [
+            {"params": [p for p in parameters if p.shape[0] != p.shape[1]], "method": rectangular},
+            {"params": [p for p in parameters if p.shape[0] == p.shape[1]], "method": square},
+        ]
+        made[name] = parameters, polargrad.PolarGrad(groups, **QUINTIC, workspace=workspace)
     parameters = matrices(layers, dtype)
     made["torch.optim.Muon"] = parameters, torch.optim.Muon(parameters, lr=0.02, momentum=0.95, weight_decay=0.1)
     return made
 
 
-def seconds(step: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds(step: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
     step()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _resident() -> int:
@@ -82,10 +92,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and gradients")
     parser.add_argument("--workspace", type=int, default=2**28, help="PolarGrad's bound on a stacked batch, in bytes")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time of one thread, which other work on the machine spares"
+    )
     parser.add_argument("--profile", action="store_true", help="where the time of one step goes")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {given.threads} threads")
+    clock = time.thread_time if given.cpu_time else time.perf_counter
+    torch.set_num_threads(1 if given.cpu_time else given.threads)
+    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
     print(f"{given.layers} x {SHAPES}, {given.dtype}, workspace {given.workspace / 2**20:.0f} MiB")
     made = contenders(given.layers, getattr(torch, given.dtype), given.workspace)
     start = [p.detach().clone() for p in made["torch.optim.Muon"][0]]
@@ -100,7 +114,7 @@ def main() -> None:
         deviation[name] = (apart / moved) ** 0.5
     for _ in range(given.repeats):
         for name, (_, optimizer) in made.items():
-            best[name] = min(best[name], seconds(optimizer.step))
+            best[name] = min(best[name], seconds(optimizer.step, clock))
     for name, (_, optimizer) in made.items():
         memory[name] = peak_memory(optimizer.step)
     largest = max(p.numel() * p.element_size() for p in theirs) * 2 * given.layers
