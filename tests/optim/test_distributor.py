@@ -1,0 +1,81 @@
+"""Whoever computes the directions, the step is the same; stacks stay within their bound."""
+
+import pytest
+import torch
+
+import polargrad
+from polargrad.optim.distributor import SingleProcess
+from polargrad.optim.functional import oracle_of
+
+SHAPES = [(4, 3), (3, 4), (4, 3), (5, 4, 3), (4, 3, 1, 1)]
+
+
+class Overlapped:
+    """Draws every question before it answers the first, last matrix first: as far ahead as a protocol user may go."""
+
+    alone = False
+
+    def __init__(self):
+        self.agreed = 0
+
+    def answers(self, questions, oracle, workspace):
+        drawn = list(questions)
+        found = [next(SingleProcess().answers([q[::-1]], oracle, workspace))[::-1] for q in drawn[::-1]]
+        yield from found[::-1]
+
+    def agree(self, usable):
+        self.agreed += 1
+        return usable
+
+
+def _run(distributor=None, **options):
+    generator = torch.Generator().manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64)) for s in SHAPES]
+    optimizer = polargrad.PolarGrad(parameters, method="svd", **options)
+    if distributor is not None:
+        optimizer._distributor = distributor
+    for _ in range(4):
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        optimizer.step()
+    return parameters
+
+
+@pytest.mark.parametrize("order", ["momentum-first", "polar-first", "heavy-ball"])
+@pytest.mark.parametrize("options", [{}, {"scale": "adaptive-nuclear", "scope": "group"}, {"workspace": 1}], ids=str)
+def test_the_protocol_leaves_room_for_overlap(options, order):
+    distributor = Overlapped()
+    ours = _run(distributor, momentum_order=order, **options)
+    assert distributor.agreed
+    for p, q in zip(ours, _run(momentum_order=order, **options), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("workspace", [1, 96, 200, 96 * 5, 2**28])
+def test_stacks_stay_within_the_workspace(workspace):
+    seen = []
+    inner = oracle_of(polargrad.geometry.Spectral("svd"), squared_lengths=True)
+
+    def oracle(M):
+        seen.append(M.numel() * M.element_size())
+        return inner(M)
+
+    batches = [torch.randn(k, 4, 3, dtype=torch.float64) for k in (1, 3, 2)] + [torch.randn(2, 3, 4)]
+    (answers,) = SingleProcess().answers([batches], oracle, workspace)
+    assert all(size <= max(workspace, 96) for size in seen)
+    for batch, answer in zip(batches, answers, strict=True):
+        expected = inner(batch)
+        for ours, theirs in zip(answer, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_same_shapes_go_through_the_engine_as_one_batch(monkeypatch):
+    seen = []
+    lmo = polargrad.geometry.Spectral.lmo
+    monkeypatch.setattr(polargrad.geometry.Spectral, "lmo", lambda self, G: seen.append(tuple(G.shape)) or lmo(self, G))
+    parameters = [torch.nn.Parameter(torch.randn(s)) for s in [(4, 3)] * 6 + [(2, 5)] * 3]
+    optimizer = polargrad.PolarGrad(parameters)
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    assert seen == [(6, 4, 3), (3, 2, 5)]
