@@ -406,9 +406,18 @@ class _Operations(TorchDispatchMode):
 def test_no_value_is_read_back_off_the_cpu(monkeypatch):
     """The path of an accelerator, walked on the CPU: the flags stay tensors."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    for method in ("qdwh", "polar-express", "newton-schulz"):
+    for method in (
+        "newton-schulz",
+        "gram-newton-schulz",
+        "precond-newton-schulz",
+        "polar-express",
+        "qdwh",
+        "zolo-pd",
+        "newton",
+        "auto",
+    ):
         with _Operations() as operations:
-            polar_factor(well_conditioned(2, 6, 4, dtype=torch.float32), method)
+            polar_factor(well_conditioned(2, 64, 40, dtype=torch.float32), method)
         assert operations.syncs == [], method
     with _Operations() as operations:
         float(torch.ones(1).sum())
