@@ -414,7 +414,6 @@ def test_no_value_is_read_back_off_the_cpu(monkeypatch):
         "qdwh",
         "zolo-pd",
         "newton",
-        "auto",
     ):
         with _Operations() as operations:
             polar_factor(well_conditioned(2, 64, 40, dtype=torch.float32), method)
