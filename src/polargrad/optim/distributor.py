@@ -15,6 +15,10 @@ from torch import Tensor
 __all__ = ["Answer", "Distributor", "Oracle", "SingleProcess"]
 
 
+# Entries of a matrix from which on a batch of them is no faster than one after the other, on a CPU.
+_LARGE = 2**18
+
+
 class Answer(NamedTuple):
     """What an oracle says about a batch M (k, m, n).
 
@@ -60,7 +64,7 @@ class Distributor(Protocol):
 
 
 class SingleProcess:
-    """Everything here: batches of one shape and dtype are stacked and go through the oracle together."""
+    """Everything here: small batches of one shape and dtype are stacked and go through the oracle together."""
 
     alone = True
 
@@ -77,7 +81,9 @@ class SingleProcess:
 def _answer(batches: Sequence[Tensor], oracle: Oracle, workspace: int) -> list[Answer]:
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, batch in enumerate(batches):
-        alike.setdefault((batch.shape[1:], batch.dtype, batch.device), []).append(i)
+        # On a CPU a large matrix fills the cores by itself, and stacking it would only copy it.
+        alone = i if batch.device.type == "cpu" and batch.shape[1] * batch.shape[2] >= _LARGE else None
+        alike.setdefault((batch.shape[1:], batch.dtype, batch.device, alone), []).append(i)
     found: dict[int, Answer] = {}
     for members in alike.values():
         chosen = [batches[i] for i in members]

@@ -129,10 +129,18 @@ def hermitian_product(
     return C
 
 
+def _plain_product(X: Tensor, S: Tensor) -> Tensor:
+    """X S; a single matrix takes the 2-D routine, which is faster than a batch of one."""
+    return torch.mm(X[0], S[0])[None] if X.shape[0] == 1 else X @ S
+
+
 def product(X: Tensor, S: Tensor) -> Tensor:
     """X S (k, m, p), formed in the dtype of S (k, n, p) by panels of rows and rounded to the dtype of X."""
     if X.dtype == S.dtype:
-        return torch.mm(X[0], S[0])[None] if X.shape[0] == 1 else X @ S
+        if X.mT.is_contiguous() and not X.is_contiguous():
+            # A transposed view stays one: whoever made it will turn the result back.
+            return _plain_product(S.mT, X.mT).mT
+        return _plain_product(X, S)
     if not blocked(X):
         return (X.to(S.dtype) @ S).to(X.dtype)
     (k, m, n), p = X.shape, S.shape[-1]
