@@ -113,7 +113,9 @@ def build_optimizer(spec: RunSpec, module: torch.nn.Module) -> PolarGrad:
             f"the model has the roles {', '.join(sorted(present))}, and {spec.name} has options for "
             f"{', '.join(sorted(spec.optimizer))}; give options for just the roles of the model"
         )
-    return PolarGrad([{"params": g["params"], "role": g["role"], **spec.optimizer[g["role"]]} for g in groups])
+    # How the weights are stored is a fact of the model and no default.
+    facts = [{key: g[key] for key in ("params", "role", "layout") if key in g} for g in groups]
+    return PolarGrad([{**fact, **spec.optimizer[fact["role"]]} for fact in facts])
 
 
 def _optimizer(spec: RunSpec, objective: Objective) -> torch.optim.Optimizer:
