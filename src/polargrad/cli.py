@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 
 # Packages of the extra `lab`, by the names under which they are imported.
-_LAB = frozenset({"numpy", "transformers", "tokenizers", "tyro", "rich", "matplotlib", "tensorboard", "jinja2"})
+_LAB = frozenset(
+    {"numpy", "transformers", "tokenizers", "tyro", "rich", "matplotlib", "tensorboard", "jinja2", "sklearn"}
+)
 
 _BAD_INPUT = (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 

@@ -36,7 +36,7 @@ def test_a_picture_is_grey_centred_and_partly_observed(sample_image):
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r"polargrad\[pictures\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"polargrad\[lab\]"):
         picture("china")
 
 

@@ -59,7 +59,7 @@ def picture(name: str = "china", *, observed: float = 0.3, seed: int = 42, shrin
         from sklearn.datasets import load_sample_image  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ModuleNotFoundError(
-            'the picture comes with scikit-learn, which is not installed; pip install "polargrad[pictures]"',
+            'the picture comes with scikit-learn, which is not installed; pip install "polargrad[lab]"',
             name="sklearn",
         ) from error
     pixels = torch.tensor(load_sample_image(f"{name}.jpg"))
