@@ -81,3 +81,37 @@ def test_only_single_precision_has_a_wider_one():
         DoubleGram().iterate(torch.randn(1, 4, 3, dtype=torch.float64))
     with pytest.raises(ValueError, match="cutoff"):
         DoubleGram(cutoff=1e-9)
+
+
+def tall_case(name):
+    m, n = 4000, 200
+    few = torch.zeros(m, n)
+    few[torch.randperm(m)[: 2 * n]] = torch.randn(2 * n, n) * torch.logspace(0, -4, n)
+    diagonal = torch.zeros(m, n)
+    diagonal[:n] = torch.diag(torch.logspace(0, -5, n))
+    deficient = torch.zeros(m, n)
+    deficient[: n // 2] = torch.randn(n // 2, n)
+    return {
+        "log-1e6": make("log-1e6", m, n),
+        "columns graded": torch.randn(m, n) * torch.logspace(0, -5, n),
+        "few rows": few,
+        "gaussian": torch.randn(m, n),
+        "rows graded": torch.randn(m, n) * torch.logspace(0, -6, m)[:, None],
+        "diagonal": diagonal,
+        "deficient": deficient,
+        "zero": torch.zeros(m, n),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["log-1e6", "columns graded", "few rows"])
+def test_very_tall_matrices_are_preconditioned_by_a_sketch(name):
+    A = tall_case(name)
+    assert DoubleGram()._from_sketch(A[None]) is not None
+    assert_polar_factor(A, polar_factor(A, DoubleGram()))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "rows graded", "diagonal", "deficient", "zero"])
+def test_where_a_sketch_gains_nothing_or_fails_it_is_dropped(name):
+    A = tall_case(name)
+    assert DoubleGram()._from_sketch(A[None]) is None
+    assert_polar_factor(A, polar_factor(A, DoubleGram()))

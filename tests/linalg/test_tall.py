@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from polargrad.linalg.kernels import gram
-from polargrad.linalg.tall import is_tall, preconditioned_qr
+from polargrad.linalg.tall import is_tall, preconditioned_qr, sketch
 from tests.assertions import assert_close, assert_orthonormal
 from tests.matrices import with_singular_values
 
@@ -33,3 +33,14 @@ def test_one_pass_alone_would_not_do():
 def test_tall_is_a_matter_of_the_ratio():
     assert is_tall(torch.empty(1, 50, 10))
     assert not is_tall(torch.empty(1, 11, 10))
+
+
+def test_the_factor_of_a_sketch_preconditions():
+    sigma = torch.logspace(0, -5, 100, dtype=torch.float64)
+    A = with_singular_values(5000, 100, sigma, torch.float64, seed=0)[None]
+    Y = sketch(A)
+    assert 400 <= Y.shape[-2] <= 500
+    R = torch.linalg.qr(Y).R
+    preconditioned = torch.linalg.svdvals(torch.linalg.solve_triangular(R, A, upper=True, left=False))
+    assert preconditioned.max() < 2.5
+    assert preconditioned.min() > 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from polargrad.linalg.bounds import largest_eigenvalue, smallest_eigenvalue
 from polargrad.linalg.kernels import gram, product
 from polargrad.linalg.method import Iterate, PolarMethod
 from polargrad.linalg.qdwh import double_precision, orthonormalize
-from polargrad.linalg.tall import is_tall, preconditioned_qr
+from polargrad.linalg.tall import is_tall, preconditioned_qr, sketch
 
 __all__ = ["DoubleGram"]
 
@@ -25,8 +25,32 @@ _LOWER_MARGIN = 1.1
 _EXTRA_STEPS = 12
 # Full rank is taken for granted only where sigma_min is this much above the cut-off; else eigenvalues decide.
 _RANK_MARGIN = 2.0
+# From this ratio of rows to columns on, a sketch of 4 n rows is cheap beside the Gram matrix.
+_SKETCH_FROM = 20
 # Batches of matrices with at least this many columns are taken one by one, so that each stays in the cache.
 _ONE_BY_ONE = 192
+
+
+class _Spectrum(NamedTuple):
+    """A batch of Gram matrices G = R^H R and what is known of the singular values behind them."""
+
+    G: Tensor  # (k, n, n)
+    R: Tensor  # (k, n, n), upper triangular
+    largest: Tensor  # (k,), an estimate from below of sigma_max
+    smallest: Tensor  # (k,), an estimate from above of sigma_min, or NaN
+    full: Tensor  # bool (k,), full rank beyond doubt
+
+    def ratio(self) -> float:
+        """The smallest sigma_min / sigma_max of the batch, as estimated; NaN where one is singular."""
+        return float((self.smallest / self.largest).min())
+
+    def size(self) -> Tensor:
+        """What to divide by for singular values up to 1, (k, 1, 1)."""
+        return (_UPPER_MARGIN * self.largest)[:, None, None]
+
+    def lower(self) -> float:
+        """A lower bound on what then are the singular values."""
+        return self.ratio() / (_UPPER_MARGIN * _LOWER_MARGIN)
 
 
 @dataclass(frozen=True)
@@ -38,7 +62,8 @@ class DoubleGram(PolarMethod):
     one of four ways, of which the first three ask for sigma_min > 2 cutoff sigma_max:
 
     - tall, condition up to 16: U = X (R^{-1} P) with G = R^H R and R = P H;
-    - tall: Y = X R^{-1}, Y^H Y = S^H S, S R = P H, U = Y (S^{-1} P), a second pass that makes up for the condition;
+    - tall: Y = X R^{-1}, Y^H Y = S^H S, S R = P H, U = Y (S^{-1} P), a second pass that makes up for the condition.
+      For m >= 20 n the first pass is over a sketch of 4 n rows, if that turns out to precondition well enough;
     - square: the Halley iteration on X, its first step from G;
     - any rank, or not on a CPU: G = V Lambda V^H; B = X V Lambda^{-1/2} over the eigenvalues above the cut-off, in
       float64, polished to orthonormal columns; U = B V^H. Fixed sequence of operations on a GPU.
@@ -79,35 +104,55 @@ class DoubleGram(PolarMethod):
 
     def _by_rank(self, X: Tensor) -> Iterate:
         """Sort the matrices of a batch on the CPU by whether they have full rank beyond doubt."""
-        G = gram(X, double_precision(X.dtype))
-        R, info = torch.linalg.cholesky_ex(G, upper=True)
-        largest, smallest = largest_eigenvalue(G).sqrt(), smallest_eigenvalue(R).sqrt()
-        full = (info == 0) & (smallest > _RANK_MARGIN * self._cutoff(X.dtype) * largest)
-        if bool(full.all()):
-            return self._full_rank(X, G, R, largest, float((smallest / largest).min()))
-        if not bool(full.any()):
-            return Iterate(self._by_eigenvalues(X, G), steps=1)
+        if X.shape[0] == 1 and X.shape[-2] >= _SKETCH_FROM * X.shape[-1] and X.shape[-1] >= _ONE_BY_ONE:
+            done = self._from_sketch(X)
+            if done is not None:
+                return done
+        known = self._spectrum(gram(X, double_precision(X.dtype)))
+        if bool(known.full.all()):
+            return self._full_rank(X, known)
+        if not bool(known.full.any()):
+            return Iterate(self._by_eigenvalues(X, known.G), steps=1)
         U = torch.empty(X.shape, dtype=X.dtype)
-        ratio = float((smallest / largest)[full].min())
-        done = self._full_rank(X[full], G[full], R[full], largest[full], ratio)
-        U[full], U[~full] = done.unitary, self._by_eigenvalues(X[~full], G[~full])
+        full = known.full
+        done = self._full_rank(X[full], _Spectrum(*(part[full] for part in known)))
+        U[full], U[~full] = done.unitary, self._by_eigenvalues(X[~full], known.G[~full])
         return Iterate(U, steps=done.steps)
 
-    def _full_rank(self, X: Tensor, G: Tensor, R: Tensor, largest: Tensor, ratio: float) -> Iterate:
-        size = (_UPPER_MARGIN * largest)[:, None, None]
-        lower = ratio / (_UPPER_MARGIN * _LOWER_MARGIN)
+    def _spectrum(self, G: Tensor) -> _Spectrum:
+        R, info = torch.linalg.cholesky_ex(G, upper=True)
+        largest, smallest = largest_eigenvalue(G).sqrt(), smallest_eigenvalue(R).sqrt()
+        full = (info == 0) & (smallest > _RANK_MARGIN * self._cutoff(torch.float32) * largest)
+        return _Spectrum(G, R, largest, smallest, full)
+
+    def _full_rank(self, X: Tensor, known: _Spectrum) -> Iterate:
+        size, lower, R = known.size(), known.lower(), known.R
         if not is_tall(X):
-            return Iterate(*orthonormalize(X, lower, size=size, G=G, extra_steps=_EXTRA_STEPS))
-        if ratio * _WELL_CONDITIONED >= 1.0:
+            return Iterate(*orthonormalize(X, lower, size=size, G=known.G, extra_steps=_EXTRA_STEPS))
+        if known.ratio() * _WELL_CONDITIONED >= 1.0:
             Y, S, T = X, R, R / size
         else:
             Y, S = preconditioned_qr(X, R)
             T = S @ (R / size).to(X.dtype)
         # T^H rather than T: its columns are graded, not its rows, which rounds better.
         P, steps = orthonormalize(T.mH.to(X.dtype), lower, extra_steps=_EXTRA_STEPS)
-        P = P.mH
-        Z = torch.linalg.solve_triangular(S, P.to(S.dtype), upper=True)
+        Z = torch.linalg.solve_triangular(S, P.mH.to(S.dtype), upper=True)
         return Iterate(product(Y, Z.to(X.dtype)), steps)
+
+    def _from_sketch(self, X: Tensor) -> Iterate | None:
+        """The second way with R from a sketch of one X; None where X is too well or ill conditioned, or R too poor."""
+        sketched = self._spectrum(gram(sketch(X), double_precision(X.dtype)))
+        if not self._cutoff(X.dtype) < sketched.ratio() < 1.0 / _WELL_CONDITIONED:
+            return None
+        Y, S = preconditioned_qr(X, sketched.R)
+        if not self._spectrum(S.mH @ S).ratio() * _WELL_CONDITIONED > 1.0:
+            return None
+        T = (S.to(sketched.R.dtype) @ sketched.R).mH.to(X.dtype)
+        known = self._spectrum(gram(T, sketched.R.dtype))
+        if not bool(known.full.all()):
+            return None
+        P, steps = orthonormalize(T, known.lower(), size=known.size(), G=known.G, extra_steps=_EXTRA_STEPS)
+        return Iterate(product(Y, torch.linalg.solve_triangular(S, P.mH, upper=True)), steps)
 
     def _by_eigenvalues(self, X: Tensor, G: Tensor) -> Tensor:
         values, V = torch.linalg.eigh(G)

@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from polargrad.linalg.kernels import solve_with_gram
 
-__all__ = ["is_tall", "preconditioned_qr"]
+__all__ = ["is_tall", "preconditioned_qr", "sketch"]
 
 # From this ratio of rows to columns on, a reduction to n columns and a product back cost less than working on X.
 _TALL = 1.25
+# Rows of a sketch per column, and rows of X that are mixed with each other.
+_SKETCH_RATIO = 4
+_MIXED_ROWS = 256
 
 
 def is_tall(X: Tensor) -> bool:
     """Whether X (k, m, n) has enough more rows than columns for a reduction to pay."""
     return X.shape[-2] >= _TALL * X.shape[-1]
+
+
+@functools.lru_cache(maxsize=4)
+def _mixing(m: int, n: int) -> tuple[Tensor, Tensor]:
+    """A permutation of m rows and the Gaussian matrix of each block of permuted rows; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = m // _MIXED_ROWS
+    rows = -(-_SKETCH_RATIO * n // blocks)
+    permutation = torch.randperm(m, generator=generator)[: blocks * _MIXED_ROWS]
+    mixing = torch.randn(blocks, rows, _MIXED_ROWS, generator=generator)
+    return permutation.view(blocks, _MIXED_ROWS), mixing / (_SKETCH_RATIO * n) ** 0.5
+
+
+def sketch(X: Tensor) -> Tensor:
+    """About 4 n random combinations of the rows of X (1, m, n), m >> 4 n, whose triangular factor preconditions X.
+
+    The rows are permuted and cut into blocks of 256, of which each gives as many Gaussian combinations as brings the
+    total to 4 n. The singular values of X R^{-1} then lie in about [2/3, 2] unless a few rows that carry a direction
+    are left without combinations enough; the second pass over X shows that. At most 255 rows are left out.
+
+    Source: Balabanov (2022) and Higgins, Szyld, Boman, Yamazaki (2023), randomized Cholesky QR.
+    """
+    permutation, mixing = _mixing(X.shape[-2], X.shape[-1])
+    mixing = mixing.to(X.dtype)
+    Y = torch.empty(*mixing.shape[:2], X.shape[-1], dtype=X.dtype)
+    for start in range(0, len(permutation), 8):
+        blocks = slice(start, start + 8)
+        torch.bmm(mixing[blocks], X[0][permutation[blocks]], out=Y[blocks])
+    return Y.view(1, -1, X.shape[-1])
 
 
 def preconditioned_qr(X: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
