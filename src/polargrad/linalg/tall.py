@@ -31,7 +31,7 @@ def _mixing(m: int, n: int) -> tuple[Tensor, Tensor]:
     rows = -(-_SKETCH_RATIO * n // blocks)
     permutation = torch.randperm(m, generator=generator)[: blocks * _MIXED_ROWS]
     mixing = torch.randn(blocks, rows, _MIXED_ROWS, generator=generator)
-    return permutation.view(blocks, _MIXED_ROWS), mixing / (_SKETCH_RATIO * n) ** 0.5
+    return permutation.view(blocks, _MIXED_ROWS), mixing / rows**0.5
 
 
 def sketch(X: Tensor) -> Tensor:
