@@ -35,7 +35,7 @@ SHAPES = ("50304x768", "4096x1024", "3072x768", "1024x1024", "12x768x768")
 
 
 # Seconds beyond which one run is enough.
-_LONG = 4.0
+_LONG = 1.5
 
 
 @dataclass(frozen=True)
