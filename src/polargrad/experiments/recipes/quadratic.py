@@ -71,7 +71,7 @@ QUADRATIC = Experiment(
             None,
             {
                 "plain": 3e-8,
-                "plain-decay": 3.5e-8,
+                "plain-decay": 3.25e-8,
                 "zolo": 3e-8,
                 "polar-first": 3e-7,
                 "polar-first-decay": 3.75e-7,
