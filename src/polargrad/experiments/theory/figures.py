@@ -113,10 +113,9 @@ def _rates(records: Records) -> Figure:
 
 def _oracles(records: Records) -> Figure:
     canvas, panels = _panels("Stopped early: the error of each polar method, and the rate it leaves", 2)
-    for index, method in enumerate(dict.fromkeys(record["method"] for record in records)):
-        stopped = [record for record in records if record["method"] == method and record["max_steps"] is not None]
-        if not stopped:
-            continue
+    limited = [record for record in records if record["max_steps"] is not None]
+    for index, method in enumerate(dict.fromkeys(record["method"] for record in limited)):
+        stopped = [record for record in limited if record["method"] == method]
         steps = [record["max_steps"] for record in stopped]
         panels[0].plot(steps, [max(abs(record["eps"]), 1e-16) for record in stopped], label=method, **_line(index))
         panels[1].plot(steps, [record["kept"] for record in stopped], label=method, **_line(index))
