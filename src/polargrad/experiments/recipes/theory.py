@@ -94,8 +94,8 @@ def _lead(records: Sequence[Mapping[str, Any]], tally: stages.Tally, quadratics:
         f"at {min(ratios):.1e} to {max(ratios):.2f} of its bound.",
         f"The update vanishes with the gradient over 12 decades for {vanishing} of {len(_of(records, 'consistency'))} "
         "optimizers.",
-        f"Under skewed noise PolarSGD stops at {skewed['levels'][-1]:.2f} ± {skewed['errors'][-1]:.2f} however small the "
-        f"step (predicted {predicted:.2f} in the limit); under Gaussian noise its floor falls with the step.",
+        f"Under skewed noise PolarSGD stops at {skewed['levels'][-1]:.2f} ± {skewed['errors'][-1]:.2f} however small "
+        f"the step (predicted {predicted:.2f} in the limit); under Gaussian noise its floor falls with the step.",
     ]
 
 
