@@ -22,6 +22,7 @@ __all__ = [
     "assert_unmodified",
     "eps_of",
     "rounding",
+    "unit_scale",
 ]
 
 SAFETY = 30.0
@@ -38,6 +39,17 @@ def rounding(dtype: torch.dtype, dimension: int, c: float = SAFETY) -> float:
 
 def _double(A: Tensor) -> Tensor:
     return A.detach().resolve_conj().to(torch.complex128 if A.is_complex() else torch.float64)
+
+
+def unit_scale(A: Tensor) -> Tensor:
+    """Each matrix of A (complex128 or float64) times the power of two that brings its largest entry near 1.
+
+    In two factors, since one of them would overflow for subnormal entries, as division by the largest entry does.
+    """
+    size = torch.view_as_real(A).abs().amax(-1) if A.is_complex() else A.abs()
+    exponent = -torch.frexp(size.amax((-2, -1), keepdim=True)).exponent
+    half = exponent // 2
+    return A * torch.ldexp(torch.ones_like(A.real), half) * torch.ldexp(torch.ones_like(A.real), exponent - half)
 
 
 def _tall(A: Tensor) -> Tensor:
@@ -78,8 +90,7 @@ def assert_psd(H: Tensor, tolerance: float | None = None) -> None:
     tolerance = rounding(H.dtype, H.shape[-1]) if tolerance is None else tolerance
     if H.numel() == 0:
         return
-    H64 = _double(H)
-    H64 = H64 / H64.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    H64 = unit_scale(_double(H))
     skew = torch.linalg.matrix_norm(H64 - H64.mH)
     assert bool((skew <= tolerance * torch.linalg.matrix_norm(H64)).all()), f"not Hermitian: {float(skew.max()):.2e}"
     values = torch.linalg.eigvalsh(H64)
@@ -121,11 +132,10 @@ def assert_polar_factor(
 
 def _assert_one(a: Tensor, v: Tensor, tolerance: float, floor: float, eps: float) -> None:
     m, n = a.shape
-    largest = float(a.abs().max())
-    if largest == 0.0:
+    if not bool((a != 0).any()):
         assert not v.any(), "the factor of a zero matrix must be zero"
         return
-    a = a / largest
+    a = unit_scale(a)
     _, sigma, qh = torch.linalg.svd(a, full_matrices=False)
     norm = float(torch.linalg.vector_norm(sigma))
     top = float(torch.linalg.matrix_norm(v, 2)) - 1.0

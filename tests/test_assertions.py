@@ -10,6 +10,7 @@ from tests.assertions import (
     assert_psd,
     assert_unmodified,
     rounding,
+    unit_scale,
 )
 from tests.matrices import GALLERY, make, random_orthonormal, singular_values, with_singular_values
 
@@ -133,6 +134,16 @@ def test_assert_unmodified_rejects():
     assert_unmodified(A, A.clone())
     with pytest.raises(AssertionError):
         assert_unmodified(A, torch.tensor([1.0 + 1e-7, float("nan")]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("size", [5e-324, 1e-309, 1e-300, 1.0, 1e308])
+def test_unit_scale_reaches_every_number(dtype, size):
+    A = torch.zeros(2, 3, 2, dtype=dtype)
+    A[0, 0, 0] = size
+    scaled = unit_scale(A).abs().amax((-2, -1))
+    assert 0.5 <= float(scaled[0]) < 1.0
+    assert float(scaled[1]) == 0.0
 
 
 def test_rounding_is_c_eps_dimension():
