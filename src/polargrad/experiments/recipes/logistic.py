@@ -50,7 +50,7 @@ LOGISTIC = Experiment(
     formula="f(X) = Σ softplus(−C ∘ (A X B)), batches of rows",
     objective=Logistic(),
     steps=1500,
-    eval_every=25,
+    eval_every=50,
     configurations={"paper": _configurations(2), "exact": _configurations(None)},
     notes={
         "paper": ("QDWH is stopped after 2 steps in float32, as in the authors' experiments.",),
