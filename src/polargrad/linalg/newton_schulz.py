@@ -58,7 +58,7 @@ def _gram(X: Tensor) -> Tensor:
 
 
 def _in_gram(G: Tensor, b: float, c: float) -> Tensor:
-    """b G + c G^2, by the symmetric product where that pays."""
+    """The polynomial b G + c G^2, by the symmetric product where that pays."""
     if not c:
         return b * G
     return hermitian_product(G, G, G, beta=b, alpha=c) if blocked(G) else _add_product(G, G, G, beta=b, alpha=c)
