@@ -1,9 +1,5 @@
 """The chain from text to a trained decoder, and the examples in the docstrings."""
 
-import doctest
-import importlib
-
-import pytest
 import torch
 
 from polargrad.lm import Document, LanguageModelObjective, decoder, encode, train_bpe
@@ -31,12 +27,3 @@ def test_a_small_decoder_learns_and_the_run_repeats(tmp_path):
     assert summary.final["val_loss"] < 2.0
     assert summary.units == 30 * 4 * 32
     assert run()[1] == records
-
-
-@pytest.mark.parametrize(
-    "name", ["lm.cache", "lm.corpora", "lm.models", "train.loop", "train.metrics", "train.schedules"]
-)
-def test_the_examples_run(name):
-    results = doctest.testmod(importlib.import_module(f"polargrad.{name}"))
-    assert results.attempted > 0
-    assert results.failed == 0
