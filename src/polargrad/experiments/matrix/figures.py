@@ -157,7 +157,8 @@ def _figure(
     seen: dict[str, int] = {}
     handles, names = [], []
     for configuration, curve in found:
-        variant = seen.get(configuration.family, 0)
+        # A family beyond the palette is grey, and told from the dark one by its dashes.
+        variant = seen.get(configuration.family, 0 if configuration.family in _FAMILIES[: len(LIGHT)] else 3)
         seen[configuration.family] = variant + 1
         color = _color(configuration.family)
         (line,) = axes.plot(
