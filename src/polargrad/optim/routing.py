@@ -15,7 +15,7 @@ ROLES = ("hidden", "embedding", "head", "conv", "expert", "position", "vector")
 
 _MUON: dict[str, Any] = {
     "rule": "polar",
-    "lr": 0.01,
+    "lr": 5e-3,
     "momentum": 0.95,
     "nesterov": True,
     "scale": "rms",
@@ -23,13 +23,15 @@ _MUON: dict[str, Any] = {
     "max_steps": 5,
 }
 _ADAMW: dict[str, Any] = {"rule": "adamw", "lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
-# Placeholders until the sweep that docs/log.md will name chooses the learning rates.
+_ADAMW_TABLE = {**_ADAMW, "lr": 3e-2}
+# Rates of hidden, embedding, head and vector: the sweep of 2026-11-21 in docs/log.md (a decoder of 1.9 million
+# parameters, 150 steps). Convolutions and experts take the hidden rate and positions the vector rate, unmeasured.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "hidden": _MUON,
     "conv": _MUON,
     "expert": _MUON,
-    "embedding": _ADAMW,
-    "head": _ADAMW,
+    "embedding": _ADAMW_TABLE,
+    "head": _ADAMW_TABLE,
     "position": _ADAMW,
     "vector": _ADAMW,
 }
