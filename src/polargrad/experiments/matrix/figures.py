@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -155,7 +154,7 @@ def _figure(
         return None
     canvas, axes = figure_axes(title, size=_SIZE)
     seen: dict[str, int] = {}
-    handles, names = [], []
+    handles, names, crosses = [], [], []
     for configuration, curve in found:
         # A family beyond the palette is grey, and told from the dark one by its dashes.
         variant = seen.get(configuration.family, 0 if configuration.family in _FAMILIES[: len(LIGHT)] else 3)
@@ -166,15 +165,20 @@ def _figure(
         )
         if curve.low != curve.high:
             axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
-        diverged = [run for run in of[configuration.name] if run.status == "diverged"]
+        diverged = any(run.status == "diverged" for run in of[configuration.name])
         if diverged:
-            axes.plot(curve.x[-1], curve.middle[-1], marker="X", markersize=7, color=color, clip_on=False)
+            crosses.append((curve.x[-1], curve.middle[-1], color))
         handles.append(line)
         names.append(configuration.label + (" (diverged)" if diverged else ""))
-    _frame(axes, [curve for _, curve in found])
+    steady = [curve for c, curve in found if all(run.status != "diverged" for run in of[c.name])]
+    _frame(axes, [curve for _, curve in found], steady)
+    if shown := [curve.x[-1] for c, curve in found if c.momentum]:
+        axes.set_xlim(-0.02 * max(shown), 1.02 * max(shown))  # what stands beside them may have run for longer
+    for x, y, color in crosses:
+        axes.plot(x, min(y, axes.get_ylim()[1]), marker="X", markersize=7, color=color, clip_on=False)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    canvas.legend(handles, names, loc="outside right upper", fontsize=8, handlelength=3.2)
+    canvas.legend(handles, names, loc="outside right center", fontsize=8, handlelength=3.2)
     return Figure(key, title, section, canvas)
 
 
@@ -183,12 +187,13 @@ def _color(family: str) -> str:
     return LIGHT[position] if position < len(LIGHT) else MUTED
 
 
-def _frame(axes: Axes, drawn: Sequence[Curve]) -> None:
-    """A logarithmic axis over what the lines span; one that diverged may not flatten the others."""
-    starts = [curve.middle[0] for curve in drawn]
+def _frame(axes: Axes, drawn: Sequence[Curve], steady: Sequence[Curve]) -> None:
+    """A logarithmic axis over what the lines span; those that diverged may not flatten the steady ones."""
     low = min(min(curve.low) for curve in drawn)
-    high = min(max(max(curve.high) for curve in drawn), 1e3 * max(starts))
+    high = max(max(curve.high) for curve in steady or drawn)
+    if steady:
+        high = max(high, min(max(max(curve.high) for curve in drawn), 10.0 * max(curve.middle[0] for curve in drawn)))
     logarithmic(axes, low, high)
     if high > 3.0 * low:
-        margin = math.sqrt(math.sqrt(high / low)) ** 0.2
+        margin = (high / low) ** 0.05
         axes.set_ylim(low / margin, high * margin)
