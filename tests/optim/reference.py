@@ -40,7 +40,7 @@ class Reference:
     """W <- (1 - lr wd) W - lr s D for each matrix of a list."""
 
     def __init__(self, weights, *, lr=0.02, beta=0.95, order="momentum-first", nesterov=False, scale="nuclear",
-                 scope="matrix", alpha=1.0, base="rms", scale_beta=0.99, decay=0.0, cautious=False, maximize=False,
+                 scope="matrix", alpha=1.0, base="rms", scale_beta=0.9, decay=0.0, cautious=False, maximize=False,
                  oracle=polar):  # fmt: skip
         self.__dict__.update(locals())
         self.W = [w.copy() for w in weights]

@@ -117,7 +117,7 @@ class PolarGrad(torch.optim.Optimizer):
         scope: str = "matrix",
         alpha: float = 1.0,
         scale_base: str = "rms",
-        scale_beta: float = 0.99,
+        scale_beta: float = 0.9,
         geometry: str = "spectral",
         method: str | PolarMethod | Mapping[str, Any] = "auto",
         max_steps: int | None = None,

@@ -23,17 +23,18 @@ _MUON: dict[str, Any] = {
     "max_steps": 5,
 }
 _ADAMW: dict[str, Any] = {"rule": "adamw", "lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
-_ADAMW_TABLE = {**_ADAMW, "lr": 3e-2}
+_ADAMW_FAST = {**_ADAMW, "lr": 3e-2}
 # Rates of hidden, embedding, head and vector: the sweep of 2026-11-21 in docs/log.md (a decoder of 1.9 million
-# parameters, 150 steps). Convolutions and experts take the hidden rate and positions the vector rate, unmeasured.
+# parameters, 150 steps). Convolutions and experts take the hidden rate, positions a third of the
+# embedding's; both are unmeasured.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "hidden": _MUON,
     "conv": _MUON,
     "expert": _MUON,
-    "embedding": _ADAMW_TABLE,
-    "head": _ADAMW_TABLE,
+    "embedding": _ADAMW_FAST,
+    "head": _ADAMW_FAST,
     "position": _ADAMW,
-    "vector": _ADAMW,
+    "vector": _ADAMW_FAST,
 }
 
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
