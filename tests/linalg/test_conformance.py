@@ -221,7 +221,7 @@ def test_random_matrices(drawn: tuple[str, torch.Tensor]) -> None:
 
 @pytest.mark.slow
 @given(_matrices())
-@settings(max_examples=3000, derandomize=False)
+@settings(max_examples=3000)
 def test_many_random_matrices(drawn: tuple[str, torch.Tensor]) -> None:
     hold(*drawn)
 
