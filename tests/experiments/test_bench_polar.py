@@ -51,6 +51,13 @@ def test_every_contender_is_measured():
     assert by_name["torch.optim Newton-Schulz", "6x6"].error > 1e-2
 
 
+def test_one_product_measures_all():
+    made = benchmark([Problem((6, 6))], ["svd", "qdwh"], repeats=2)
+    assert len({m.gemm_seconds for m in made}) == 1
+    for m in made:
+        assert m.multiples == m.seconds / m.gemm_seconds
+
+
 def test_a_wrong_factor_shows():
     problem = Problem((8, 5), dtype="float64")
     A = problem.matrices()
