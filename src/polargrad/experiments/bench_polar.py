@@ -298,7 +298,7 @@ def benchmark(
 
 
 def _against_fastest_product(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """Multiples of the fastest product of them all: the threads of a peer may still slow down the one timed after it."""
+    """Multiples of the fastest product of all: the threads of a peer may still slow down the one timed after it."""
     gemm = min((m.gemm_seconds for m in measurements if m.gemm_seconds), default=None)
     return [
         m if m.seconds is None or gemm is None else replace(m, gemm_seconds=gemm, multiples=m.seconds / gemm)
