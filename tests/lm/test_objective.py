@@ -136,3 +136,53 @@ def test_a_model_that_does_not_fit_the_text_is_an_error():
 def test_impossible_options_are_named(option):
     with pytest.raises(ValueError, match=next(iter(option))):
         objective(**option)
+
+
+def random_objective(**options):
+    torch.manual_seed(3)
+    module = decoder(hidden_size=16, layers=1, heads=2, vocab_size=16, sequence=8).double()
+    return objective(module, batch_size=12, **options)
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 12])
+def test_accumulated_gradients_are_those_of_the_whole_batch(accumulation):
+    whole, parted = random_objective(), random_objective(accumulation=accumulation)
+    whole.loss(5).backward()
+    total = 0.0
+    for part in parted.parts(5):
+        part.backward()
+        total += part.item()
+    assert total == pytest.approx(whole.loss(5).item(), rel=1e-6)
+    for one, other in zip(whole.module.parameters(), parted.module.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-5, atol=1e-8)
+    # Negative control: another step's batch has another gradient.
+    other = random_objective()
+    other.loss(6).backward()
+    assert not torch.allclose(other.module.lm_head.weight.grad, whole.module.lm_head.weight.grad, rtol=1e-2)
+
+
+def test_parts_must_be_of_equal_size():
+    with pytest.raises(ValueError, match="accumulation 5 does not divide the batch of 12"):
+        random_objective(accumulation=5)
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_the_weights():
+    exact, cast = random_objective(), random_objective(autocast=torch.bfloat16)
+    for made in (exact, cast):
+        made.module.float()
+    loss = cast.loss(0)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert {p.grad.dtype for p in cast.module.parameters()} == {torch.float32}
+    assert loss.item() == pytest.approx(exact.loss(0).item(), rel=0.02)
+    assert loss.item() != exact.loss(0).item()
+
+
+def test_the_position_is_the_batches_own():
+    made = objective()
+    made.batch(6)
+    state = made.state_dict()
+    assert state["step"] == 7
+    objective().load_state_dict(state)
+    with pytest.raises(ValueError, match="another order of batches"):
+        objective(seed=9).load_state_dict(state)

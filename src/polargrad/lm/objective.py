@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polargrad.lm.batches import WindowBatches, window_count
 from polargrad.lm.tokenization import TokenFile
 
 
 class LanguageModelObjective:
     """Mean cross-entropy of the next token over windows of a token file.
 
-    `loss(step) = -1/(B S) sum_{b,s} log p(x[b, s+1] | x[b, :s+1])` over B windows of S + 1 tokens. An epoch is a
-    permutation of the file's windows, drawn from (seed, epoch), and shifts the windows' borders; a step's batch is
-    therefore a function of (seed, step) alone, which makes runs paired and resumable.
+    `loss(step) = -1/(B S) sum_{b,s} log p(x[b, s+1] | x[b, :s+1])` over B windows of S + 1 tokens. A step's batch is a
+    function of (seed, step) alone (`WindowBatches`), which makes runs paired and resumable.
 
     Args:
         module: gives logits (B, S, V) as `module(input_ids=(B, S)).logits`; its device is where batches go.
@@ -26,10 +30,14 @@ class LanguageModelObjective:
         seed: of the order of the windows.
         evaluation_windows: held-out windows that `evaluate` averages over, spread evenly over the file and always the
             same; all of them where there are fewer.
+        shuffle: "documents" or "windows", what an epoch puts in a new order.
+        accumulation: parts of equal size that a step's batch is differentiated in, to save memory; a divisor of B.
+        autocast: the dtype of the forward pass where torch deems it safe (`torch.autocast`), the weights keeping their
+            own; None: no conversion.
 
     Raises:
         ValueError: a file is shorter than one window, the vocabulary is larger than the module's, the windows are
-            longer than the module's positions, or a size is below 1.
+            longer than the module's positions, a size is below 1, or the parts are not of equal size.
     """
 
     unit = "token"
@@ -44,75 +52,81 @@ class LanguageModelObjective:
         sequence: int = 128,
         seed: int = 0,
         evaluation_windows: int = 256,
+        shuffle: str = "windows",
+        accumulation: int = 1,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        for name, size in (
-            ("batch_size", batch_size),
-            ("sequence", sequence),
-            ("evaluation_windows", evaluation_windows),
-        ):
+        for name, size in (("evaluation_windows", evaluation_windows), ("accumulation", accumulation)):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative; got {seed}")
+        self.batches = WindowBatches(train, batch_size=batch_size, sequence=sequence, seed=seed, shuffle=shuffle)
+        if batch_size % accumulation:
+            raise ValueError(
+                f"accumulation {accumulation} does not divide the batch of {batch_size} windows; choose a divisor of it"
+            )
         _check_fit(module, train, sequence)
         self.module = module
         self.batch_size = batch_size
         self.sequence = sequence
         self.seed = seed
+        self.accumulation = accumulation
         self.units_per_step = batch_size * sequence
-        self._tokens = train.tokens
-        # One window fewer than fit leaves the borders room to shift by a whole sequence.
-        self._windows = max(1, _window_count(train, sequence, "training") - 1)
+        self._autocast = autocast
         self._held_out = held_out.tokens
-        available = _window_count(held_out, sequence, "held-out")
+        available = window_count(held_out, sequence, "held-out")
         count = min(evaluation_windows, available)
         self._evaluation_starts = np.arange(count) * available // count * sequence
-        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def batch(self, step: int) -> Tensor:
         """The windows (B, S + 1) of a step, int64; steps count from 0."""
-        drawn = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = np.divmod(drawn, self._windows)
-        starts = [self._starts(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)]
-        return self._gather(self._tokens, np.asarray(starts))
+        return self._placed(self.batches.batch(step))
 
     def loss(self, step: int) -> Tensor:
         """The mean cross-entropy of a step's batch, in nats; steps count from 0."""
         return self._cross_entropy(self.batch(step))
 
+    def parts(self, step: int) -> Iterator[Tensor]:
+        """The summands of `loss(step)`, one for each part of the batch, made as they are asked for."""
+        for part in self.batch(step).chunk(self.accumulation):
+            yield self._cross_entropy(part) / self.accumulation
+
     def evaluate(self) -> dict[str, float]:
         """The mean cross-entropy over the fixed held-out windows, in nats: `{"val_loss": ...}`."""
         total = torch.zeros((), dtype=torch.float64)
-        for at in range(0, len(self._evaluation_starts), self.batch_size):
-            starts = self._evaluation_starts[at : at + self.batch_size]
-            total += self._cross_entropy(self._gather(self._held_out, starts)).double().cpu() * len(starts)
+        at_once = self.batch_size // self.accumulation
+        for at in range(0, len(self._evaluation_starts), at_once):
+            starts = self._evaluation_starts[at : at + at_once]
+            windows = self._held_out[starts[:, None] + np.arange(self.sequence + 1)]
+            total += self._cross_entropy(self._placed(windows)).double().cpu() * len(starts)
         return {"val_loss": float(total) / len(self._evaluation_starts)}
 
-    def _starts(self, epoch: int) -> np.ndarray:
-        if self._epoch[0] != epoch:
-            random = np.random.default_rng([self.seed, epoch])
-            room = len(self._tokens) - 1 - self._windows * self.sequence
-            shift = int(random.integers(min(room, self.sequence - 1) + 1))
-            self._epoch = (epoch, random.permutation(self._windows) * self.sequence + shift)
-        return self._epoch[1]
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the data the run is, as plain data."""
+        return self.batches.state_dict()
 
-    def _gather(self, tokens: np.ndarray, starts: np.ndarray) -> Tensor:
-        windows = tokens[starts[:, None] + np.arange(self.sequence + 1)]
-        return torch.from_numpy(windows.astype(np.int64)).to(next(self.module.parameters()).device)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Return to where a run was.
+
+        Raises:
+            ValueError: the state is of other data or of another order of batches.
+        """
+        self.batches.load_state_dict(state)
+
+    def _placed(self, windows: np.ndarray) -> Tensor:
+        batch = torch.from_numpy(windows.astype(np.int64, copy=False))
+        device = next(self.module.parameters()).device
+        # Pinned, so that the copy does not wait for the steps that the device has still to finish.
+        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
     def _cross_entropy(self, windows: Tensor) -> Tensor:
-        logits = self.module(input_ids=windows[:, :-1]).logits
+        with self._casting(windows.device):
+            logits = self.module(input_ids=windows[:, :-1]).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
-
-def _window_count(file: TokenFile, sequence: int, role: str) -> int:
-    count = (len(file.tokens) - 1) // sequence
-    if count < 1:
-        raise ValueError(
-            f"the {role} text has {len(file.tokens)} tokens, and one sequence needs {sequence + 1}: give more text, or "
-            f"a sequence of at most {max(1, len(file.tokens) - 1)}"
-        )
-    return count
+    def _casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self._autocast)
 
 
 def _check_fit(module: torch.nn.Module, train: TokenFile, sequence: int) -> None:

@@ -51,12 +51,14 @@ class Tokenizer:
 class TokenFile(NamedTuple):
     """A memory-mapped sequence of tokens, every document closed by the end-of-text token.
 
-    `tokens` is a read-only memory map (n,) of uint16 or uint32, all below `vocab_size`.
+    `tokens` is a read-only memory map (n,) of uint16 or uint32, all below `vocab_size`; `end_of_text` is None where
+    documents are not told apart.
     """
 
     tokens: np.ndarray
     vocab_size: int
     checksum: str
+    end_of_text: int | None = None
 
 
 class EncodedCorpus(NamedTuple):
@@ -164,7 +166,8 @@ def _token_file(path: Path, corpus: str, documents: tuple[Document, ...], tokeni
     header = verified_header(path, **facts)
     if header is None:
         header = publish(path, lambda part: _write_tokens(part, documents, tokenizer, dtype), **facts)
-    return TokenFile(np.memmap(path, dtype=dtype, mode="r"), tokenizer.vocab_size, header["sha256"])
+    tokens = np.memmap(path, dtype=dtype, mode="r")
+    return TokenFile(tokens, tokenizer.vocab_size, header["sha256"], tokenizer.end_of_text)
 
 
 def _write_tokens(path: Path, documents: Sequence[Document], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:

@@ -14,11 +14,15 @@ from polargrad.train.clock import Clock
 from polargrad.train.journal import Journal, Record, Summary
 from polargrad.train.progress import Progress
 
-Probe = Callable[[], Iterable[Mapping[str, Any]]]
+Probe = Callable[[], Iterable[Mapping[str, Any]]]  # one that also looks after the step has a method `stepped`
 
 
 class Objective(Protocol):
-    """What the loop minimizes."""
+    """What the loop minimizes.
+
+    An objective whose batch is differentiated in parts (gradient accumulation) also has `parts(step)`: an iterator over
+    the summands of `loss(step)`, of which each is differentiated before the next one is made.
+    """
 
     @property
     def module(self) -> torch.nn.Module:
@@ -109,7 +113,7 @@ def train(
         config: how long to train, and how often to look.
         record: takes each record (kind "step", "eval", "matrix" or "event"), plain data that JSON can hold.
         probe: called between backward pass and optimizer every `config.probe_every` steps; gives one mapping for each
-            matrix it looks at.
+            matrix it looks at. What its `stepped()` gives after the optimizer, where it has one, is recorded too.
         progress: shows the way to a person; None: silent.
 
     Returns:
@@ -169,18 +173,21 @@ def _steps(
 
         start = clock.stamp()
         optimizer.zero_grad(set_to_none=True)
-        loss = objective.loss(step)
-        loss.backward()
+        loss = _differentiate(objective, step)
         backward_done = clock.stamp()
 
-        if probe is not None and config.probe_every and (step == 0 or finished % config.probe_every == 0):
-            journal.matrices(finished, probe())
+        due = config.probe_every and (step == 0 or finished % config.probe_every == 0)
+        look = probe if due else None
+        if look is not None:
+            journal.matrices(finished, look())
 
         optimizer_begins = clock.stamp()
         if config.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm)
         optimizer.step()
         stamps = (start, backward_done, optimizer_begins, clock.stamp())
+        if look is not None and (stepped := getattr(look, "stepped", None)) is not None:
+            journal.matrices(finished, stepped())
 
         journal.add(finished, loss, named_rates, stamps)
         evaluation_due = last or (config.eval_every and finished % config.eval_every == 0)
@@ -190,6 +197,21 @@ def _steps(
             _evaluate(objective, journal)
         if journal.diverged:
             return
+
+
+def _differentiate(objective: Objective, step: int) -> Tensor:
+    """Add the gradient of a step's loss to the parameters and return the loss."""
+    parts = getattr(objective, "parts", None)
+    if parts is None:
+        loss = objective.loss(step)
+        loss.backward()
+        return loss
+    total: Tensor | None = None
+    for part in parts(step):
+        part.backward()
+        total = part.detach() if total is None else total + part.detach()
+    assert total is not None
+    return total
 
 
 class _Rates:
