@@ -80,5 +80,7 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"polargrad: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    speaker = "polargrad" if rank == "0" else f"polargrad, rank {rank}"
+    print(f"{speaker}: {message}", file=sys.stderr)
     return code

@@ -27,6 +27,7 @@ from polargrad.experiments.spec import RunSpec
 from polargrad.experiments.store import FIGURES, Run, find_runs, read_run
 from polargrad.experiments.sweep import Axis, edge_notes, expand, parse_axis
 from polargrad.matrix_options import MatrixOptions
+from polargrad.parallel_options import ParallelOptions
 from polargrad.train import terminal_progress
 
 REPORT = "report.html"
@@ -79,19 +80,25 @@ class RunOne:
     ] = None
 
     matrix: Annotated[MatrixOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=MatrixOptions)
+    parallel: Annotated[ParallelOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ParallelOptions)
 
     def __call__(self) -> None:
         """Run, then say how it ended and where it is."""
         if self.name in EXPERIMENTS:
+            self.parallel.refuse(self.name)
             return self._experiment()
         self.matrix.refuse(self.name)
         if self.name in STUDIES:
+            self.parallel.refuse(self.name)
             return self._study()
         spec = self._spec()
-        out = self.out or _dated(spec.name)
-        runner.refuse_existing(out)
-        _say_where(out)
-        finished = runner.run(spec, out, progress=terminal_progress(spec.name))
+        with self.parallel.processes() as parallel:
+            if not parallel.chief:
+                return runner.assist(spec, parallel)
+            out = self.out or _dated(spec.name)
+            runner.refuse_existing(out)
+            _say_where(out)
+            finished = runner.run(spec, out, progress=terminal_progress(spec.name), parallel=parallel)
         console = _console()
         console.print(analysis.sentence(analysis.outcomes([finished])[0], finished))
         console.print(f"Records are in {out}, figures in {out / FIGURES}.")
@@ -160,15 +167,21 @@ class Compare:
         Path | None,
         tyro.conf.arg(metavar="DIR", help="the new folder of the comparison; runs/compare-DATE-TIME by default"),
     ] = None
+    parallel: Annotated[ParallelOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ParallelOptions)
 
     def __call__(self) -> None:
         """Run everything, then print the table, warn of edges, and write the report."""
         specs = _grid([spec_of(name, steps=self.steps, seed=self.seed) for name in self.names], self.sweep)
-        out = self.out or _dated("compare")
-        _say_where(out)
-        of = f" of {len(specs)}"
-        number = {spec.name: f"[{i}{of}] {spec.name}" for i, spec in enumerate(specs, start=1)}
-        runs = runner.compare(specs, out, progress=lambda name: terminal_progress(number[name]))
+        with self.parallel.processes() as parallel:
+            if not parallel.chief:
+                for spec in specs:
+                    runner.assist(spec, parallel)
+                return
+            out = self.out or _dated("compare")
+            _say_where(out)
+            of = f" of {len(specs)}"
+            number = {spec.name: f"[{i}{of}] {spec.name}" for i, spec in enumerate(specs, start=1)}
+            runs = runner.compare(specs, out, progress=lambda name: terminal_progress(number[name]), parallel=parallel)
         page = write_report(runs, out / REPORT)
         console = _console()
         _print_outcomes(console, runs)

@@ -7,26 +7,31 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from polargrad.experiments.spec import LanguageModel, RunSpec
+from polargrad.train.parallel import Parallel
 
 if TYPE_CHECKING:
     from polargrad.lm import EncodedCorpus
     from polargrad.train import Objective
 
 
-def build_objective(spec: RunSpec) -> tuple[Objective, Mapping[str, Any]]:
+def build_objective(spec: RunSpec, parallel: Parallel | None = None) -> tuple[Objective, Mapping[str, Any]]:
     """The objective of a spec and what the environment's record should say of its data.
 
     Args:
         spec: the run; its seed draws the initial weights and the batches.
+        parallel: the processes to put a language model on; None: this one alone.
 
     Returns:
         The objective, and plain facts: the corpus, its checksum, the number of parameters.
 
     Raises:
-        ValueError: if the data does not suffice, as with a corpus shorter than one sequence.
+        ValueError: if the data does not suffice, as with a corpus shorter than one sequence, or cannot be divided among
+            the processes.
     """
     if isinstance(spec.objective, LanguageModel):
-        return _language_model(spec.objective, spec.seed)
+        return _language_model(spec.objective, spec.seed, parallel or Parallel())
+    if parallel is not None and not parallel.alone:
+        raise ValueError(f"{spec.name} is a matrix problem, which one process solves; leave --parallel out")
     return _matrix_problem(spec)
 
 
@@ -47,10 +52,12 @@ def _matrix_problem(spec: RunSpec) -> tuple[Objective, Mapping[str, Any]]:
     return built, facts
 
 
-def _language_model(objective: LanguageModel, seed: int) -> tuple[Objective, Mapping[str, Any]]:
+def _language_model(objective: LanguageModel, seed: int, parallel: Parallel) -> tuple[Objective, Mapping[str, Any]]:
     from polargrad import lm
 
-    corpus, checksum, encoded = _corpus(objective.corpus, objective.vocabulary)
+    parallel.check_batch(objective.batch)
+    with parallel.chief_first():  # which leaves the encoded text in the cache
+        corpus, checksum, encoded = _corpus(objective.corpus, objective.vocabulary)
     model = lm.decoder(
         objective.family,
         hidden_size=objective.hidden_size,
@@ -63,6 +70,8 @@ def _language_model(objective: LanguageModel, seed: int) -> tuple[Objective, Map
         seed=seed,
         untied=objective.untied,
     )
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    forward = parallel.place(model)
     built = lm.LanguageModelObjective(
         model,
         encoded.train,
@@ -71,12 +80,15 @@ def _language_model(objective: LanguageModel, seed: int) -> tuple[Objective, Map
         sequence=objective.sequence,
         seed=seed,
         evaluation_windows=objective.evaluation_windows,
+        forward=forward,
+        group=parallel.data_group,
     )
     facts = {
         "corpus": corpus,
         "corpus_checksum": checksum,
         "corpus_tokens": len(encoded.train.tokens),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": numbers,
+        **parallel.facts(),
     }
     return built, facts
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polargrad.experiments.environment import environment
 from polargrad.experiments.objectives import build_objective
@@ -14,6 +14,7 @@ from polargrad.experiments.store import FIGURES, Run, RunFolder, create_folder, 
 from polargrad.optim import PolarGrad, parameter_groups
 from polargrad.optim.routing import roles
 from polargrad.train import GradientProbe, train
+from polargrad.train.parallel import Parallel
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +34,14 @@ class Interrupted(KeyboardInterrupt):
         self.path = path
 
 
-def run(spec: RunSpec, path: str | Path, *, progress: Progress | None = None) -> Run:
+def run(spec: RunSpec, path: str | Path, *, progress: Progress | None = None, parallel: Parallel | None = None) -> Run:
     """Run a spec into a new folder.
 
     Args:
         spec: what to run.
         path: the run folder; it must not exist.
         progress: is told how far the run has come.
+        parallel: the processes it runs on; this is rank 0, and the others call `assist`. None: this one alone.
 
     Returns:
         The run as read back from its folder, figures drawn.
@@ -51,13 +53,18 @@ def run(spec: RunSpec, path: str | Path, *, progress: Progress | None = None) ->
     """
     path = Path(path)
     refuse_existing(path)
-    objective, facts = build_objective(spec)
-    optimizer = _optimizer(spec, objective)
-    probe = build_probe(spec, objective.module)
+    objective, optimizer, probe, facts = _build(spec, parallel)
     with RunFolder(path, spec, {**environment(), **facts}) as folder:
         try:
             summary = train(
-                objective, optimizer, spec.schedule, spec.loop, record=folder.record, probe=probe, progress=progress
+                objective,
+                optimizer,
+                spec.schedule,
+                spec.loop,
+                record=folder.record,
+                probe=probe,
+                progress=progress,
+                parallel=parallel,
             )
         except KeyboardInterrupt:
             raise Interrupted(path) from None
@@ -69,8 +76,37 @@ def run(spec: RunSpec, path: str | Path, *, progress: Progress | None = None) ->
     return finished
 
 
+def assist(spec: RunSpec, parallel: Parallel) -> None:
+    """What every other rank does while rank 0 does `run`: the same steps, on its part of the data and of the model.
+
+    Raises:
+        ValueError: as `run` does.
+    """
+    objective, optimizer, probe, _ = _build(spec, parallel)
+    train(
+        objective,
+        optimizer,
+        spec.schedule,
+        spec.loop,
+        record=lambda record: None,
+        probe=probe,
+        parallel=parallel,
+    )
+
+
+def _build(
+    spec: RunSpec, parallel: Parallel | None
+) -> tuple[Objective, torch.optim.Optimizer, GradientProbe | None, Mapping[str, Any]]:
+    objective, facts = build_objective(spec, parallel)
+    return objective, _optimizer(spec, objective), build_probe(spec, objective.module), facts
+
+
 def compare(
-    specs: Sequence[RunSpec], path: str | Path, *, progress: Callable[[str], Progress | None] = lambda _label: None
+    specs: Sequence[RunSpec],
+    path: str | Path,
+    *,
+    progress: Callable[[str], Progress | None] = lambda _label: None,
+    parallel: Parallel | None = None,
 ) -> list[Run]:
     """Run several specs, one after another, each into a folder of its name inside a new one.
 
@@ -78,6 +114,7 @@ def compare(
         specs: what to run; their names must differ.
         path: the folder of the comparison; it must not exist.
         progress: makes what is told of one run's way from the run's label.
+        parallel: the processes they run on; this is rank 0, and the others `assist` with each spec in order.
 
     Returns:
         The runs in the order given.
@@ -94,7 +131,7 @@ def compare(
         raise ValueError(f"{', '.join(sorted(twice))} is there twice; give each run once")
     path = Path(path)
     create_folder(path)
-    return [run(spec, path / spec.name, progress=progress(spec.name)) for spec in specs]
+    return [run(spec, path / spec.name, progress=progress(spec.name), parallel=parallel) for spec in specs]
 
 
 def build_optimizer(spec: RunSpec, module: torch.nn.Module) -> PolarGrad:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,6 +35,9 @@ class LanguageModelObjective:
         accumulation: parts of equal size that a step's batch is differentiated in, to save memory; a divisor of B.
         autocast: the dtype of the forward pass where torch deems it safe (`torch.autocast`), the weights keeping their
             own; None: no conversion.
+        forward: called as `module` would be; None: `module` itself. `DistributedDataParallel(module)`, for example.
+        group: ranks that divide every batch and the evaluation among them: `loss` is the mean over this rank's part,
+            `evaluate` over all. None: no division.
 
     Raises:
         ValueError: a file is shorter than one window, the vocabulary is larger than the module's, the windows are
@@ -55,17 +59,24 @@ class LanguageModelObjective:
         shuffle: str = "windows",
         accumulation: int = 1,
         autocast: torch.dtype | None = None,
+        forward: Callable[..., Any] | None = None,
+        group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         for name, size in (("evaluation_windows", evaluation_windows), ("accumulation", accumulation)):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}")
         self.batches = WindowBatches(train, batch_size=batch_size, sequence=sequence, seed=seed, shuffle=shuffle)
-        if batch_size % accumulation:
+        self._rank, self._ranks = (0, 1) if group is None else (group.rank(), group.size())
+        if batch_size % (accumulation * self._ranks):
+            ranks = f" times {self._ranks} ranks" if self._ranks > 1 else ""
             raise ValueError(
-                f"accumulation {accumulation} does not divide the batch of {batch_size} windows; choose a divisor of it"
+                f"accumulation {accumulation}{ranks} does not divide the batch of {batch_size} windows; choose a "
+                "divisor of it"
             )
         _check_fit(module, train, sequence)
         self.module = module
+        self._forward = module if forward is None else forward
+        self._group = group
         self.batch_size = batch_size
         self.sequence = sequence
         self.seed = seed
@@ -83,21 +94,26 @@ class LanguageModelObjective:
 
     def loss(self, step: int) -> Tensor:
         """The mean cross-entropy of a step's batch, in nats; steps count from 0."""
-        return self._cross_entropy(self.batch(step))
+        return self._cross_entropy(self._share(step))
 
     def parts(self, step: int) -> Iterator[Tensor]:
         """The summands of `loss(step)`, one for each part of the batch, made as they are asked for."""
-        for part in self.batch(step).chunk(self.accumulation):
+        for part in self._share(step).chunk(self.accumulation):
             yield self._cross_entropy(part) / self.accumulation
 
     def evaluate(self) -> dict[str, float]:
         """The mean cross-entropy over the fixed held-out windows, in nats: `{"val_loss": ...}`."""
-        total = torch.zeros((), dtype=torch.float64)
-        at_once = self.batch_size // self.accumulation
-        for at in range(0, len(self._evaluation_starts), at_once):
-            starts = self._evaluation_starts[at : at + at_once]
-            windows = self._held_out[starts[:, None] + np.arange(self.sequence + 1)]
-            total += self._cross_entropy(self._placed(windows)).double().cpu() * len(starts)
+        total = torch.zeros((), dtype=torch.float64, device=next(self.module.parameters()).device)
+        at_once = self.batch_size // (self.accumulation * self._ranks)
+        for at in range(0, len(self._evaluation_starts), at_once * self._ranks):
+            own = at + self._rank * at_once
+            starts = self._evaluation_starts[own : own + at_once]
+            # A rank that has nothing left still takes part in the forward pass, in which sharded weights travel.
+            asked = starts if len(starts) else self._evaluation_starts[:1]
+            windows = self._held_out[asked[:, None] + np.arange(self.sequence + 1)]
+            total += self._cross_entropy(self._placed(windows)).double() * len(starts)
+        if self._group is not None:
+            torch.distributed.all_reduce(total, group=self._group)
         return {"val_loss": float(total) / len(self._evaluation_starts)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,6 +128,10 @@ class LanguageModelObjective:
         """
         self.batches.load_state_dict(state)
 
+    def _share(self, step: int) -> Tensor:
+        """This rank's part of a step's batch."""
+        return self.batch(step).chunk(self._ranks)[self._rank]
+
     def _placed(self, windows: np.ndarray) -> Tensor:
         batch = torch.from_numpy(windows.astype(np.int64, copy=False))
         device = next(self.module.parameters()).device
@@ -120,7 +140,7 @@ class LanguageModelObjective:
 
     def _cross_entropy(self, windows: Tensor) -> Tensor:
         with self._casting(windows.device):
-            logits = self.module(input_ids=windows[:, :-1]).logits
+            logits = self._forward(input_ids=windows[:, :-1]).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
     def _casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:

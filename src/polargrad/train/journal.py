@@ -61,6 +61,7 @@ class Journal:
             none does.
         stop_on_nonfinite: a loss that is not finite counts as diverged.
         skipped: how many updates the optimizer left out so far.
+        mean: of losses (n,) over the processes that share a batch.
         progress: shows the way to a person; None: nobody looks.
     """
 
@@ -73,12 +74,14 @@ class Journal:
         divergence_factor: float | None,
         stop_on_nonfinite: bool,
         skipped: Callable[[], int] = lambda: 0,
+        mean: Callable[[Tensor], Tensor] = lambda losses: losses,
         progress: Progress | None = None,
     ) -> None:
         self._record, self._clock, self._progress = record, clock, progress
         self._units_per_step = units_per_step
         self._factor, self._stop_on_nonfinite = divergence_factor, stop_on_nonfinite
         self._skipped, self._skips_told = skipped, skipped()
+        self._mean = mean
         self._waiting: deque[_Step] = deque()
         self._first_loss: float | None = None
         self._reported: set[str] = set()
@@ -98,7 +101,7 @@ class Journal:
         """Read the waiting losses and write their records."""
         if not self._waiting:
             return
-        losses = torch.stack([waiting.loss for waiting in self._waiting]).double().tolist()
+        losses = self._mean(torch.stack([waiting.loss for waiting in self._waiting]).double()).tolist()
         for loss in losses:
             self._write_step(self._waiting.popleft(), loss)
         skipped = self._skipped()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polargrad.train.clock import Clock
 from polargrad.train.journal import Journal, Record, Summary
+from polargrad.train.parallel import Parallel
 from polargrad.train.progress import Progress
 
 Probe = Callable[[], Iterable[Mapping[str, Any]]]  # one that also looks after the step has a method `stepped`
@@ -98,6 +99,7 @@ def train(
     record: Record,
     probe: Probe | None = None,
     progress: Progress | None = None,
+    parallel: Parallel | None = None,
 ) -> Summary:
     """Minimize an objective: `loss(k)`, its gradient, a step of the optimizer at `schedule(k)` times its base rates.
 
@@ -115,6 +117,8 @@ def train(
         probe: called between backward pass and optimizer every `config.probe_every` steps; gives one mapping for each
             matrix it looks at. What its `stepped()` gives after the optimizer, where it has one, is recorded too.
         progress: shows the way to a person; None: silent.
+        parallel: the processes that share each step's batch, all of which call this; the losses on record are the means
+            over them. None: this one alone.
 
     Returns:
         How the run ended.
@@ -134,6 +138,7 @@ def train(
         divergence_factor=config.divergence_factor,
         stop_on_nonfinite=config.stop_on_nonfinite,
         skipped=lambda: int(getattr(optimizer, "skipped", 0)),
+        mean=(parallel or Parallel()).mean,
         progress=progress,
     )
     status = "failed"
