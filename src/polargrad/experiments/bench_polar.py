@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from polargrad.experiments.allocations import peak_bytes
 from polargrad.experiments.bench_contenders import Contender, contenders
 from polargrad.experiments.environment import environment, version
 
@@ -134,52 +132,6 @@ def _seconds(function: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-class _Allocations(TorchDispatchMode):
-    """Follows the bytes of every storage that torch operations hand back, until it is freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {_storage_id(tensor) for tensor in _tensors((args, kwargs))}
-        out = func(*args, **(kwargs or {}))
-        for tensor in _tensors(out):
-            key = _storage_id(tensor)
-            if key not in self.known and key not in before:
-                storage = tensor.untyped_storage()
-                self.known.add(key)
-                self.held += storage.nbytes()
-                self.peak = max(self.peak, self.held)
-                weakref.finalize(storage, self._freed, key, storage.nbytes())
-        return out
-
-    def _freed(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.held -= size
-
-
-def _storage_id(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _peak_bytes(function: Callable[[], object], device: str) -> int:
-    """The largest amount of memory held on top of what was there; on a CPU without the workspace of LAPACK."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    with _Allocations() as allocations:
-        function()
-    return allocations.peak
-
-
 class _Yardstick:
     """Measures factors of one batch A in double precision; what depends on A alone is computed once.
 
@@ -234,7 +186,7 @@ def measure(
         for _ in range(repeats if pair[1] <= _LONG else 0):
             pairs.append((_seconds(gram, device), _seconds(lambda: contender.run(A), device)))
         U = kept.pop()
-        peak = _peak_bytes(lambda: contender.run(A), device) if memory and contender.allocates_in_torch else None
+        peak = peak_bytes(lambda: contender.run(A), device) if memory and contender.allocates_in_torch else None
     except Exception as error:  # whatever a peer raises belongs into the table
         return Measurement(*about, note=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
     gemm, seconds = (min(times) for times in zip(*pairs, strict=True))

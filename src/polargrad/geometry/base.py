@@ -47,6 +47,10 @@ class Geometry(ABC):
     def check_shape(self, m: int, n: int) -> None:  # noqa: B027 - most geometries take every shape
         """Raise ValueError if matrices (m, n) are not for this geometry."""
 
+    def footprint(self) -> float:
+        """The most memory that `lmo` holds at once, in sizes of G counted with at least 4 bytes for an entry."""
+        return 4.0
+
     def dual_norm(self, G: Tensor) -> Tensor:
         """||G||_* of each matrix, shape batch."""
         return inner(G, self.lmo(G))

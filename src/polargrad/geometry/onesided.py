@@ -54,6 +54,10 @@ class RightPolar(Geometry):
         """min(m, n), the rank."""
         return float(min(m, n))
 
+    def footprint(self) -> float:
+        """All is formed in float64, and an eigendecomposition of a square Gram matrix is several times its size."""
+        return 12.0
+
     def lmo(self, G: Tensor) -> Tensor:
         """The polar factor of each tall matrix of G (*batch, m, n); zero on the null space of G, NaN if not finite.
 
@@ -102,6 +106,10 @@ class LeftPolar(Geometry):
     def squared_length(self, m: int, n: int) -> float:
         """min(m, n), the rank."""
         return float(min(m, n))
+
+    def footprint(self) -> float:
+        """All is formed in float64, and an eigendecomposition of a square Gram matrix is several times its size."""
+        return 12.0
 
     def lmo(self, G: Tensor) -> Tensor:
         """The polar factor of each wide matrix of G (*batch, m, n); zero on the null space of G.

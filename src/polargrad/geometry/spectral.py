@@ -45,6 +45,10 @@ class Spectral(Geometry):
         """min(m, n), the rank."""
         return float(min(m, n))
 
+    def footprint(self) -> float:
+        """That of the polar method."""
+        return resolve_method(self.method, self.max_steps).footprint
+
     def lmo(self, G: Tensor) -> Tensor:
         """The unitary polar factor of each matrix of G (*batch, m, n)."""
         return polar_factor(G, self.method, accuracy=self.accuracy, max_steps=self.max_steps)

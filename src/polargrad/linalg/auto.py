@@ -61,6 +61,7 @@ class Auto(PolarMethod):
     """
 
     name: ClassVar[str] = "auto"
+    footprint: ClassVar[float] = 22.0
     accuracy: Accuracy = "full"
 
     def __post_init__(self) -> None:

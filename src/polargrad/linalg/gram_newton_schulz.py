@@ -77,6 +77,7 @@ class GramNewtonSchulz(PolynomialMethod):
     """
 
     name: ClassVar[str] = "gram-newton-schulz"
+    footprint: ClassVar[float] = 5.0
     coefficients: tuple[Coefficients, ...] = MUON_QUINTIC
     max_steps: int = 5
     restarts: tuple[int, ...] | None = None

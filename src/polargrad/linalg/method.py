@@ -46,10 +46,13 @@ class PolarMethod(ABC):
     `polar.py` and `backward.py`, once.
 
     An algorithm declares its accuracy class by two numbers: singular values of A at or above `floor` * ||A||_F end
-    within `tolerance` of 1, those below end in [0, 1 + tolerance], up to rounding.
+    within `tolerance` of 1, those below end in [0, 1 + tolerance], up to rounding. By `footprint` it declares the most
+    memory that `polar_factor` holds at once, the factor included, in sizes of A counted with at least 4 bytes for an
+    entry; whoever stacks matrices goes by it.
     """
 
     name: ClassVar[str]
+    footprint: ClassVar[float] = 36.0
 
     @abstractmethod
     def iterate(self, X: Tensor) -> Iterate:

@@ -82,6 +82,7 @@ class Newton(PolarMethod):
     """
 
     name: ClassVar[str] = "newton"
+    footprint: ClassVar[float] = 9.0
     max_steps: int | None = None
 
     def __post_init__(self) -> None:

@@ -82,6 +82,7 @@ def accuracy_class(schedule: tuple[Coefficients, ...], least: float) -> tuple[fl
 class PolynomialMethod(PolarMethod):
     """A method with a fixed schedule of odd polynomials: only products, no host synchronization."""
 
+    footprint: ClassVar[float] = 6.0
     dtype: str | None
 
     @abstractmethod
@@ -148,6 +149,7 @@ class NewtonSchulz(PolynomialMethod):
     """
 
     name: ClassVar[str] = "newton-schulz"
+    footprint: ClassVar[float] = 4.0
     coefficients: tuple[Coefficients, ...] = MUON_QUINTIC
     max_steps: int = 5
     dtype: str | None = "bfloat16"

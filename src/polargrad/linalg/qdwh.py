@@ -215,6 +215,7 @@ class QDWH(PolarMethod):
     """
 
     name: ClassVar[str] = "qdwh"
+    footprint: ClassVar[float] = 14.0
     max_steps: int | None = None
     lower_bound: float | None = None
 

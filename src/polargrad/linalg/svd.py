@@ -28,6 +28,7 @@ class SVD(PolarMethod):
     """
 
     name: ClassVar[str] = "svd"
+    footprint: ClassVar[float] = 6.0
     cutoff: float | None = None
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from polargrad.optim.options import geometry_of, momentum_dtype
 from polargrad.optim.scaling import gradient_factor, shape_factor
 from polargrad.optim.stepsize import step_size
 
-__all__ = ["Bucket", "Observer", "advance", "buckets_of"]
+__all__ = ["Bucket", "Observer", "advance", "buckets_of", "stack_bytes"]
 
 
 class Bucket:
@@ -105,16 +105,25 @@ class Observer(Protocol):
         ...
 
 
+def stack_bytes(group: Mapping[str, Any]) -> int:
+    """How much may be stepped together so that nothing holds more than `workspace` at once.
+
+    Besides what the oracle holds there are what it is asked about and the stack of it. Entries count as at least 4
+    bytes, since what is kept in half precision is converted in many places.
+    """
+    return max(1, int(group["workspace"] / (geometry_of(group).footprint() + 2.0)))
+
+
 def buckets_of(group: Mapping[str, Any], positions: list[int], states: Mapping[Tensor, dict[str, Any]]) -> list[Bucket]:
-    """The group's parameters at `positions`, by view, dtype and device, cut where `workspace` is exceeded."""
+    """The group's parameters at `positions`, by view, dtype and device, cut where `stack_bytes` are exceeded."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for i in positions:
         p = group["params"][i]
         alike.setdefault((matrix_view(p.shape, group), p.dtype, p.device), []).append(i)
-    buckets = []
+    buckets, bound = [], stack_bytes(group)
     for (view, _, _), members in alike.items():
         p = group["params"][members[0]]
-        most = max(1, group["workspace"] // (p.numel() * momentum_dtype(group, p).itemsize))
+        most = max(1, bound // (p.numel() * max(4, momentum_dtype(group, p).itemsize)))
         for start in range(0, len(members), most):
             chosen = members[start : start + most]
             buckets.append(Bucket(group, chosen, view, [states[group["params"][i]] for i in chosen]))

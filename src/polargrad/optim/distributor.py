@@ -7,6 +7,7 @@ where they were computed and what travelled for it is the distributor's affair a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -54,7 +55,7 @@ class Distributor(Protocol):
         Args:
             questions: lists of batches.
             oracle: from a batch (k, m, n) to its answer, each matrix by itself.
-            workspace: bound in bytes on a stacked batch; a single matrix may exceed it.
+            workspace: bound in bytes on a stacked batch, with at least 4 for an entry; a single matrix may exceed it.
         """
         ...
 
@@ -70,8 +71,8 @@ class SingleProcess:
 
     def answers(self, questions: Iterable[Sequence[Tensor]], oracle: Oracle, workspace: int) -> Iterator[list[Answer]]:
         """Stack, apply, take apart."""
-        for batches in questions:
-            yield _answer(batches, oracle, workspace)
+        # A generator would keep the last question until the next one has been made.
+        return map(partial(_answer, oracle=oracle, workspace=workspace), questions)
 
     def agree(self, usable: Tensor) -> Tensor:
         """The question itself: no other rank holds a part."""
@@ -101,14 +102,15 @@ def _answer(batches: Sequence[Tensor], oracle: Oracle, workspace: int) -> list[A
 
 def _bounded(stacked: Tensor, oracle: Oracle, workspace: int) -> Answer:
     """The oracle over pieces of at most `workspace` bytes."""
-    matrix = stacked.shape[1] * stacked.shape[2] * stacked.element_size()
+    matrix = stacked.shape[1] * stacked.shape[2] * max(4, stacked.element_size())
     piece = max(1, workspace // max(1, matrix))
     if len(stacked) <= piece:
         return oracle(stacked)
-    answers = [oracle(part) for part in stacked.split(piece)]
-    lengths = [a.squared_length for a in answers if a.squared_length is not None]
-    return Answer(
-        torch.cat([a.direction for a in answers]),
-        torch.cat([a.dual_norm for a in answers]),
-        torch.cat(lengths) if lengths else None,
-    )
+    direction, norms, lengths = torch.empty_like(stacked), [], []
+    for part, place in zip(stacked.split(piece), direction.split(piece), strict=True):
+        answer = oracle(part)
+        place.copy_(answer.direction)
+        norms.append(answer.dual_norm)
+        if answer.squared_length is not None:
+            lengths.append(answer.squared_length)
+    return Answer(direction, torch.cat(norms), torch.cat(lengths) if lengths else None)

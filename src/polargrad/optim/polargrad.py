@@ -12,9 +12,10 @@ from torch import Tensor
 from polargrad.linalg import PolarMethod
 from polargrad.linalg.method import Accuracy
 from polargrad.optim.adamw import adamw_step
-from polargrad.optim.bucket import Bucket, Observer, advance, buckets_of
-from polargrad.optim.distributor import Distributor, SingleProcess
+from polargrad.optim.bucket import Bucket, Observer, advance, buckets_of, stack_bytes
+from polargrad.optim.distributor import Answer, Distributor, SingleProcess
 from polargrad.optim.functional import oracle_of, statistics_dtype
+from polargrad.optim.momentum import Momentum
 from polargrad.optim.nonfinite import SkipLedger, all_within, matrices_within
 from polargrad.optim.options import (
     check_options,
@@ -75,7 +76,8 @@ class PolarGrad(torch.optim.Optimizer):
         on_nonfinite: "skip" leaves weights and state of a matrix with NaN or infinity in its gradient as they are and
             counts it in `skipped`; "raise" stops before anything is stepped and names the parameter.
         capturable: never ask the device for a number, on a CPU too; wanted for CUDA graphs.
-        workspace: bound in bytes on the matrices that are stacked into one batch for the polar method.
+        workspace: bound in bytes on the memory that a step holds besides weights, gradients and state; what a single
+            parameter needs may exceed it.
         layout: how the parameters of a group store their matrices, "auto", "transposed", "convolution" or
             "transposed-convolution" (`matrix_view`); wanted in groups, like the next two.
         split: sizes of matrices that are stored one below the other, such as [q, k, v].
@@ -257,14 +259,28 @@ class PolarGrad(torch.optim.Optimizer):
             bucket.watched = watched
         oracle = oracle_of(geometry_of(group), group["step_rule"] == "smoothness")
         questions = (bucket.question(momentum, self._distributor) for bucket in buckets)
-        answered = zip(buckets, self._distributor.answers(questions, oracle, group["workspace"]), strict=True)
-        shared = group["scope"] == "group" or group["step_rule"] == "polyak"
-        for together in [list(answered)] if shared else ([pair] for pair in answered):
-            advance(group, momentum, together, loss)
-            for bucket, answers in together:
-                self._count_skips(index, bucket)
-                if watched and self.observer is not None:
-                    self.observer.see(index, group, bucket, answers)
+        answered = self._distributor.answers(questions, oracle, stack_bytes(group))
+        if group["scope"] == "group" or group["step_rule"] == "polyak":
+            self._advance(index, group, momentum, list(zip(buckets, answered, strict=True)), loss)
+            return
+        for bucket in buckets:
+            # No variable here may keep the answers of one bucket while the next question is made, nor may zip.
+            self._advance(index, group, momentum, [(bucket, next(answered))], loss)
+
+    def _advance(
+        self,
+        index: int,
+        group: dict[str, Any],
+        momentum: Momentum,
+        together: list[tuple[Bucket, list[Answer]]],
+        loss: Any,
+    ) -> None:
+        advance(group, momentum, together, loss)
+        for bucket, answers in together:
+            self._count_skips(index, bucket)
+            if bucket.watched and self.observer is not None:
+                self.observer.see(index, group, bucket, answers)
+                bucket.asked = bucket.update_rms = None
 
     def _count_skips(self, index: int, bucket: Bucket) -> None:
         if bucket.keep is not None:

@@ -1,0 +1,78 @@
+"""A step holds no more than `workspace` on top of weights, gradients and state."""
+
+import itertools
+
+import pytest
+import torch
+
+import polargrad
+from polargrad.experiments.allocations import peak_bytes
+
+ORDERS = ["momentum-first", "polar-first", "heavy-ball"]
+SHAPES = [*[(24, 16)] * 40, *[(16, 24)] * 40, *[(32, 32)] * 20, *[(4, 12, 12)] * 20]
+# What these matrices hold together, in float32.
+ALL = 4 * sum(torch.Size(shape).numel() for shape in SHAPES)
+
+
+def held(shapes, dtype=torch.float32, **options):
+    """The peak of the second step, beyond what was there before it."""
+    parameters = [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
+    optimizer = polargrad.PolarGrad(parameters, lr=0.1, **options)
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    return peak_bytes(optimizer.step)
+
+
+@pytest.mark.parametrize("method", ["newton-schulz", "gram-newton-schulz", "auto", "qdwh", "svd"])
+@pytest.mark.parametrize(("order", "capturable"), list(itertools.product(ORDERS, [False, True])))
+def test_a_step_stays_within_its_workspace(order, capturable, method):
+    options = {"momentum_order": order, "nesterov": True, "capturable": capturable, "method": method}
+    variants = [
+        {},
+        {"weight_decay": 0.1, "weight_decay_mode": "cautious", "scale": "adaptive-nuclear"},
+        {"step_rule": "smoothness", "smoothness": 1.0},
+    ]
+    for more in variants:
+        assert held(SHAPES, workspace=ALL, **options, **more) <= ALL
+
+
+@pytest.mark.parametrize("geometry", ["rows", "columns", "entrywise", "frobenius", "right-polar"])
+def test_so_it_does_in_other_geometries(geometry):
+    shapes = [shape for shape in SHAPES if shape[-2] >= shape[-1]]
+    assert held(shapes, workspace=ALL, geometry=geometry, capturable=True, nesterov=True) <= ALL
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("momentum_dtype", [None, "float32"])
+def test_so_it_does_in_other_dtypes(dtype, momentum_dtype):
+    for order, method in itertools.product(ORDERS, ["newton-schulz", "auto"]):
+        options = {"momentum_order": order, "nesterov": True, "capturable": True, "method": method}
+        assert held(SHAPES, dtype, workspace=ALL, momentum_dtype=momentum_dtype, **options) <= ALL
+
+
+def test_without_a_bound_it_holds_more():
+    for method in ("newton-schulz", "auto"):
+        assert held(SHAPES * 4, nesterov=True, method=method, workspace=2**40) > ALL
+
+
+def test_matrices_of_other_shapes_add_nothing():
+    """The next bucket is not drawn before the last one is forgotten."""
+    one = held([(48, 64)] * 8, nesterov=True, method="newton-schulz")
+    many = held([(48, 64 + i) for i in range(9) for _ in range(8)], nesterov=True, method="newton-schulz")
+    assert many <= one * 72 / 64 + 4096
+
+
+def test_experts_of_one_parameter_go_through_the_method_in_pieces():
+    """Of a whole parameter there are its source, its direction and little else."""
+    size = 4 * 64 * 24 * 24
+    everything = held([(64, 24, 24)], method="auto", nesterov=True)
+    pieces = held([(64, 24, 24)], method="auto", nesterov=True, workspace=size)
+    assert pieces < 4 * size < everything
+
+
+def test_a_group_wide_scale_holds_the_directions_of_the_group():
+    size = 4 * 24 * 16
+    alone, shared = (held([(24, 16)] * 100, workspace=10 * size, scope=scope) for scope in ("matrix", "group"))
+    assert alone <= 10 * size
+    assert 100 * size < shared < 130 * size
