@@ -183,7 +183,7 @@ def test_an_interruption_is_130_and_says_what_is_safe(capsys, monkeypatch, tmp_p
     _failing(monkeypatch, Interrupted(tmp_path / "one"))
     code, _, err = _run(capsys, "list")
     assert code == 130
-    assert f"what was recorded until then is in {tmp_path / 'one'}" in err
+    assert f"everything until then is in {tmp_path / 'one'}" in err
     _failing(monkeypatch, KeyboardInterrupt())
     assert _run(capsys, "list")[0] == 130
 

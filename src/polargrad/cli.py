@@ -1,6 +1,6 @@
 """The way in from a shell: explains itself, says in one sentence what went wrong, and ends with a telling exit code.
 
-0 done    1 failed    2 bad input    130 interrupted by Ctrl-C
+0 done    1 failed    2 bad input    130 interrupted by Ctrl-C    143 stopped by SIGTERM
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ polargrad: optimizing matrices by polar decomposition.
   polargrad list                          the recipes
   polargrad run NAME                      one recipe into a run folder
   polargrad compare NAME NAME ...         several recipes on the same data, and a report
+  polargrad resume DIR                    go on with a run or a comparison that was stopped
   polargrad report DIR [DIR ...]          the report of run folders, as one HTML page
   polargrad bench polar                   every polar method, timed and certified
   polargrad info                          versions and machine
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; the process's own by default.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 bad input, 130 interrupted.
+        The exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 stopped by SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt as interruption:
-        return _say(str(interruption) or "interrupted before anything was recorded", 130)
+        code = 143 if getattr(interruption, "signal", "") == "SIGTERM" else 130
+        return _say(str(interruption) or "interrupted before anything was recorded", code)
     except BrokenPipeError:
         # The reader went away, as in `polargrad list | head -1`; nothing more may be written, at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

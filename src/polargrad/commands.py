@@ -99,9 +99,7 @@ class RunOne:
             runner.refuse_existing(out)
             _say_where(out)
             finished = runner.run(spec, out, progress=terminal_progress(spec.name), parallel=parallel)
-        console = _console()
-        console.print(analysis.sentence(analysis.outcomes([finished])[0], finished))
-        console.print(f"Records are in {out}, figures in {out / FIGURES}.")
+        _print_run(finished)
 
     def _experiment(self) -> None:
         """Every configuration of a matrix problem, then a table and the page."""
@@ -142,6 +140,21 @@ class RunOne:
         if self.steps is not None or self.seed != 42:
             raise ValueError(f"{self.name} fixes steps and seed; leave --steps and --seed out, or edit a copy of it")
         return RunSpec.from_json(Path(self.name).read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was stopped or killed, from its last good checkpoint.
+
+    Example: polargrad resume runs/monday
+    """
+
+    folder: Positional[Annotated[Path, tyro.conf.arg(metavar="DIR", help="a run folder")]]
+
+    def __call__(self) -> None:
+        """Go on, then say how it ended and where it is."""
+        finished = runner.resume(self.folder, progress=terminal_progress(self.folder.name))
+        _print_run(finished)
 
 
 @dataclass(frozen=True)
@@ -283,7 +296,15 @@ def _print_measurement(m: bench_polar.Measurement) -> None:
     print(f"{m.shape:>12} {m.dtype} {m.spectrum:>14}  {m.contender:<26} {figures}", flush=True)
 
 
-_COMMANDS = {"list": ListRecipes, "run": RunOne, "compare": Compare, "report": Report, "bench": Bench, "info": Info}
+_COMMANDS = {
+    "list": ListRecipes,
+    "run": RunOne,
+    "compare": Compare,
+    "resume": Resume,
+    "report": Report,
+    "bench": Bench,
+    "info": Info,
+}
 
 
 def dispatch(arguments: Sequence[str]) -> None:
@@ -304,6 +325,12 @@ def _grid(specs: Sequence[RunSpec], sweep: Sequence[str]) -> list[RunSpec]:
         if unknown := [role for role in axis.roles if role not in known]:
             raise ValueError(f"no recipe here has a role {unknown[0]!r}; their roles are {', '.join(sorted(known))}")
     return [point for spec in specs for point in expand(spec, axes)]
+
+
+def _print_run(finished: Run) -> None:
+    console = _console()
+    console.print(analysis.sentence(analysis.outcomes([finished])[0], finished))
+    console.print(f"Records are in {finished.path}, figures in {finished.path / FIGURES}.")
 
 
 def _print_outcomes(console: Console, runs: Sequence[Run]) -> None:

@@ -196,19 +196,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_or_is_an_event():
             return super().loss(step) * (math.nan if step in (4, 5) else 1.0)
 
     objective = Broken()
-    summary, records = run(objective)
+    summary, records = run(objective, nonfinite_limit=1)
     assert (summary.status, summary.steps) == ("diverged", 5)
+    assert summary.reason == "the loss is nan"
     assert of("step", records)[-1]["loss"] is None
     assert summary.final == {"loss": None, "gap": None, "norm": None}
     assert summary.best["step"] == 0
-    assert [event["event"] for event in of("event", records)] == ["diverged", "nonfinite", "nonfinite"]
+    assert [event["event"] for event in of("event", records)] == ["nonfinite", "diverged", "nonfinite", "nonfinite"]
 
     class Nothing(torch.optim.SGD):
         def step(self):
             pass
 
     objective = Broken()
-    summary, records = run(objective, Nothing(objective.module.parameters(), lr=0.1), stop_on_nonfinite=False)
+    summary, records = run(objective, Nothing(objective.module.parameters(), lr=0.1))
     assert (summary.status, summary.steps) == ("finished", 10)
     assert [record["loss"] is None for record in of("step", records)] == [n in (5, 6) for n in range(1, 11)]
     assert [(event["event"], event["step"]) for event in of("event", records)] == [("nonfinite", 5)]

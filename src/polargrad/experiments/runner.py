@@ -1,46 +1,71 @@
-"""From a spec to a run folder: objective, optimizer, schedule, the training loop, records, summary, figures."""
+"""From a spec to a run folder, and on from where a run was stopped."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from polargrad.experiments.environment import environment
 from polargrad.experiments.objectives import build_objective
 from polargrad.experiments.spec import LanguageModel, RunSpec
-from polargrad.experiments.store import FIGURES, Run, RunFolder, create_folder, read_run
+from polargrad.experiments.store import (
+    CHECKPOINTS,
+    ENDED,
+    FIGURES,
+    Run,
+    RunFolder,
+    create_folder,
+    read_environment,
+    read_run,
+    read_spec,
+    refuse_existing,
+    status_of,
+)
 from polargrad.optim import PolarGrad, parameter_groups
 from polargrad.optim.routing import roles
-from polargrad.train import GradientProbe, train
+from polargrad.train import Checkpoint, CheckpointError, CheckpointPolicy, Checkpoints, GradientProbe, train
+from polargrad.train.checkpoint import differences
 from polargrad.train.parallel import Parallel
 
 if TYPE_CHECKING:
-    import torch
-
-    from polargrad.train import Objective, Progress
+    from polargrad.train import Objective, Progress, Summary
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a run.
+    """A run was asked to stop.
 
     Args:
-        path: the folder in which everything recorded until then is safe.
+        path: the folder in which everything is safe, and from which the run can go on.
+        signal: the name of what asked.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"interrupted; what was recorded until then is in {path}, and `polargrad report` reads it")
-        self.path = path
+    def __init__(self, path: Path, signal: str = "SIGINT") -> None:
+        super().__init__(
+            f"interrupted; everything until then is in {path}. `polargrad resume {path}` goes on from there"
+        )
+        self.path, self.signal = path, signal
 
 
-def run(spec: RunSpec, path: str | Path, *, progress: Progress | None = None, parallel: Parallel | None = None) -> Run:
+def run(
+    spec: RunSpec,
+    path: str | Path,
+    *,
+    progress: Progress | None = None,
+    policy: CheckpointPolicy | None = None,
+    parallel: Parallel | None = None,
+) -> Run:
     """Run a spec into a new folder.
 
     Args:
         spec: what to run.
         path: the run folder; it must not exist.
         progress: is told how far the run has come.
+        policy: when checkpoints are made and which stay. Several processes make none.
         parallel: the processes it runs on; this is rank 0, and the others call `assist`. None: this one alone.
 
     Returns:
@@ -49,31 +74,66 @@ def run(spec: RunSpec, path: str | Path, *, progress: Progress | None = None, pa
     Raises:
         FileExistsError: if the folder exists.
         ValueError: if the spec does not fit its data or its model.
-        Interrupted: on Ctrl-C, after records and summary are written.
+        Interrupted: on Ctrl-C or SIGTERM, after checkpoint, records and summary are written.
     """
     path = Path(path)
     refuse_existing(path)
-    objective, optimizer, probe, facts = _build(spec, parallel)
-    with RunFolder(path, spec, {**environment(), **facts}) as folder:
-        try:
-            summary = train(
-                objective,
-                optimizer,
-                spec.schedule,
-                spec.loop,
-                record=folder.record,
-                probe=probe,
-                progress=progress,
-                parallel=parallel,
-            )
-        except KeyboardInterrupt:
-            raise Interrupted(path) from None
-        folder.finish(dataclasses.asdict(summary))
-    if summary.status == "interrupted":
-        raise Interrupted(path)
-    finished = read_run(path)
-    draw(finished)
-    return finished
+    made = _prepare(spec, parallel)
+    return _execute(made, RunFolder(path, spec, made.environment), None, progress, policy)
+
+
+def resume(
+    path: str | Path,
+    spec: RunSpec | None = None,
+    *,
+    progress: Progress | None = None,
+    policy: CheckpointPolicy | None = None,
+) -> Run:
+    """Go on with a run that was stopped or killed, from its last good checkpoint; from the start if it has none.
+
+    Args:
+        path: the run folder.
+        spec: what it should be; None: what the folder says.
+        progress: is told how far the run has come.
+        policy: when checkpoints are made and which stay.
+
+    Returns:
+        The run as read back from its folder, figures drawn.
+
+    Raises:
+        FileExistsError: if the run has come to its end, or another process is at it.
+        CheckpointError: if the checkpoint is of another configuration, which the message tells, or none is whole.
+        Interrupted: as in `run`.
+    """
+    path = Path(path)
+    held = read_spec(path)
+    if spec is not None and (different := differences(held.to_dict(), spec.to_dict())):
+        raise CheckpointError(
+            f"{path} is of another configuration: {'; '.join(different)}. Resume with the configuration it was made "
+            "with, or give another --out"
+        )
+    if (ended := status_of(path)) in ENDED:
+        raise FileExistsError(f"{path} has {ended}, so there is nothing to resume; `polargrad report {path}` reads it")
+    made = _prepare(held)
+    checkpoint = Checkpoints(path / CHECKPOINTS, made.configuration).newest()
+    folder = RunFolder.reopen(path, 0 if checkpoint is None else int(checkpoint.caller["records"]))
+    step = 0 if checkpoint is None else checkpoint.step
+    if checkpoint is None:
+        _event(folder, step, "resumed", "begun again: it was stopped before its first checkpoint")
+    if changed := differences(_machine(read_environment(path)), _machine(made.environment)):
+        _event(folder, step, "machine", f"{'; '.join(changed)}: from here on equal only to rounding")
+    return _execute(made, folder, checkpoint, progress, policy)
+
+
+def ensure(
+    spec: RunSpec, path: str | Path, *, progress: Progress | None = None, policy: CheckpointPolicy | None = None
+) -> Run:
+    """The run of a spec in a folder: run, resumed, or read if it has ended. Raises what these raise."""
+    if not Path(path).exists():
+        return run(spec, path, progress=progress, policy=policy)
+    if status_of(path) in ENDED:
+        return read_run(path)
+    return resume(path, spec, progress=progress, policy=policy)
 
 
 def assist(spec: RunSpec, parallel: Parallel) -> None:
@@ -82,23 +142,8 @@ def assist(spec: RunSpec, parallel: Parallel) -> None:
     Raises:
         ValueError: as `run` does.
     """
-    objective, optimizer, probe, _ = _build(spec, parallel)
-    train(
-        objective,
-        optimizer,
-        spec.schedule,
-        spec.loop,
-        record=lambda record: None,
-        probe=probe,
-        parallel=parallel,
-    )
-
-
-def _build(
-    spec: RunSpec, parallel: Parallel | None
-) -> tuple[Objective, torch.optim.Optimizer, GradientProbe | None, Mapping[str, Any]]:
-    objective, facts = build_objective(spec, parallel)
-    return objective, _optimizer(spec, objective), build_probe(spec, objective.module), facts
+    made = _prepare(spec, parallel)
+    _train(made, record=lambda record: None)
 
 
 def compare(
@@ -131,7 +176,85 @@ def compare(
         raise ValueError(f"{', '.join(sorted(twice))} is there twice; give each run once")
     path = Path(path)
     create_folder(path)
-    return [run(spec, path / spec.name, progress=progress(spec.name), parallel=parallel) for spec in specs]
+    policy = CheckpointPolicy(keep_finished=False)
+    return [
+        run(spec, path / spec.name, progress=progress(spec.name), policy=policy, parallel=parallel) for spec in specs
+    ]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A run's parts, built from its spec."""
+
+    spec: RunSpec
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    probe: GradientProbe | None
+    environment: Mapping[str, Any]
+    parallel: Parallel | None = None
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: all that runs, and on which data."""
+        content = {k: v for k, v in self.spec.to_dict().items() if k not in ("name", "recipe", "description")}
+        return {**content, "corpus_checksum": self.environment.get("corpus_checksum")}
+
+
+def _prepare(spec: RunSpec, parallel: Parallel | None = None) -> _Made:
+    objective, facts = build_objective(spec, parallel)
+    optimizer, probe = _optimizer(spec, objective), build_probe(spec, objective.module)
+    return _Made(spec, objective, optimizer, probe, {**environment(), **facts}, parallel)
+
+
+def _execute(
+    made: _Made,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    progress: Progress | None,
+    policy: CheckpointPolicy | None,
+) -> Run:
+    path = folder.path
+    checkpoints = None
+    if made.parallel is None or made.parallel.alone:
+        position = lambda: {"records": folder.position()}  # noqa: E731
+        checkpoints = Checkpoints(path / CHECKPOINTS, made.configuration, policy, caller=position)
+    with folder:
+        try:
+            summary = _train(made, record=folder.record, progress=progress, checkpoints=checkpoints, resume=checkpoint)
+        except KeyboardInterrupt:
+            raise Interrupted(path) from None
+        folder.finish(dataclasses.asdict(summary))
+    if summary.status == "interrupted":
+        raise Interrupted(path, summary.reason or "SIGINT")
+    if checkpoints is not None:
+        checkpoints.finish()
+    finished = read_run(path)
+    draw(finished)
+    return finished
+
+
+def _train(made: _Made, **options: Any) -> Summary:
+    """The training loop, its draws (such as dropout) from the spec's seed; the caller's generators are left alone."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(made.spec.seed)
+        return train(
+            made.objective,
+            made.optimizer,
+            made.spec.schedule,
+            made.spec.loop,
+            probe=made.probe,
+            parallel=made.parallel,
+            **options,
+        )
+
+
+def _event(folder: RunFolder, step: int, name: str, message: str) -> None:
+    folder.record({"kind": "event", "step": step, "event": name, "message": message})
+
+
+def _machine(where: Mapping[str, Any]) -> dict[str, Any]:
+    """What the last bits of a result depend on."""
+    return {key: where.get(key) for key in ("torch", "platform", "cpu", "device", "threads")}
 
 
 def build_optimizer(spec: RunSpec, module: torch.nn.Module) -> PolarGrad:
@@ -188,11 +311,3 @@ def draw(finished: Run) -> list[Path]:
     if isinstance(finished.spec.objective, LanguageModel):
         return plots.save(plots.figures([finished]), finished.path / FIGURES)
     return []  # a matrix experiment draws its runs together
-
-
-def refuse_existing(path: Path) -> None:
-    """Say early, before any work, that a folder exists."""
-    if path.exists():
-        raise FileExistsError(
-            f"{path} exists and is left as it is; give another --out, or delete it if it is not wanted"
-        )

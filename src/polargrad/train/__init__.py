@@ -1,5 +1,6 @@
 """The training loop, its schedules, its records and its probes."""
 
+from polargrad.train.checkpoint import Checkpoint, CheckpointError, CheckpointPolicy, Checkpoints
 from polargrad.train.journal import Summary
 from polargrad.train.loop import LoopConfig, Objective, train
 from polargrad.train.metrics import GradientProbe, matrix_metrics
@@ -7,6 +8,10 @@ from polargrad.train.progress import Progress, terminal_progress
 from polargrad.train.schedules import Constant, Cosine, Schedule, StepDecay, WarmupLinearDecay, schedule_from_dict
 
 __all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointPolicy",
+    "Checkpoints",
     "Constant",
     "Cosine",
     "GradientProbe",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ class Summary:
 
     Args:
         status: "finished", "diverged" or "interrupted".
+        reason: of a divergence, or the signal that interrupted the run; else empty.
         steps: finished steps.
         final: the last step's loss as "loss", and the last evaluation.
         best: the evaluation with the lowest first figure, with its step and seconds.
@@ -33,6 +35,7 @@ class Summary:
 
     status: str
     steps: int
+    reason: str = ""
     final: dict[str, float | None] = field(default_factory=dict)
     best: dict[str, float | None] = field(default_factory=dict)
     seconds: float = 0.0
@@ -47,8 +50,13 @@ class _Step(NamedTuple):
     stamps: tuple[Any, Any, Any, Any]  # start, backward done, optimizer begins, optimizer done
 
 
+# The losses before a step that its own is held against, and how many there must be.
+_SPIKE_WINDOW = 32
+_SPIKE_LEAST = 8
+
+
 class Journal:
-    """Writes the records of a run and notices when it diverges.
+    """Writes the records of a run and notices when it spikes, skips or diverges.
 
     Records of kind "step", "eval" and "matrix" carry the number of finished steps, counted from 1, and "step" and
     "eval" also the training seconds so far. A figure that is not finite is written as None, together with an event.
@@ -59,9 +67,13 @@ class Journal:
         units_per_step: what a step consumes.
         divergence_factor: a loss above this many times the first one, if that is positive, counts as diverged; None:
             none does.
-        stop_on_nonfinite: a loss that is not finite counts as diverged.
+        nonfinite_limit: so many steps in a row whose loss is not finite, or of which every update was skipped, count as
+            diverged; None: none do.
+        spike_threshold: a loss further above the median of the last 32 than this many times their median absolute
+            deviation is recorded as a spike, once until the loss is back; None: none is.
         skipped: how many updates the optimizer left out so far.
         mean: of losses (n,) over the processes that share a batch.
+        all_skipped: whether the last step changed nothing; asked only when `skipped` has grown.
         progress: shows the way to a person; None: nobody looks.
     """
 
@@ -72,15 +84,17 @@ class Journal:
         units_per_step: int,
         *,
         divergence_factor: float | None,
-        stop_on_nonfinite: bool,
+        nonfinite_limit: int | None = None,
+        spike_threshold: float | None = None,
         skipped: Callable[[], int] = lambda: 0,
         mean: Callable[[Tensor], Tensor] = lambda losses: losses,
+        all_skipped: Callable[[], bool] = lambda: False,
         progress: Progress | None = None,
     ) -> None:
         self._record, self._clock, self._progress = record, clock, progress
         self._units_per_step = units_per_step
-        self._factor, self._stop_on_nonfinite = divergence_factor, stop_on_nonfinite
-        self._skipped, self._skips_told = skipped, skipped()
+        self._factor, self._nonfinite_limit, self._spike_threshold = divergence_factor, nonfinite_limit, spike_threshold
+        self._skipped, self._all_skipped, self._skips_told = skipped, all_skipped, skipped()
         self._mean = mean
         self._waiting: deque[_Step] = deque()
         self._first_loss: float | None = None
@@ -88,10 +102,14 @@ class Journal:
         self._final: dict[str, float | None] = {}
         self._best: dict[str, float | None] = {}
         self._lowest = math.inf
+        self._recent: deque[float] = deque(maxlen=_SPIKE_WINDOW)
+        self._spiking = False
+        self._lost = 0  # steps in a row that brought nothing
         self.steps = 0
         self.seconds = 0.0
         self.optimizer_seconds = 0.0
         self.diverged = False
+        self.reason = ""
 
     def add(self, step: int, loss: Tensor, rates: dict[str, float], stamps: tuple[Any, Any, Any, Any]) -> None:
         """Note a finished step; its loss stays on the device until `flush`."""
@@ -102,13 +120,13 @@ class Journal:
         if not self._waiting:
             return
         losses = self._mean(torch.stack([waiting.loss for waiting in self._waiting]).double()).tolist()
+        skipped = self._skipped() - self._skips_told
+        self._skips_told += skipped
+        nothing_stepped = skipped > 0 and self._all_skipped()
         for loss in losses:
-            self._write_step(self._waiting.popleft(), loss)
-        skipped = self._skipped()
-        if skipped > self._skips_told:
-            message = f"{skipped - self._skips_told} parameter updates skipped for non-finite gradients"
-            self.event("skipped", message)
-            self._skips_told = skipped
+            self._write_step(self._waiting.popleft(), loss, nothing_stepped)
+        if skipped:
+            self.event("skipped", f"{skipped} parameter updates skipped for non-finite gradients")
         if self._progress is not None:
             self._progress.update(self.steps, losses[-1], self.steps * self._units_per_step, self.seconds)
 
@@ -137,11 +155,12 @@ class Journal:
         step = self.steps if step is None else step
         self._record({"kind": "event", "step": step, "event": name, "message": message})
 
-    def summary(self, status: str) -> Summary:
+    def summary(self, status: str, reason: str = "") -> Summary:
         """How the run ended."""
         return Summary(
             status=status,
             steps=self.steps,
+            reason=reason or self.reason,
             final=dict(self._final),
             best=dict(self._best),
             seconds=self.seconds,
@@ -149,7 +168,19 @@ class Journal:
             units=self.steps * self._units_per_step,
         )
 
-    def _write_step(self, waiting: _Step, loss: float) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Where the journal stands, as plain data; nothing may be waiting."""
+        assert not self._waiting
+        return {name: _plain_copy(getattr(self, name)) for name in _STATE}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        for name in _STATE:
+            setattr(self, name, state[name])
+        self._recent = deque(self._recent, maxlen=_SPIKE_WINDOW)
+        self._reported = set(self._reported)
+
+    def _write_step(self, waiting: _Step, loss: float, nothing_stepped: bool) -> None:
         start, backward_done, optimizer_begins, optimizer_done = waiting.stamps
         optimizer_seconds = self._clock.seconds(optimizer_begins, optimizer_done)
         self.seconds += self._clock.seconds(start, backward_done) + optimizer_seconds
@@ -170,25 +201,44 @@ class Journal:
         )
         if self._first_loss is None and finite:
             self._first_loss = loss
-        self._watch(waiting.step, loss, finite)
+        self._watch(waiting.step, loss, finite, nothing_stepped)
 
-    def _watch(self, step: int, loss: float, finite: bool) -> None:
+    def _watch(self, step: int, loss: float, finite: bool, nothing_stepped: bool) -> None:
         if self.diverged:
             return
-        if not finite:
-            if self._stop_on_nonfinite:
-                self.diverged = True
-                self.event("diverged", f"the loss is {loss}", step)
-            elif "loss" not in self._reported:
-                self._reported.add("loss")
-                self.event("nonfinite", f"the loss is {loss}, here for the first time", step)
+        self._lost = 0 if finite and not nothing_stepped else self._lost + 1
+        if not finite and self._lost == 1:
+            self.event("nonfinite", f"the loss is {loss}", step)
+        if self._nonfinite_limit is not None and self._lost >= self._nonfinite_limit:
+            what = f"the loss is {loss}" if not finite else "every update was skipped"
+            row = f" in the last of {self._lost} steps in a row that brought nothing" if self._lost > 1 else ""
+            self._diverge(f"{what}{row}", step)
+        elif not finite:
+            pass
         elif self._factor is not None and self._first_loss is not None and loss > self._factor * self._first_loss > 0:
-            self.diverged = True
-            self.event(
-                "diverged",
-                f"the loss {loss:.6g} is more than {self._factor:g} times the first, {self._first_loss:.6g}",
-                step,
+            self._diverge(
+                f"the loss {loss:.6g} is more than {self._factor:g} times the first, {self._first_loss:.6g}", step
             )
+        else:
+            self._watch_for_spikes(step, loss)
+
+    def _watch_for_spikes(self, step: int, loss: float) -> None:
+        if self._spike_threshold is None:
+            return
+        if len(self._recent) >= _SPIKE_LEAST:
+            median = statistics.median(self._recent)
+            deviation = statistics.median(abs(recent - median) for recent in self._recent)
+            spiking = loss - median > self._spike_threshold * deviation
+            if spiking and not self._spiking:
+                self.event(
+                    "spike", f"the loss {loss:.6g} stands out from {median:.6g} ± {deviation:.2g} before it", step
+                )
+            self._spiking = spiking
+        self._recent.append(loss)
+
+    def _diverge(self, reason: str, step: int) -> None:
+        self.diverged, self.reason = True, reason
+        self.event("diverged", reason, step)
 
     def _plain(self, figures: Mapping[str, Any], of: str, step: int | None = None) -> dict[str, Any]:
         plain = dict(figures)
@@ -199,3 +249,26 @@ class Journal:
                     self._reported.add(f"{of} {name}")
                     self.event("nonfinite", f"{name} of {of} is {value}, here for the first time", step)
         return plain
+
+
+_STATE = (
+    "_first_loss",
+    "_reported",
+    "_final",
+    "_best",
+    "_lowest",
+    "_recent",
+    "_spiking",
+    "_lost",
+    "steps",
+    "seconds",
+    "optimizer_seconds",
+    "diverged",
+    "reason",
+)
+
+
+def _plain_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, set | deque) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,10 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from polargrad.train.checkpoint import Checkpoint, Checkpoints
 from polargrad.train.clock import Clock
+from polargrad.train.interruption import StopRequest
 from polargrad.train.journal import Journal, Record, Summary
 from polargrad.train.parallel import Parallel
 from polargrad.train.progress import Progress
+from polargrad.train.rates import Rates
+from polargrad.train.state import Saver, restore
 
 Probe = Callable[[], Iterable[Mapping[str, Any]]]  # one that also looks after the step has a method `stepped`
 
@@ -61,7 +66,11 @@ class LoopConfig:
         clip_grad_norm: the largest Frobenius norm of all gradients together; None: as they are.
         divergence_factor: a loss above this many times the first step's ends the run, if that one is positive; None:
             none does.
-        stop_on_nonfinite: a loss that is not finite ends the run; else it is an event.
+        nonfinite_limit: so many steps in a row whose loss is not finite, or of which every update was skipped, end the
+            run; fewer are events. Between reads of the loss (`log_every`), skips are known of the last step alone.
+            None: none do.
+        spike_threshold: a loss further above the median of the last 32 than this many times their median absolute
+            deviation is an event; None: none is.
 
     Raises:
         ValueError: a number out of range.
@@ -77,17 +86,23 @@ class LoopConfig:
     probe_every: int = 0
     clip_grad_norm: float | None = None
     divergence_factor: float | None = 10.0
-    stop_on_nonfinite: bool = True
+    nonfinite_limit: int | None = 10
+    spike_threshold: float | None = 8.0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("eval_every", 0), ("log_every", 1), ("probe_every", 0)):
+        least_of = {"steps": 1, "eval_every": 0, "log_every": 1, "probe_every": 0, "nonfinite_limit": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
+            if name == "nonfinite_limit" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
             raise ValueError(f"clip_grad_norm must be positive, or None not to clip; got {self.clip_grad_norm!r}")
         if self.divergence_factor is not None and not self.divergence_factor > 1:
             raise ValueError(f"divergence_factor must be above 1, or None for no limit; got {self.divergence_factor!r}")
+        if self.spike_threshold is not None and not self.spike_threshold > 0:
+            raise ValueError(f"spike_threshold must be positive, or None for no events; got {self.spike_threshold!r}")
 
 
 def train(
@@ -100,12 +115,17 @@ def train(
     probe: Probe | None = None,
     progress: Progress | None = None,
     parallel: Parallel | None = None,
+    checkpoints: Checkpoints | None = None,
+    resume: Checkpoint | None = None,
 ) -> Summary:
     """Minimize an objective: `loss(k)`, its gradient, a step of the optimizer at `schedule(k)` times its base rates.
 
     The time on record is that of forward, backward and the optimizer (clipping included); evaluations, probes and the
-    records themselves do not count. A loss that is not finite or far above the first one ends the run early with status
-    "diverged", Ctrl-C with status "interrupted"; neither raises.
+    records themselves do not count. A loss far above the first one, or too many steps in a row that bring nothing, end
+    the run early with status "diverged". SIGTERM and Ctrl-C end it after the step, saved, with status "interrupted"; a
+    second Ctrl-C ends it at once. None of these raises.
+
+    On one CPU process a run that was stopped and resumed takes the very steps of one that was not, to the last bit.
 
     Args:
         objective: what to minimize.
@@ -118,7 +138,10 @@ def train(
             matrix it looks at. What its `stepped()` gives after the optimizer, where it has one, is recorded too.
         progress: shows the way to a person; None: silent.
         parallel: the processes that share each step's batch, all of which call this; the losses on record are the means
-            over them. None: this one alone.
+            over them. None: this one alone. Several stop at once at a signal and make no checkpoints.
+        checkpoints: where and when to save; None: never. A save that fails, as on a full disk, is an event, and the
+            run goes on with the checkpoints it has.
+        resume: what to go on from; the objective and the optimizer are put into its state.
 
     Returns:
         How the run ended.
@@ -127,51 +150,72 @@ def train(
         ValueError: the optimizer holds parameters that are not the objective's, or the schedule is too short.
     """
     module = objective.module
+    alone = parallel is None or parallel.alone
     _check_ownership(module, optimizer)
-    rates = _Rates(optimizer.param_groups, schedule)
+    if not alone and (checkpoints is not None or resume is not None):
+        raise ValueError("checkpoints are of runs on one process; leave them out, or train without parallel")
     schedule(config.steps - 1)  # one that is too short says so now rather than at the end of a long run
+    if resume is not None:
+        restore(resume.state, module, optimizer, objective)
+    rates = Rates(optimizer.param_groups, schedule)
     clock = Clock(next(module.parameters()).device)
     journal = Journal(
         record,
         clock,
         objective.units_per_step,
         divergence_factor=config.divergence_factor,
-        stop_on_nonfinite=config.stop_on_nonfinite,
+        nonfinite_limit=config.nonfinite_limit,
+        spike_threshold=config.spike_threshold,
         skipped=lambda: int(getattr(optimizer, "skipped", 0)),
         mean=(parallel or Parallel()).mean,
+        all_skipped=lambda: alone and not any(_has_finite_gradient(group) for group in optimizer.param_groups),
         progress=progress,
     )
-    status = "failed"
+    if resume is not None:
+        journal.load_state_dict(resume.state["journal"])
+        journal.event("resumed", resume.message)
+    saver = Saver(checkpoints, objective, optimizer, rates.base, journal)
+    status, reason = "failed", ""
     if progress is not None:
         progress.start(config.steps, objective.unit)
     try:
-        with _training(module), rates.restored():
+        with _training(module), rates.restored(), StopRequest(_say_stopping if progress else None, alone) as stop:
             try:
-                _evaluate(objective, journal)
-                _steps(objective, optimizer, rates, config, clock, journal, probe)
+                if resume is None:
+                    _evaluate(objective, journal)
+                _steps(objective, optimizer, rates, config, clock, journal, probe, saver, stop)
             except KeyboardInterrupt:
                 journal.flush()
                 journal.event("interrupted", f"interrupted after {journal.steps} of {config.steps} steps")
                 status = "interrupted"
             else:
                 status = "diverged" if journal.diverged else "finished"
+                if status == "finished" and journal.steps < config.steps:
+                    status, reason = "interrupted", str(stop.name)
     finally:
         if progress is not None:
             progress.finish(status)
-    return journal.summary(status)
+    return journal.summary(status, reason)
 
 
 def _steps(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    rates: _Rates,
+    rates: Rates,
     config: LoopConfig,
     clock: Clock,
     journal: Journal,
     probe: Probe | None,
+    saver: Saver,
+    stop: StopRequest,
 ) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for step in range(config.steps):
+    for step in range(journal.steps, config.steps):
+        if stop.name is not None:
+            journal.flush()
+            journal.event("interrupted", f"interrupted by {stop.name} after {step} of {config.steps} steps")
+            saver.save()
+            return
         finished = step + 1
         last = finished == config.steps
         named_rates = rates.set(step)
@@ -202,6 +246,8 @@ def _steps(
             _evaluate(objective, journal)
         if journal.diverged:
             return
+        if saver.due(finished, last):
+            saver.save()
 
 
 def _differentiate(objective: Objective, step: int) -> Tensor:
@@ -217,46 +263,6 @@ def _differentiate(objective: Objective, step: int) -> Tensor:
         total = part.detach() if total is None else total + part.detach()
     assert total is not None
     return total
-
-
-class _Rates:
-    """The groups' learning rates: base rate times the schedule's multiplier."""
-
-    def __init__(self, groups: list[dict[str, Any]], schedule: Callable[[int], float]) -> None:
-        self._groups = groups
-        self._schedule = schedule
-        self._base = [float(group["lr"]) for group in groups]
-        self._names = _group_names(groups)
-
-    def set(self, step: int) -> dict[str, float]:
-        multiplier = self._schedule(step)
-        rates = [base * multiplier for base in self._base]
-        for group, rate in zip(self._groups, rates, strict=True):
-            _assign(group, rate)
-        return dict(zip(self._names, rates, strict=True))
-
-    @contextlib.contextmanager
-    def restored(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            for group, rate in zip(self._groups, self._base, strict=True):
-                _assign(group, rate)
-
-
-def _assign(group: dict[str, Any], rate: float) -> None:
-    # A rate that is a tensor keeps its identity: a compiled or captured optimizer reads it from there.
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
-
-
-def _group_names(groups: list[dict[str, Any]]) -> list[str]:
-    roles = [str(group.get("role") or f"group{index}") for index, group in enumerate(groups)]
-    return [
-        role if roles.count(role) == 1 else f"{role}.{roles[:index].count(role)}" for index, role in enumerate(roles)
-    ]
 
 
 def _evaluate(objective: Objective, journal: Journal) -> None:
@@ -278,6 +284,17 @@ def _training(module: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(was_training)
+
+
+def _has_finite_gradient(group: dict[str, Any]) -> bool:
+    """Whether something of a group can have been stepped."""
+    gradients = (parameter.grad for parameter in group["params"])
+    return any(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+def _say_stopping() -> None:
+    # Past the buffered streams, which a signal handler may have interrupted.
+    os.write(2, b"\nStopping after this step; once more stops at once, without saving.\n")
 
 
 def _check_ownership(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -156,6 +156,8 @@ class Experiment:
                 eval_every=eval_every or self.eval_every,
                 log_every=max(1, min(eval_every or self.eval_every, 10)),
                 probe_every=looks,
+                nonfinite_limit=1,  # the same gradient comes again
+                spike_threshold=None,  # losses fall by orders of magnitude
             ),
             seed=seed,
             probe=tuple(objective.matrices) if looks else (),

@@ -1,0 +1,280 @@
+"""Checkpoints of a run: all of a file or none of it, checked when read, the last few kept.
+
+    FOLDER/step-00000040-<16 hexadecimal digits of the SHA-256 of the file>.pt
+
+A file gets its name only after its bytes are on the disk, so whatever bears such a name was once whole; the digits in
+the name say whether it still is. Files are read with `weights_only=True`: no code out of them is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+FORMAT = 1
+_DIGITS = 16
+_NAME = re.compile(rf"step-(\d{{8,}})-([0-9a-f]{{{_DIGITS}}})\.pt")
+_DAMAGED = ".damaged"
+# Between two saves by the clock lie at least this many times the seconds that one took.
+_SAVING_SHARE = 100.0
+
+
+class CheckpointError(ValueError):
+    """No checkpoint can be used, or it is of another run."""
+
+
+@dataclass(frozen=True)
+class CheckpointPolicy:
+    """When a run is saved and what is kept.
+
+    Args:
+        every_steps: steps between saves; 0: by the clock.
+        every_seconds: seconds between saves by the clock; more where saving takes more than a hundredth of them.
+        keep: how many checkpoints stay; older ones are deleted once a newer one is whole.
+        keep_finished: whether a run that came to its end leaves its last checkpoint, the trained weights; else none.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    every_steps: int = 0
+    every_seconds: float = 30.0
+    keep: int = 2
+    keep_finished: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("every_steps", self.every_steps, 0), ("keep", self.keep, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}")
+        if not self.every_seconds > 0:
+            raise ValueError(f"every_seconds must be positive; got {self.every_seconds!r}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found whole.
+
+    Args:
+        path: the file.
+        step: finished steps.
+        state: what the training loop put together.
+        caller: what the caller of the loop added.
+        passed_over: newer files that are damaged, each in a sentence.
+    """
+
+    path: Path
+    step: int
+    state: Mapping[str, Any]
+    caller: Mapping[str, Any]
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        """Where the run goes on, and what could not be used."""
+        return "; ".join((f"resumed after step {self.step} from {self.path.name}", *self.passed_over))
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie; made with the first one.
+        configuration: plain data that says what runs. A checkpoint of another configuration is refused.
+        policy: when to save, what to keep.
+        caller: called at every save; its plain data comes back in `Checkpoint.caller`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        configuration: Mapping[str, Any],
+        policy: CheckpointPolicy | None = None,
+        caller: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        self.folder = Path(folder)
+        self.policy = policy or CheckpointPolicy()
+        self._configuration = configuration
+        self._caller = caller
+        self._saved = time.monotonic()
+        self._cost = 0.0
+
+    def due(self, step: int, last: bool = False) -> bool:
+        """Whether the run should be saved after so many finished steps; the last one is saved if it is to be kept."""
+        if last:
+            return self.policy.keep_finished
+        if self.policy.every_steps:
+            return step % self.policy.every_steps == 0
+        return time.monotonic() - self._saved >= max(self.policy.every_seconds, _SAVING_SHARE * self._cost)
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint, then delete those that are no longer kept.
+
+        Args:
+            step: finished steps.
+            state: tensors and plain data.
+
+        Returns:
+            The new file.
+
+        Raises:
+            OSError: it could not be written, as on a full disk; earlier checkpoints are as they were.
+        """
+        began = time.monotonic()
+        content = {
+            "format": FORMAT,
+            "step": step,
+            "configuration": dict(self._configuration),
+            "state": dict(state),
+            "caller": dict(self._caller()),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f"step-{step:08d}.part"
+        try:
+            with part.open("wb") as file:
+                digest = _write(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            path = self.folder / f"step-{step:08d}-{digest}.pt"
+            part.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+        finally:
+            self._saved = time.monotonic()
+            self._cost = self._saved - began
+        _sync_folder(self.folder)
+        self._prune(path)
+        return path
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None if there never was one.
+
+        A damaged file is renamed, so that its name can be used again, and passed over.
+
+        Raises:
+            CheckpointError: there are checkpoints and every one is damaged, or it belongs to another configuration or
+                to a later version.
+        """
+        passed_over = []
+        for step, path in sorted(self._files(), reverse=True):
+            content = _read(path)
+            if content is None:
+                path.rename(path.with_name(path.name + _DAMAGED))
+                passed_over.append(f"{path.name} is damaged and was passed over")
+                continue
+            self._check(path, content)
+            return Checkpoint(path, step, content["state"], content["caller"], tuple(passed_over))
+        if passed_over or any(self.folder.glob(f"*{_DAMAGED}")):
+            raise CheckpointError(
+                f"every checkpoint in {self.folder} is damaged; start the run again in another folder, or restore them"
+            )
+        return None
+
+    def finish(self) -> None:
+        """The run is over: keep the last checkpoint, or none, as the policy says."""
+        files = [path for _, path in sorted(self._files(), reverse=True)]
+        for path in files[1 if self.policy.keep_finished else 0 :]:
+            path.unlink(missing_ok=True)
+        for path in self.folder.glob("*.part"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()  # goes only if nothing is left in it
+
+    def _files(self) -> list[tuple[int, Path]]:
+        found = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*.pt")]
+        return [(int(match[1]), path) for match, path in found if match]
+
+    def _prune(self, newest: Path) -> None:
+        older = [path for _, path in sorted(self._files(), reverse=True) if path != newest]
+        for path in older[self.policy.keep - 1 :]:
+            path.unlink(missing_ok=True)
+
+    def _check(self, path: Path, content: Mapping[str, Any]) -> None:
+        if content.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path} has format {content.get('format')!r}, this version reads {FORMAT}; use the version that "
+                "wrote it"
+            )
+        if different := differences(content["configuration"], self._configuration):
+            raise CheckpointError(
+                f"{path} is of another configuration: {'; '.join(different)}. Resume with the configuration it was "
+                "made with, or start a new run in another folder"
+            )
+
+
+def differences(saved: Any, asked: Any, at: str = "") -> list[str]:
+    """Where two pieces of plain data differ, one sentence for each place.
+
+    Example:
+        >>> differences({"loop": {"steps": 100}}, {"loop": {"steps": 200}})
+        ['loop.steps was 100 and is now 200']
+    """
+    if isinstance(saved, Mapping) and isinstance(asked, Mapping):
+        keys = dict.fromkeys((*saved, *asked))
+        inside = [differences(saved.get(key), asked.get(key), f"{at}.{key}" if at else str(key)) for key in keys]
+        return [sentence for sentences in inside for sentence in sentences]
+    if isinstance(saved, list | tuple) and isinstance(asked, list | tuple):
+        saved, asked = list(saved), list(asked)
+    return [] if saved == asked else [f"{at or 'it'} was {saved!r} and is now {asked!r}"]
+
+
+class _Hashing:
+    """A file to write into that hashes what passes through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def digits(self) -> str:
+        return self._hash.hexdigest()[:_DIGITS]
+
+
+def _write(content: Mapping[str, Any], file: BinaryIO) -> str:
+    hashing = _Hashing(file)
+    try:
+        torch.save(dict(content), hashing)  # pyright: ignore[reportArgumentType]
+    except RuntimeError as error:
+        # torch's writer reports a failed write as one of its own; what failed was the disk.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+    return hashing.digits()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a file holds, or None if its bytes are not those that were written."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
+        match = _NAME.fullmatch(path.name)
+        if match is None or digest != match[2]:
+            return None
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlast a power cut, where the system lets a folder be opened."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
