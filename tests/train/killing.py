@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and resumed until they end: `python killing.py FOLDER SIGNAL RUNS`.
+"""Runs that are killed at random moments and resumed until they end: `python killing.py FOLDER SIGNAL,... RUNS`.
 
 Prints one JSON object: how many runs were killed, how often, how often while a checkpoint was being written, and which
 runs ended elsewhere than the one that nobody killed. Every attempt is a process of its own, forked before anything is
@@ -65,10 +65,10 @@ def same(left, right):
     return left == right
 
 
-def main(folder, name, runs):
+def main(folder, names, runs):
     """Do it and print what happened."""
     torch.set_num_threads(1)
-    chance = random.Random(name)
+    chance = random.Random(names[0])
     spec = tiny_spec(tiny_text(folder), steps=STEPS, polar=True)
     build_objective(spec)  # the vocabulary is trained once
     began = time.monotonic()
@@ -78,7 +78,7 @@ def main(folder, name, runs):
     kills = killed = writing = 0
     differing, codes = [], set()
     for number in range(1, runs + 1):
-        path, hits = folder / f"run-{number}", 0
+        path, hits, name = folder / f"run-{number}", 0, names[number % len(names)]
         while True:
             child = attempt(spec, path, 1000 * number + hits)
             time.sleep(duration * chance.random() * (0.9 if hits == 0 else 1.6))
@@ -96,4 +96,4 @@ def main(folder, name, runs):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3]))
