@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from polargrad import cli
-from polargrad.experiments import runner
+from polargrad.experiments import objectives, runner
 from polargrad.experiments.store import CHECKPOINTS, DISCARDED, RECORDS, SPEC, SUMMARY, RunFolder, read_run
 from polargrad.train import CheckpointError, CheckpointPolicy
 from tests.runs import tiny_spec, tiny_text
@@ -105,6 +105,7 @@ def test_another_text_is_another_configuration(text, tmp_path):
     own.write_text(text.read_text())
     stopped(own, tmp_path / "one")
     own.write_text(text.read_text() + "one word more")
+    objectives._corpus.cache_clear()  # a process reads a corpus once
     with pytest.raises(CheckpointError, match="corpus_checksum was"):
         runner.resume(tmp_path / "one")
 
@@ -149,8 +150,8 @@ def test_ensuring_runs_resumes_and_reads(text, tmp_path):
     assert (tmp_path / "new" / SUMMARY).stat().st_mtime_ns == written
     stopped(text, tmp_path / "one")
     assert losses(runner.ensure(spec, tmp_path / "one")) == losses(first)
+    stopped(text, tmp_path / "two")
     with pytest.raises(ValueError, match="description was"):
-        stopped(text, tmp_path / "two")
         runner.ensure(dataclasses.replace(spec, description="Other."), tmp_path / "two")
 
 

@@ -254,7 +254,7 @@ def _event(folder: RunFolder, step: int, name: str, message: str) -> None:
 
 def _machine(where: Mapping[str, Any]) -> dict[str, Any]:
     """What the last bits of a result depend on."""
-    return {key: where.get(key) for key in ("torch", "platform", "cpu", "device", "threads")}
+    return {key: where.get(key) for key in ("torch", "platform", "cpu", "device", "threads", "parallel", "mesh")}
 
 
 def build_optimizer(spec: RunSpec, module: torch.nn.Module) -> PolarGrad:
