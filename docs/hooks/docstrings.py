@@ -1,14 +1,16 @@
-"""Shows the docstrings' "Example:" sections as code, which the reader of Google style knows as "Examples:"."""
+"""Docstrings as Markdown: "Example:" sections become code, and inner products do not look like tags."""
 
+import re
 from typing import Any
 
 import griffe
 
 
 class Docstrings(griffe.Extension):
-    """Renames the section before it is parsed."""
+    """Edits docstrings before they are parsed."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            lines = obj.docstring.value.split("\n")
-            obj.docstring.value = "\n".join("Examples:" if line == "Example:" else line for line in lines)
+            # The reader of Google style knows the plural alone.
+            lines = ["Examples:" if line == "Example:" else line for line in obj.docstring.value.split("\n")]
+            obj.docstring.value = re.sub(r"<(\w+), (\w+)>", r"⟨\1, \2⟩", "\n".join(lines))

@@ -20,10 +20,17 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package chromium"),
 ]
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-quic"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
 
 # Runs in a frame as wide as the screen, since a window is never narrower than some 500 pixels.
 LOOK = """<!doctype html><body style="margin:0"><iframe id="page" style="border:0" width="WIDTH" height="900"></iframe>
