@@ -11,9 +11,12 @@ import polargrad
 
 SOURCE = Path(polargrad.__file__).parent
 # Each layer may import itself and the layers to its left.
-ORDER = ["linalg", "geometry", "optim", "diagnostics", "distributed", "train", "experiments", "cli"]
+ORDER = ["linalg", "geometry", "optim", "diagnostics", "distributed", "train", "integrations", "experiments", "cli"]
 APART = ["problems", "lm"]  # know only torch; used by experiments
-LABORATORY = {"transformers", "tokenizers", "tyro", "rich", "matplotlib", "tensorboard", "jinja2", "sklearn", "numpy"}
+LABORATORY = {
+    *("transformers", "tokenizers", "tyro", "rich", "matplotlib", "tensorboard", "jinja2", "sklearn", "numpy"),
+    *("accelerate", "datasets", "lightning"),
+}
 
 
 def _imports(path):
@@ -74,11 +77,29 @@ def test_importing_the_package_leaves_the_laboratory_alone():
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     )
     assert "polargrad" in loaded
-    # torch itself imports numpy where it is installed
+    # torch itself imports numpy where it is installed; mpmath is slow to import and wanted by few calls
+    assert not (LABORATORY - {"numpy"} | {"mpmath"}) & loaded
+
+
+def test_the_bridges_leave_their_frameworks_alone():
+    script = "import sys, polargrad; polargrad.integrations; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert "polargrad" in loaded
     assert not (LABORATORY - {"numpy"}) & loaded
 
 
-@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks"])
+def test_what_is_imported_later_is_found_and_listed():
+    for name in ("experiments", "integrations", "lm", "problems", "train"):
+        assert getattr(polargrad, name).__name__ == f"polargrad.{name}"
+        assert name in dir(polargrad)
+    assert polargrad.__version__
+    with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
+        _ = polargrad.nosuch
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples"])
 def test_no_file_past_400_lines(folder):
     root = SOURCE.parents[1]
     for path in (root / folder).rglob("*.py"):

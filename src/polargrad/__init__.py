@@ -1,12 +1,22 @@
 """Optimizing matrices by polar decomposition."""
 
-from importlib.metadata import version
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 from polargrad import diagnostics, geometry
 from polargrad.linalg import PolarMethod, PolarResult, Status, polar, polar_factor
 from polargrad.optim import PolarGrad, describe_groups, parameter_groups
 
-__version__ = version("polargrad")
+if TYPE_CHECKING:
+    from polargrad import experiments as experiments
+    from polargrad import integrations as integrations
+    from polargrad import lm as lm
+    from polargrad import problems as problems
+    from polargrad import train as train
+
+    __version__: str
 
 __all__ = [
     "PolarGrad",
@@ -20,3 +30,20 @@ __all__ = [
     "polar",
     "polar_factor",
 ]
+
+# Imported when first asked for, so that `import polargrad` stays quick.
+_LATER = ("experiments", "integrations", "lm", "problems", "train")
+
+
+def __getattr__(name: str) -> object:
+    if name in _LATER:
+        return importlib.import_module(f"polargrad.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("polargrad")
+    raise AttributeError(f"module 'polargrad' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER, "__version__"})

@@ -203,3 +203,26 @@ def test_the_table_counts_everything():
         assert table.splitlines()[-1].split()[-2:] == [f"{count:,}", "numbers"]
         assert "transformer.wte.weight" in table
         assert "layout=transposed" in table
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_a_wrapper_hides_no_role(make):
+    model = make()
+    wrapped = {name.removeprefix("0.0."): role for name, role in roles(nn.Sequential(nn.Sequential(model))).items()}
+    assert wrapped == roles(model)
+
+
+def test_each_model_below_a_wrapper_tells_of_itself_alone():
+    found = roles(nn.ModuleDict({"teacher": gpt2(tied=False), "student": qwen2(), "table": nn.Embedding(5, 4)}))
+    assert found["teacher.lm_head.weight"] == found["student.lm_head.weight"] == "head"
+    assert found["teacher.transformer.wpe.weight"] == "position"
+    assert found["table.weight"] == found["student.model.embed_tokens.weight"] == "embedding"
+
+
+def test_a_part_of_a_model_leaves_what_concerns_the_others_unused():
+    part = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
+    asked = {"rules": [("output.weight", "head"), ("1.weight", {"lr": 0.5})], "head": {"lr": 0.1}}
+    groups = polargrad.parameter_groups(part, partial=True, **asked)
+    assert [(g["role"], g["lr"]) for g in groups] == [("hidden", 0.5), ("embedding", 0.03), ("vector", 0.03)]
+    with pytest.raises(ValueError, match="unknown role tail"):
+        polargrad.parameter_groups(part, partial=True, tail={})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import mpmath
-
 from polargrad.linalg.coefficients import CUBIC, QUINTIC, Coefficients
+
+# mpmath is imported where it is used: importing it takes longer than all of this package, and few calls need it.
 
 __all__ = ["CUSHION", "composition", "minimax_odd", "with_safety"]
 
@@ -24,6 +24,8 @@ _NARROW = 1e-8
 
 def _roots_of_derivative(row: list[Any]) -> list[Any]:
     """The positive zeros of p'(x), ascending, for p with the coefficients of x, x^3 (and x^5)."""
+    import mpmath
+
     if len(row) == 2:
         return [mpmath.sqrt(-row[0] / (3 * row[1]))]
     a, b, c = row
@@ -33,6 +35,8 @@ def _roots_of_derivative(row: list[Any]) -> list[Any]:
 
 def _exchange(low: Any, high: Any, degree: int) -> list[Any]:
     """Remez exchange for min max |1 - p(x)| on [low, high]: the inner extremes of p are the new nodes."""
+    import mpmath
+
     terms = (degree + 1) // 2
     inner = [low + (high - low) * (1 - mpmath.cos(mpmath.pi * j / terms)) / 2 for j in range(1, terms)]
     while True:
@@ -80,6 +84,8 @@ def minimax_odd(low: float, high: float, degree: int = 5) -> Coefficients:
     Source: Remez exchange; Amsel, Persson, Musco, Gower (arXiv 2505.16932), section 3; degree 3 has the closed form of
         Grishina, Smirnov, Rakhuba, CANS (arXiv 2506.10935), proposition 2.
     """
+    import mpmath
+
     _check_degree(degree)
     if not 0.0 < low < high:
         raise ValueError(f"the interval must have 0 < low < high, got low={low!r}, high={high!r}")
@@ -115,6 +121,8 @@ def composition(
 
     Source: Amsel, Persson, Musco, Gower (arXiv 2505.16932), theorem 3.1 and algorithm 1.
     """
+    import mpmath
+
     _check_degree(degree)
     if not 0.0 < lower_bound < 1.0:
         raise ValueError(f"lower_bound must lie in (0, 1), got {lower_bound!r}")

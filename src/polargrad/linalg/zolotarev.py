@@ -6,8 +6,6 @@ import functools
 import math
 from typing import NamedTuple
 
-import mpmath
-
 __all__ = ["MAX_DEGREE", "Zolotarev", "zolotarev", "zolotarev_schedule"]
 
 # Two steps of this degree take singular values from 1e-16 to 1 within double precision.
@@ -54,6 +52,8 @@ def zolotarev(lower: float, degree: int) -> Zolotarev:
 
     Source: Nakatsukasa and Freund, SIAM Review 58 (2016), equations (3.5) to (3.9).
     """
+    import mpmath  # slow to import, and needed here alone
+
     if not 0.0 < lower < 1.0:
         raise ValueError(f"lower must lie in (0, 1), got {lower!r}")
     if not 1 <= degree <= MAX_DEGREE:

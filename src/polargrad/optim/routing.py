@@ -72,17 +72,15 @@ def _owned_role(module: nn.Module, p: Tensor) -> str:
     return "expert" if p.ndim == 3 else "hidden"
 
 
-def _role_and_layout(
-    modules: Sequence[nn.Module], p: Tensor, output: Any, lookups: nn.Module | None
-) -> tuple[str, str]:
+def _role_and_layout(modules: Sequence[nn.Module], p: Tensor, told: _Told) -> tuple[str, str]:
     """One parameter may be used by several modules: a lookup table stays one whatever else it is tied to."""
     # Whether it is this module's matrix, and not its bias.
     weighing = [m for m in modules if getattr(m, "weight", None) is p]
     tables = [m for m in weighing if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
     if tables:
-        return ("embedding" if lookups is None or lookups in tables else "position"), "auto"
+        return ("position" if told.positions.issuperset(tables) else "embedding"), "auto"
     for module in weighing:
-        if module is output:
+        if module in told.heads:
             return "head", "auto"
         if isinstance(module, _CONVOLUTIONS):
             swapped = isinstance(module, _TRANSPOSED_CONVOLUTIONS)
@@ -101,11 +99,35 @@ def _find(model: nn.Module) -> Iterator[_Found]:
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             users.setdefault(id(parameter), []).append(module)
-    output, lookups = (_ask(model, f"get_{side}_embeddings") for side in ("output", "input"))
-    lookups = lookups if isinstance(lookups, nn.Embedding) else None
+    told = _told_by(model)
     for name, p in model.named_parameters():
         if p.requires_grad:
-            yield _Found(name, p, users[id(p)], *_role_and_layout(users[id(p)], p, output, lookups))
+            yield _Found(name, p, users[id(p)], *_role_and_layout(users[id(p)], p, told))
+
+
+class _Told(NamedTuple):
+    """What transformers models within a module say: their heads, and their lookup tables that are not of the input."""
+
+    heads: set[nn.Module]
+    positions: set[nn.Module]
+
+
+def _told_by(module: nn.Module) -> _Told:
+    """Asks the module, or where it cannot tell the outermost ones below it: wrappers know nothing of their model."""
+    told = _Told(set(), set())
+    if not any(hasattr(module, f"get_{side}_embeddings") for side in ("output", "input")):
+        for child in module.children():
+            inner = _told_by(child)
+            told.heads.update(inner.heads)
+            told.positions.update(inner.positions)
+        return told
+    output, lookups = (_ask(module, f"get_{side}_embeddings") for side in ("output", "input"))
+    if output is not None:
+        told.heads.add(output)
+    if isinstance(lookups, nn.Embedding):
+        tables = (m for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
+        told.positions.update(m for m in tables if m is not lookups)
+    return told
 
 
 def _ask(model: nn.Module, method: str) -> Any:
@@ -149,8 +171,8 @@ def _matches(predicate: Predicate, found: _Found) -> bool:
     return any(predicate(found.name, module, found.parameter) for module in found.modules)
 
 
-def _assign(found: Sequence[_Found], rules: Sequence[Rule]) -> list[int | None]:
-    """The first rule that matches each parameter; every rule must be the first for one of them."""
+def _assign(found: Sequence[_Found], rules: Sequence[Rule], partial: bool) -> list[int | None]:
+    """The first rule that matches each parameter; unless `partial`, every rule must be the first for one of them."""
     chosen: list[int | None] = []
     matched = [0] * len(rules)
     for one in found:
@@ -158,6 +180,8 @@ def _assign(found: Sequence[_Found], rules: Sequence[Rule]) -> list[int | None]:
         for i in hits:
             matched[i] += 1
         chosen.append(hits[0] if hits else None)
+    if partial:
+        return chosen
     for i, (predicate, _) in enumerate(rules):
         if not matched[i]:
             names = ", ".join(one.name for one in found[:8])
@@ -184,6 +208,7 @@ def parameter_groups(
     *,
     rules: Sequence[Rule] = (),
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
+    partial: bool = False,
     **options: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Groups for `PolarGrad`: one per role that the model has, in the order of `ROLES`, and one per rule within it.
@@ -195,6 +220,8 @@ def parameter_groups(
             or a function (name, module, parameter) -> bool. What to do is a role, or a mapping of group options laid
             over those of the role, which may name a "role" as well.
         defaults: options per role instead of the built-in ones; a role of the model that they lack is an error.
+        partial: the module is a part of the model, such as a pipeline stage: rules and options that concern the other
+            parts are no error.
         **options: a mapping of group options per role, laid over the role's default, for example
             `head={"rule": "polar", "lr": 0.3, "scale": "nuclear", "method": "qdwh"}`.
 
@@ -215,11 +242,11 @@ def parameter_groups(
     """
     found = list(_find(model))
     rules = [(predicate, {"role": then} if isinstance(then, str) else dict(then)) for predicate, then in rules]
-    chosen = _assign(found, rules)
+    chosen = _assign(found, rules, partial)
     _checked_roles({then["role"] for _, then in rules if "role" in then}, set(ROLES), " in a rule")
     own = [{} if i is None else dict(rules[i][1]) for i in chosen]
     final = [one.get("role", f.role) for one, f in zip(own, found, strict=True)]
-    _checked_roles(set(options), set(final), "")
+    _checked_roles(set(options), set(ROLES) if partial else set(final), "")
     table = _DEFAULTS if defaults is None else defaults
     if set(table) - set(ROLES):
         _checked_roles(set(table), set(ROLES), " in defaults")

@@ -5,7 +5,15 @@ from polargrad.train.journal import Summary
 from polargrad.train.loop import LoopConfig, Objective, train
 from polargrad.train.metrics import GradientProbe, matrix_metrics
 from polargrad.train.progress import Progress, terminal_progress
-from polargrad.train.schedules import Constant, Cosine, Schedule, StepDecay, WarmupLinearDecay, schedule_from_dict
+from polargrad.train.schedules import (
+    Constant,
+    Cosine,
+    Schedule,
+    StepDecay,
+    WarmupLinearDecay,
+    lr_scheduler,
+    schedule_from_dict,
+)
 
 __all__ = [
     "Checkpoint",
@@ -22,6 +30,7 @@ __all__ = [
     "StepDecay",
     "Summary",
     "WarmupLinearDecay",
+    "lr_scheduler",
     "matrix_metrics",
     "schedule_from_dict",
     "terminal_progress",

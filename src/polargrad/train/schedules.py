@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,34 @@ class StepDecay(Schedule):
 
 
 SCHEDULES: dict[str, type[Schedule]] = {kind.name: kind for kind in (Constant, Cosine, WarmupLinearDecay, StepDecay)}
+
+
+def lr_scheduler(optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]) -> LambdaLR:
+    """A schedule as torch's own scheduler, for training loops other than ours.
+
+    A torch scheduler moves on after the last step too, past the end of a schedule, and stays at the last multiplier.
+
+    Args:
+        optimizer: whose groups' rates are multiplied.
+        schedule: step, counted from 0, to multiplier.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+        >>> scheduler = lr_scheduler(optimizer, WarmupLinearDecay(total=2, decay_fraction=1.0))
+        >>> rates = []
+        >>> for step in range(2):
+        ...     rates.append(scheduler.get_last_lr()[0])
+        ...     optimizer.step()
+        ...     scheduler.step()
+        >>> rates, scheduler.get_last_lr()
+        ([0.5, 0.25], [0.25])
+    """
+    total = getattr(schedule, "total", None)
+
+    def multiplier(step: int) -> float:
+        return schedule(step - 1 if step == total else step)
+
+    return LambdaLR(optimizer, multiplier)
 
 
 def schedule_from_dict(plain: dict[str, Any]) -> Schedule:

@@ -1,0 +1,58 @@
+"""Hugging Face Trainer: `Trainer(..., optimizer_cls_and_kwargs=polargrad.integrations.transformers.optimizer())`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from polargrad.optim import PolarGrad, parameter_groups
+from polargrad.optim.routing import Rule
+
+__all__ = ["ByRole", "optimizer"]
+
+
+class ByRole:
+    """What the Trainer makes and then calls with its model: an optimizer factory in its terms."""
+
+    def __call__(self, model: nn.Module, **routing: Any) -> PolarGrad:
+        """PolarGrad over the model's parameters, one group for each role.
+
+        Args:
+            model: the Trainer's model.
+            **routing: as for `polargrad.parameter_groups`.
+        """
+        return PolarGrad(parameter_groups(model, **routing))
+
+
+def optimizer(
+    *,
+    rules: Sequence[Rule] = (),
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Mapping[str, Any],
+) -> tuple[type[ByRole], dict[str, Any]]:
+    """What `Trainer(optimizer_cls_and_kwargs=...)` takes: the Trainer makes PolarGrad for its model when it trains.
+
+    Learning rates and weight decay are those of the groups; the Trainer's schedule multiplies each of them, and its
+    arguments `learning_rate`, `weight_decay`, `adam_beta1` and so on are not read.
+
+    Args:
+        rules: as for `polargrad.parameter_groups`, and so are the others.
+        defaults: options per role instead of the built-in ones.
+        **options: a mapping of group options per role, for example `hidden={"lr": 0.01, "weight_decay": 0.1}`.
+
+    Returns:
+        An optimizer factory, which the Trainer calls with its model, and the routing that it passes on.
+
+    Raises:
+        ValueError: when training starts: what `polargrad.parameter_groups` and `PolarGrad` refuse.
+
+    Example:
+        >>> from torch import nn
+        >>> factory, routing = optimizer(hidden={"lr": 0.01})
+        >>> made = factory()(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4)), **routing)
+        >>> [(group["role"], group["lr"]) for group in made.param_groups]
+        [('hidden', 0.01), ('embedding', 0.03), ('vector', 0.03)]
+    """
+    return ByRole, {"rules": rules, "defaults": defaults, **options}

@@ -1,0 +1,125 @@
+"""What each framework does to the optimizer: roles, rates and numbers stay as they are."""
+
+import pytest
+import torch
+from torch import nn
+
+import polargrad
+from polargrad.integrations import lightning, transformers
+from polargrad.train import WarmupLinearDecay
+
+
+@pytest.fixture
+def decoder():
+    """A decoder whose head is its own."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=32,
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def roles(optimizer):
+    return [group["role"] for group in optimizer.param_groups]
+
+
+class TestTrainer:
+    @pytest.fixture
+    def arguments(self, tmp_path):
+        pytest.importorskip("accelerate")
+        from transformers import TrainingArguments
+
+        return TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1)
+
+    def test_every_model_that_is_made_gets_its_own_groups(self, arguments, decoder):
+        from transformers import Trainer
+
+        chosen = transformers.optimizer(hidden={"lr": 0.01})
+        trainer = Trainer(model_init=lambda: decoder, args=arguments, optimizer_cls_and_kwargs=chosen)
+        for _ in range(2):  # as a search of hyperparameters does
+            trainer.optimizer = None
+            made = trainer.create_optimizer()
+            assert isinstance(made, polargrad.PolarGrad)
+            assert roles(made) == ["hidden", "embedding", "head", "vector"]
+            assert made.param_groups[0]["lr"] == 0.01
+
+    def test_what_routing_refuses_is_refused_when_training_starts(self, arguments, decoder):
+        from transformers import Trainer
+
+        chosen = transformers.optimizer(rules=[("*.nosuch", "head")])
+        trainer = Trainer(model=decoder, args=arguments, train_dataset=[], optimizer_cls_and_kwargs=chosen)
+        with pytest.raises(ValueError, match="matches no trainable parameter"):
+            trainer.create_optimizer()
+
+
+class TestLightning:
+    def test_the_module_itself_will_do(self, decoder):
+        pytest.importorskip("lightning")
+        from lightning.pytorch import LightningModule
+
+        class Module(LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.model = decoder
+
+        made = lightning.configure_optimizers(Module(), hidden={"lr": 0.01})
+        assert list(made) == ["optimizer"]
+        assert roles(made["optimizer"]) == ["hidden", "embedding", "head", "vector"]
+
+    def test_a_schedule_moves_every_group_at_every_step(self, decoder):
+        made = lightning.configure_optimizers(decoder, schedule=WarmupLinearDecay(total=2, decay_fraction=1.0))
+        assert made["lr_scheduler"]["interval"] == "step"
+        optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        for expected in (0.5, 0.5):  # the second is past the end
+            optimizer.step()
+            scheduler.step()
+            assert [g["lr"] / g["initial_lr"] for g in optimizer.param_groups] == [expected] * 4
+        optimizer.step()
+        with pytest.raises(ValueError, match="make total larger"):
+            scheduler.step()
+
+
+class TestAccelerate:
+    @pytest.fixture
+    def accelerate(self):
+        return pytest.importorskip("accelerate")
+
+    def test_prepare_keeps_groups_and_state(self, accelerate, decoder):
+        optimizer = polargrad.PolarGrad(polargrad.parameter_groups(decoder))
+        accelerator = accelerate.Accelerator(cpu=True)
+        _, prepared = accelerator.prepare(decoder, optimizer)
+        assert prepared.optimizer is optimizer
+        assert roles(prepared) == ["hidden", "embedding", "head", "vector"]
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        assert held == {id(p) for p in decoder.parameters()}
+
+    def test_accumulated_gradients_are_those_of_the_whole_batch(self, accelerate):
+        x, y = torch.randn(8, 4, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+
+        def trained(parts):
+            torch.manual_seed(0)
+            model = nn.Linear(4, 3).double()
+            accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=parts)
+            model, optimizer = accelerator.prepare(model, polargrad.PolarGrad(polargrad.parameter_groups(model)))
+            for a, b in zip(x.chunk(parts), y.chunk(parts), strict=True):
+                with accelerator.accumulate(model):
+                    accelerator.backward(nn.functional.mse_loss(model(a), b))
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(model.parameters(), 0.1)
+                    optimizer.step()
+                    optimizer.zero_grad()
+            return model.weight.detach(), optimizer.optimizer.state[model.bias]["step"].item()
+
+        whole, steps = trained(1)
+        halves, steps_of_halves = trained(2)
+        assert steps == steps_of_halves == 1
+        # Muon's five steps run in bfloat16 and turn a difference in the last bit into one of bfloat16's.
+        assert (whole - halves).abs().max() <= 2 * torch.finfo(torch.bfloat16).eps * 0.005
