@@ -1,12 +1,13 @@
 # make demo   the main job on embedded data, ending with a report
 # make test   lint, types and tests
+# make dist   sdist and wheel, and the wheel tried in an empty environment
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo test lint types pytest test-slow test-gpu test-browser conformance bench docs clean
+.PHONY: demo test lint types pytest test-slow test-gpu test-browser conformance bench docs dist clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("polargrad needs Python 3.11 or newer; set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else 0'
@@ -48,6 +49,18 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/polar.py
+
+# An environment that holds the wheel and what it requires, and nothing of these sources.
+dist:
+	rm -rf build dist
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install --quiet --disable-pip-version-check build
+	build/tools/bin/python -m build --outdir dist
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	build/empty/bin/python -I release/check_wheel.py
+	build/empty/bin/python -I benchmarks/import_time.py --limit 0.3
+	ls -l dist
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
