@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from polargrad import cli
+import polargrad
+from polargrad import cli, commands
 from polargrad.experiments import recipes, runner
 from polargrad.experiments.store import RECORDS, read_run
 from tests.runs import tiny_spec, tiny_text, written_run
@@ -43,7 +45,28 @@ def test_alone_it_explains_itself(capsys):
     assert not err
 
 
-@pytest.mark.parametrize("command", ["list", "run", "compare", "report", "info"])
+def test_what_explains_itself_names_every_command_with_an_example(capsys):
+    alone = _run(capsys)
+    assert _run(capsys, "--help") == _run(capsys, "-h") == _run(capsys, "help") == alone
+    for command in commands.COMMANDS:
+        assert f"  polargrad {command} " in alone[1]
+    for code in (0, 1, 2, 130, 143):
+        assert str(code) in alone[1].rpartition("Exit codes")[2]
+
+
+def test_the_version(capsys):
+    assert _run(capsys, "--version") == (0, f"polargrad {polargrad.__version__}\n", "")
+
+
+def test_every_command_and_exit_code_is_in_the_docs():
+    page = (Path(polargrad.__file__).parents[2] / "docs" / "command-line.md").read_text()
+    for command in commands.COMMANDS:
+        assert f"| `{command}` |" in page
+    for code in (0, 1, 2, 130, 143):
+        assert f"\n| {code} | " in page
+
+
+@pytest.mark.parametrize("command", commands.COMMANDS)
 def test_every_command_has_help_with_an_example(capsys, command):
     code, out, _ = _run(capsys, command, "--help")
     assert code == 0
@@ -104,6 +127,7 @@ def test_without_a_folder_results_go_to_a_dated_one(capsys, tiny_recipes):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["rnu"], "did you mean 'run'? the commands are list, run"),
         (["run", "adamv"], "did you mean 'adamw'"),
         (["run", "adamw", "--steps", "0"], "steps must be"),
         (["run", "adamw", "--seed", "-1"], "seed is -1"),
@@ -213,3 +237,24 @@ def test_a_reader_that_goes_away_is_no_traceback():
         "sys.exit(main(['list']))"
     )
     assert "Traceback" not in _child(script).stderr
+
+
+def test_an_interrupted_benchmark_keeps_what_it_measured(capsys, monkeypatch, tmp_path):
+    from polargrad.experiments import bench_polar
+
+    measured = bench_polar.benchmark
+
+    def impatient(problems, names, *, repeats, report):
+        def told(measurement):
+            report(measurement)
+            raise KeyboardInterrupt
+
+        return measured(problems, names, repeats=repeats, report=told)
+
+    monkeypatch.setattr(bench_polar, "benchmark", impatient)
+    asked = ("--shapes", "12x8", "--spectra", "gaussian", "--methods", "svd", "qdwh", "--repeats", "1")
+    code, out, err = _run(capsys, "bench", "polar", *asked, "--out", str(tmp_path / "b"))
+    assert code == 130
+    assert "[1 of 2" in out
+    assert f"the 1 of 2 measurements made until then are in {tmp_path / 'b'}" in err
+    assert len((tmp_path / "b" / "polar.csv").read_text().splitlines()) == 2

@@ -9,29 +9,37 @@ import os
 import sys
 from collections.abc import Sequence
 
-# Packages of the extra `lab`, by the names under which they are imported.
-_LAB = frozenset(
-    {"numpy", "transformers", "tokenizers", "tyro", "rich", "matplotlib", "tensorboard", "jinja2", "sklearn"}
-)
+import polargrad
+
+# Which extra brings which package, by the names under which they are imported.
+_EXTRA = {
+    **dict.fromkeys(("numpy", "transformers", "tokenizers", "tyro", "rich", "matplotlib"), "lab"),
+    **dict.fromkeys(("tensorboard", "jinja2", "sklearn"), "lab"),
+    "datasets": "data",
+    **dict.fromkeys(("accelerate", "lightning"), "integrations"),
+}
 
 _BAD_INPUT = (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 _INTRODUCTION = """\
 polargrad: optimizing matrices by polar decomposition.
 
-  polargrad list                          the recipes
-  polargrad run NAME                      one recipe into a run folder
-  polargrad compare NAME NAME ...         several recipes on the same data, and a report
-  polargrad resume DIR                    go on with a run or a comparison that was stopped
-  polargrad report DIR [DIR ...]          the report of run folders, as one HTML page
-  polargrad bench polar                   every polar method, timed and certified
-  polargrad info                          versions and machine
+  polargrad list                               what can be run: recipes, matrix problems, studies
+  polargrad run adamw --steps 50               one of them, into a new folder
+  polargrad compare adamw muon+polargrad       several on the same data, and a report
+  polargrad resume runs/monday                 go on with a run or a comparison that was stopped
+  polargrad report runs/monday runs/tuesday    folders of runs as one HTML page
+  polargrad bench polar --shapes 1024x256      every polar method, timed and certified
+  polargrad info                               versions and machine, for a bug report
 
-Begin with
+`polargrad COMMAND --help` shows the options of each. Begin with
 
   polargrad compare adamw muon+adamw muon+polargrad
 
-and see `polargrad COMMAND --help` for the options of each. `--debug` shows the traceback of an error.
+Results go to a new folder under runs/, or to --out; nothing is ever overwritten. Ctrl-C saves first and says how to go
+on. An error is one sentence; `--debug` shows its traceback, `--version` the version.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted by Ctrl-C, 143 stopped by SIGTERM.
 """
 
 
@@ -47,8 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    if not given:
+    if not given or given[0] in ("-h", "--help", "help"):
         print(_INTRODUCTION, end="")
+        return 0
+    if given[0] == "--version":
+        print(f"polargrad {polargrad.__version__}")
         return 0
     try:
         from polargrad.commands import dispatch
@@ -74,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explained(error: Exception) -> tuple[str, int]:
     """An error in one sentence with its remedy, and the exit code."""
     missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
-    if missing in _LAB:
-        return f'{missing} is not installed, which this command needs; pip install "polargrad[lab]"', 1
+    if missing in _EXTRA:
+        return f'{missing} is not installed, which this command needs; pip install "polargrad[{_EXTRA[missing]}]"', 1
     if isinstance(error, _BAD_INPUT):
         return str(error), 2
     return f"{type(error).__name__}: {error}; run again with --debug for the traceback", 1

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, UseAppendAction
 
-from polargrad.experiments import analysis, bench_polar, runner
+from polargrad.bench_command import Bench
+from polargrad.experiments import analysis, runner
 from polargrad.experiments.environment import LAB_PACKAGES, environment, version
 from polargrad.experiments.matrix.laboratory import EXPERIMENTS, run_experiment
 from polargrad.experiments.matrix.page import results
@@ -28,7 +29,7 @@ from polargrad.experiments.store import FIGURES, Run, find_runs, read_run
 from polargrad.experiments.sweep import Axis, edge_notes, expand, parse_axis
 from polargrad.matrix_options import MatrixOptions
 from polargrad.parallel_options import ParallelOptions
-from polargrad.train import terminal_progress
+from polargrad.train import StageLines, terminal_progress
 
 REPORT = "report.html"
 
@@ -122,7 +123,7 @@ class RunOne:
         out = self.out or _dated(self.name)
         runner.refuse_existing(out)
         _say_where(out)
-        outcome = STUDIES[self.name].run(out, seed=self.seed, progress=lambda stage: print(stage, file=sys.stderr))
+        outcome = STUDIES[self.name].run(out, seed=self.seed, progress=StageLines())
         console = _console()
         for line in outcome.lead:
             console.print(line)
@@ -249,54 +250,7 @@ class Info:
         _console().print(table)
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Measure every polar method: time against one matrix product of the same shape, residuals, memory.
-
-    Example: polargrad bench polar --shapes 4096x1024 --spectra gaussian log-1e6 --out runs/polar
-    """
-
-    what: Positional[Annotated[Literal["polar"], tyro.conf.arg(help="what to measure")]]
-    shapes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MxN ...", help="of the matrices; BxMxN for a batch")] = (
-        bench_polar.SHAPES
-    )
-    dtypes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DTYPE ...", help="of torch")] = ("float32",)
-    spectra: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help=", ".join(bench_polar.SPECTRA))] = (
-        "gaussian",
-        "log-1e6",
-    )
-    methods: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="methods and peers; all by default")
-    ] = ()
-    repeats: Annotated[int, tyro.conf.arg(metavar="N", help="runs of which the fastest counts")] = 3
-    device: Annotated[str, tyro.conf.arg(metavar="NAME", help="cpu or cuda")] = "cpu"
-    out: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR", help="the new folder; runs/bench-polar-DATE-TIME by default")
-    ] = None
-
-    def __call__(self) -> None:
-        """Print each measurement as it is made, then write table, plot and record."""
-        if self.repeats < 1:
-            raise ValueError(f"--repeats must be at least 1, got {self.repeats}")
-        problems = list(bench_polar.problems(self.shapes, self.dtypes, self.spectra, self.device))
-        bench_polar.choose(self.methods)
-        out = self.out or _dated("bench-polar")
-        runner.refuse_existing(out)
-        _say_where(out)
-        for key, value in bench_polar.machine().items():
-            if value is not None:
-                print(f"{key}: {value}")
-        made = bench_polar.benchmark(problems, self.methods, repeats=self.repeats, report=_print_measurement)
-        for path in bench_polar.write(made, out):
-            print(f"Wrote {path}")
-
-
-def _print_measurement(m: bench_polar.Measurement) -> None:
-    figures = m.note if m.multiples is None else f"{m.multiples:8.2f} products  error {m.error:.1e}"
-    print(f"{m.shape:>12} {m.dtype} {m.spectrum:>14}  {m.contender:<26} {figures}", flush=True)
-
-
-_COMMANDS = {
+COMMANDS = {
     "list": ListRecipes,
     "run": RunOne,
     "compare": Compare,
@@ -311,9 +265,15 @@ def dispatch(arguments: Sequence[str]) -> None:
     """Run the command that the arguments name.
 
     Raises:
+        ValueError: if there is no such command.
         SystemExit: after --help (0), or if the arguments cannot be read (2).
     """
-    command = tyro.extras.subcommand_cli_from_dict(_COMMANDS, prog="polargrad", args=list(arguments))
+    name = arguments[0]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"there is no command {name!r}; {hint}the commands are {', '.join(COMMANDS)}")
+    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="polargrad", args=list(arguments))
     command()
 
 

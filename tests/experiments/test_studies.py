@@ -12,7 +12,7 @@ from polargrad.experiments.study import Outcome, Section, StudyFolder, Table
 
 def _made(ok):
     def run(out, *, seed=42, progress=print):
-        progress("only stage")
+        progress("only stage", 0.5)
         with StudyFolder(out, "toy", {"seed": seed}) as folder:
             folder.record("toy", value=float("nan"), nested={"x": [1.0, float("inf")]})
             table = Table(("name", "value"), [("<b>", "1 & 2")], note="a < b")

@@ -6,7 +6,7 @@ import torch
 
 from polargrad.train import progress
 from polargrad.train.clock import Clock
-from polargrad.train.progress import ProgressBar, ProgressLines, terminal_progress
+from polargrad.train.progress import ProgressBar, ProgressLines, StageLines, terminal_progress
 
 
 class Terminal(io.StringIO):
@@ -91,3 +91,11 @@ def test_a_cuda_clock_counts_the_device_s_time():
         A = A @ A / 64
     queued = clock.stamp()
     assert clock.seconds(start, queued) > 1e-3
+
+
+def test_stages_say_how_much_lies_behind_and_ahead():
+    stream, seconds = io.StringIO(), iter([100.0, 100.0, 130.0])
+    stages = StageLines(stream, clock=lambda: next(seconds))
+    stages("first", 0.0)
+    stages("second", 0.25)
+    assert stream.getvalue() == "  0%  first\n 25%  second  1:30 left\n"

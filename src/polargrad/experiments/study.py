@@ -27,7 +27,8 @@ __all__ = ["PAGE", "STUDY", "Outcome", "Progress", "Section", "StudyFolder", "Ta
 
 STUDY, PAGE = "study.json", "report.html"
 
-Progress = Callable[[str], None]
+# Told the name of each stage as it begins, and the share of all the work that lies before it.
+Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

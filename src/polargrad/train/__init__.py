@@ -4,7 +4,7 @@ from polargrad.train.checkpoint import Checkpoint, CheckpointError, CheckpointPo
 from polargrad.train.journal import Summary
 from polargrad.train.loop import LoopConfig, Objective, train
 from polargrad.train.metrics import GradientProbe, matrix_metrics
-from polargrad.train.progress import Progress, terminal_progress
+from polargrad.train.progress import Progress, StageLines, terminal_progress
 from polargrad.train.schedules import (
     Constant,
     Cosine,
@@ -27,6 +27,7 @@ __all__ = [
     "Objective",
     "Progress",
     "Schedule",
+    "StageLines",
     "StepDecay",
     "Summary",
     "WarmupLinearDecay",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO
 
 
@@ -150,6 +150,35 @@ class ProgressBar:
             self._bar.update(self._task, description=f"{self._label} ({status})")
         self._bar.refresh()
         self._bar.stop()
+
+
+class StageLines:
+    """A line for each stage of work that has no steps: how much lies behind it, and about how long the rest takes.
+
+    Args:
+        stream: where to write; None: stderr.
+        clock: seconds that go by.
+    """
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream: TextIO = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._began = clock()
+
+    def __call__(self, stage: str, share: float) -> None:
+        """A stage begins, before which this share of all the work was done."""
+        self._stream.write(f"{share:4.0%}  {stage}{time_left(self._clock() - self._began, share)}\n")
+        self._stream.flush()
+
+
+def time_left(elapsed: float, share: float) -> str:
+    """How long the rest takes if it goes on as so far; nothing while nothing is known.
+
+    Example:
+        >>> time_left(30.0, 0.25)
+        '  1:30 left'
+    """
+    return f"  {_clock(elapsed / share - elapsed)} left" if share > 0 else ""
 
 
 def _figures(figures: Mapping[str, float]) -> str:

@@ -26,7 +26,7 @@ def preconditioning(
     seed: int = 42,
     at: Sequence[int] = AT,
     problem: Regression | None = None,
-    progress: Progress = lambda stage: None,
+    progress: Progress = lambda _stage, _share: None,
 ) -> Outcome:
     """Measure every optimizer of the unifying view and write a folder with records, one figure and a page.
 
@@ -35,7 +35,7 @@ def preconditioning(
         seed: of the regression's data and first iterate.
         at: iterates to measure at.
         problem: the regression; by default the paper's at a tenth of its size, drawn from the seed.
-        progress: told the name of each optimizer as it begins.
+        progress: told the name of each optimizer as it begins, and the share of the work before it.
 
     Returns:
         Where the page is and what was found, in sentences.
@@ -53,8 +53,8 @@ def preconditioning(
     begun = perf_counter()
     courses = []
     with one_thread(), StudyFolder(out, "preconditioning", {"seed": seed, "at": list(at)}) as folder:
-        for name in VIEWS:
-            progress(name)
+        for index, name in enumerate(VIEWS):
+            progress(name, index / len(VIEWS))
             course = measure(problem, name, at)
             courses.append(course)
             for measurement in course.measurements:

@@ -25,7 +25,7 @@ def theory(
     quadratics: int = 240,
     steps: int = 100,
     brief: bool = False,
-    progress: Progress = lambda stage: None,
+    progress: Progress = lambda _stage, _share: None,
 ) -> Outcome:
     """Check the theorems and write a folder with records, figures and a page.
 
@@ -35,7 +35,7 @@ def theory(
         quadratics: how many random quadratics the convergence theorems are checked on, each with two oracles.
         steps: most steps of PolarGrad on each.
         brief: shorten the other stages to a first look, at which levels and floors have not settled.
-        progress: told the name of each stage as it begins.
+        progress: told the name of each stage as it begins, and the share of the work before it.
 
     Returns:
         Where the page is, what was found in sentences, and whether every claim held.
@@ -51,15 +51,15 @@ def theory(
     begun = perf_counter()
     options = {"seed": seed, "quadratics": quadratics, "steps": steps, "brief": brief}
     with one_thread(), StudyFolder(out, "theory", options) as folder:
-        progress(f"PolarGrad on {quadratics} quadratics")
+        progress(f"PolarGrad on {quadratics} quadratics", 0.0)
         stages.convergence(folder, tally, generator, quadratics=quadratics, steps=steps)
-        progress("every polar method at every step count")
+        progress("every polar method at every step count", 0.4)
         stages.oracles(folder, tally, generator, quadratics=1 if brief else 4, steps=4 if brief else 40)
-        progress("sign descent")
+        progress("sign descent", 0.5)
         stages.plateaus(folder, tally, generator, iterations=20 if brief else 800)
-        progress("null gradients")
+        progress("null gradients", 0.6)
         stages.consistency(folder, generator)
-        progress("noise")
+        progress("noise", 0.7)
         stages.noise_floors(folder, tally, generator, horizon=0.1 if brief else 5.0)
         lead = _lead(folder.records, tally, quadratics)
         summary = {
