@@ -63,10 +63,14 @@ def load_weights(parts, saved):
         part.load_state_dict({name: saved[name] for name in part.state_dict()})
 
 
-def assert_same(left, right):
+def assert_same(left, right, *, exactly=True):
+    """Equal to the last bit; or to rounding, since layers of one part are decomposed in one batch."""
     assert left.keys() == right.keys()
     for name in left:
-        assert torch.equal(left[name], right[name]), name
+        atol = 0.0 if exactly else 100 * torch.finfo(torch.float32).eps
+        torch.testing.assert_close(
+            left[name], right[name], rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_it_keeps_the_published_contract():
@@ -100,7 +104,7 @@ def test_names_and_values_are_flat():
 @pytest.mark.parametrize("after", CUTS)
 @pytest.mark.parametrize("before", CUTS)
 def test_any_cut_goes_on_where_another_was(before, after):
-    parts, optimizers = build("one")
+    parts, optimizers = build(before)
     run(parts, optimizers, range(6))
     expected = weights(parts)
 
@@ -111,7 +115,7 @@ def test_any_cut_goes_on_where_another_was(before, after):
     load_weights(parts, saved)
     optimizers.load_state_dict(state)
     run(parts, optimizers, range(3, 6))
-    assert_same(weights(parts), expected)
+    assert_same(weights(parts), expected, exactly=before == after)
 
 
 def test_the_comparison_can_fail():
@@ -123,7 +127,7 @@ def test_the_comparison_can_fail():
     load_weights(other, saved)
     run(other, forgetful, range(3, 6))
     with pytest.raises(AssertionError):
-        assert_same(weights(other), weights(parts))
+        assert_same(weights(other), weights(parts), exactly=False)
 
 
 def test_asking_for_the_state_changes_nothing():
@@ -159,7 +163,7 @@ def test_a_parameter_that_was_never_stepped_starts_afresh():
     assert not any(key.startswith("state.output.weight.") for key in state)
     run(parts, optimizers, range(3, 6))
     expected = weights(parts)
-    parts, optimizers = build("two")
+    parts, optimizers = build("one")
     load_weights(parts, saved)
     optimizers.load_state_dict(state)
     run(parts, optimizers, range(3, 6))

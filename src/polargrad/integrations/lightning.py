@@ -44,7 +44,7 @@ def configure_optimizers(
         >>> [(group["role"], group["lr"]) for group in made["optimizer"].param_groups]
         [('hidden', 0.01), ('vector', 0.015)]
     """
-    optimizer = PolarGrad(parameter_groups(module, rules=rules, defaults=defaults, **options))
+    optimizer = PolarGrad(parameter_groups(module, rules=rules, defaults=defaults, partial=False, **options))
     if schedule is None:
         return {"optimizer": optimizer}
     return {
