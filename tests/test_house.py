@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,13 @@ def test_no_file_past_400_lines(folder):
     root = SOURCE.parents[1]
     for path in (root / folder).rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_a_release_has_one_version():
+    root = SOURCE.parents[1]
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
+    assert f"\n## {version}" in (root / "CHANGELOG.md").read_text()
 
 
 def test_a_polar_method_is_one_new_file_and_one_line(tmp_path):
