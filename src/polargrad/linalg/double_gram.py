@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg.bounds import largest_eigenvalue, smallest_eigenvalue
-from polargrad.linalg.inverse_root import inverse_root
 from polargrad.linalg.kernels import gram, product
 from polargrad.linalg.method import Iterate, PolarMethod
 from polargrad.linalg.qdwh import double_precision, orthonormalize
@@ -17,8 +16,6 @@ from polargrad.linalg.tall import is_tall, preconditioned_qr, sketch
 
 __all__ = ["DoubleGram"]
 
-# Up to this condition number polynomials of the Gram matrix in float32 are exact enough, and the cheapest.
-_NEARLY_ORTHOGONAL = 4.0
 # Up to this condition number a product X Z in float32 with ||Z|| = 1 / sigma_min rounds no worse than other methods.
 _WELL_CONDITIONED = 16.0
 # The estimates of bounds.py are inner ones. These margins widen them by what 4 iterations leave open.
@@ -62,9 +59,8 @@ class DoubleGram(PolarMethod):
 
     Products of float32 numbers are exact in float64, so G = X^H X carries an error of about 1e-16 ||X||^2: its
     eigenvalues resolve singular values down to 1e-8 ||X||, below the rounding of X itself. G leads to the factor by
-    one of five ways, of which the first four ask for sigma_min > 2 cutoff sigma_max:
+    one of four ways, of which the first three ask for sigma_min > 2 cutoff sigma_max:
 
-    - tall, condition up to 4: U = X G^{-1/2} by polynomials of G in float32;
     - tall, condition up to 16: U = X (R^{-1} P) with G = R^H R and R = P H;
     - tall: Y = X R^{-1}, Y^H Y = S^H S, S R = P H, U = Y (S^{-1} P), a second pass that makes up for the condition.
       For m >= 20 n the first pass is over a sketch of 4 n rows, if that turns out to precondition well enough;
@@ -133,9 +129,6 @@ class DoubleGram(PolarMethod):
         size, lower, R = known.size(), known.lower(), known.R
         if not is_tall(X):
             return Iterate(*orthonormalize(X, lower, size=size, G=known.G, extra_steps=_EXTRA_STEPS))
-        if known.ratio() * _NEARLY_ORTHOGONAL >= 1.0:
-            Q, steps = inverse_root((known.G / size**2).to(X.dtype), lower)
-            return Iterate(product(X, Q / size.to(Q.real.dtype)), steps)
         if known.ratio() * _WELL_CONDITIONED >= 1.0:
             Y, S, T = X, R, R / size
         else:
