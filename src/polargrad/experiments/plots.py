@@ -151,7 +151,7 @@ def _loss(runs: Sequence[Run], key: str, short: str, long: str) -> Figure:
         evaluations = [record for record in run.of_kind("eval") if record.get(objective.metric) is not None]
         lines += axes.plot(
             *_columns([(record[key], record[objective.metric]) for record in evaluations]),
-            **_line(index, len(evaluations)),
+            **line_style(index, len(evaluations)),
         )
     level = final_metric(baseline_of(runs))
     if level is not None and len(runs) > 1:
@@ -159,7 +159,7 @@ def _loss(runs: Sequence[Run], key: str, short: str, long: str) -> Figure:
     _hide_divergence(axes, runs)
     axes.set_xlabel(long)
     axes.set_ylabel(f"{objective.metric_label} ({objective.metric_unit})")
-    _legend(canvas, lines, [run.spec.name for run in runs])
+    legend(canvas, lines, [run.spec.name for run in runs])
     return Figure(f"loss-{short}", title, "Loss", canvas)
 
 
@@ -179,11 +179,13 @@ def _matrices(runs: Sequence[Run], key: str, name: str) -> Iterator[Figure]:
         if not values:
             continue
         canvas, axes = figure_axes(f"{role}: {name} of the gradient", parameter)
-        drawn = [(i, *axes.plot(*_columns(curve), **_line(i, len(curve)))) for i, curve in enumerate(curves) if curve]
+        drawn = [
+            (i, *axes.plot(*_columns(curve), **line_style(i, len(curve)))) for i, curve in enumerate(curves) if curve
+        ]
         logarithmic(axes, min(values), max(values))
         axes.set_xlabel("steps")
         axes.set_ylabel(name)
-        _legend(canvas, [line for _, line in drawn], [runs[index].spec.name for index, _ in drawn])
+        legend(canvas, [line for _, line in drawn], [runs[index].spec.name for index, _ in drawn])
         title = f"{name.capitalize()} of the gradient of {parameter} ({role})"
         yield Figure(f"{key.replace('_', '-')}-{number}", title, f"{name.capitalize()} of the gradient", canvas)
 
@@ -198,7 +200,7 @@ def figure_axes(title: str, subtitle: str = "", size: tuple[float, float] = _SIZ
     return canvas, axes
 
 
-def _line(index: int, points: int) -> dict[str, Any]:
+def line_style(index: int, points: int) -> dict[str, Any]:
     """Colour, dashes and marker of the run with this number; of many points some twenty are marked."""
     return {
         "color": LIGHT[index % len(LIGHT)],
@@ -208,7 +210,7 @@ def _line(index: int, points: int) -> dict[str, Any]:
     }
 
 
-def _legend(canvas: Canvas, lines: Sequence[Any], names: Sequence[str]) -> None:
+def legend(canvas: Canvas, lines: Sequence[Any], names: Sequence[str]) -> None:
     """Names under the axes, set after the fact: a label with $ or a leading _ means something to matplotlib."""
     if not lines:
         return

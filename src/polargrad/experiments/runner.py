@@ -57,6 +57,7 @@ def run(
     *,
     progress: Progress | None = None,
     policy: CheckpointPolicy | None = None,
+    figures: bool = True,
     parallel: Parallel | None = None,
 ) -> Run:
     """Run a spec into a new folder.
@@ -66,10 +67,11 @@ def run(
         path: the run folder; it must not exist.
         progress: is told how far the run has come.
         policy: when checkpoints are made and which stay. Several processes make none.
+        figures: whether to draw them.
         parallel: the processes it runs on; this is rank 0, and the others call `assist`. None: this one alone.
 
     Returns:
-        The run as read back from its folder, figures drawn.
+        The run as read back from its folder.
 
     Raises:
         FileExistsError: if the folder exists.
@@ -79,7 +81,7 @@ def run(
     path = Path(path)
     refuse_existing(path)
     made = _prepare(spec, parallel)
-    return _execute(made, RunFolder(path, spec, made.environment), None, progress, policy)
+    return _execute(made, RunFolder(path, spec, made.environment), None, progress, policy, figures)
 
 
 def resume(
@@ -88,6 +90,7 @@ def resume(
     *,
     progress: Progress | None = None,
     policy: CheckpointPolicy | None = None,
+    figures: bool = True,
 ) -> Run:
     """Go on with a run that was stopped or killed, from its last good checkpoint; from the start if it has none.
 
@@ -96,9 +99,10 @@ def resume(
         spec: what it should be; None: what the folder says.
         progress: is told how far the run has come.
         policy: when checkpoints are made and which stay.
+        figures: whether to draw them.
 
     Returns:
-        The run as read back from its folder, figures drawn.
+        The run as read back from its folder.
 
     Raises:
         FileExistsError: if the run has come to its end, or another process is at it.
@@ -122,18 +126,30 @@ def resume(
         _event(folder, step, "resumed", "begun again: it was stopped before its first checkpoint")
     if changed := differences(_machine(read_environment(path)), _machine(made.environment)):
         _event(folder, step, "machine", f"{'; '.join(changed)}: from here on equal only to rounding")
-    return _execute(made, folder, checkpoint, progress, policy)
+    return _execute(made, folder, checkpoint, progress, policy, figures)
 
 
 def ensure(
-    spec: RunSpec, path: str | Path, *, progress: Progress | None = None, policy: CheckpointPolicy | None = None
+    spec: RunSpec,
+    path: str | Path,
+    *,
+    progress: Progress | None = None,
+    policy: CheckpointPolicy | None = None,
+    figures: bool = True,
 ) -> Run:
     """The run of a spec in a folder: run, resumed, or read if it has ended. Raises what these raise."""
     if not Path(path).exists():
-        return run(spec, path, progress=progress, policy=policy)
+        return run(spec, path, progress=progress, policy=policy, figures=figures)
     if status_of(path) in ENDED:
         return read_run(path)
-    return resume(path, spec, progress=progress, policy=policy)
+    return resume(path, spec, progress=progress, policy=policy, figures=figures)
+
+
+def train_unrecorded(spec: RunSpec) -> list[dict[str, Any]]:
+    """Run a spec without a folder and return the records."""
+    records: list[dict[str, Any]] = []
+    _train(_prepare(spec), record=records.append)
+    return records
 
 
 def assist(spec: RunSpec, parallel: Parallel) -> None:
@@ -212,6 +228,7 @@ def _execute(
     checkpoint: Checkpoint | None,
     progress: Progress | None,
     policy: CheckpointPolicy | None,
+    figures: bool,
 ) -> Run:
     path = folder.path
     checkpoints = None
@@ -229,7 +246,8 @@ def _execute(
     if checkpoints is not None:
         checkpoints.finish()
     finished = read_run(path)
-    draw(finished)
+    if figures:
+        draw(finished)
     return finished
 
 

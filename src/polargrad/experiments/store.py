@@ -91,7 +91,7 @@ class RunFolder:
         # Filled under another name, so that a kill leaves a whole run folder or none.
         made = Path(tempfile.mkdtemp(prefix=".new-", dir=self.path.parent))
         made.chmod(0o777 & ~_umask())
-        _write_json(made / ENVIRONMENT, environment)
+        write_json(made / ENVIRONMENT, environment)
         (made / SPEC).write_text(spec.to_json(), encoding="utf-8")
         self._records = (made / RECORDS).open("xb")
         made.rename(self.path)
@@ -142,7 +142,7 @@ class RunFolder:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write how the run ended."""
-        _write_json(self.path / SUMMARY, summary)
+        write_json(self.path / SUMMARY, summary)
 
     def close(self) -> None:
         """Close the records; the folder stays."""
@@ -310,7 +310,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """A new file, all of it or none."""
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8") as file:
