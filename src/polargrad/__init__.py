@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from polargrad import diagnostics, geometry
+from polargrad import diagnostics, distributed, geometry
 from polargrad.linalg import PolarMethod, PolarResult, Status, polar, polar_factor
 from polargrad.optim import PolarGrad, describe_groups, parameter_groups
 
@@ -25,6 +25,7 @@ __all__ = [
     "Status",
     "describe_groups",
     "diagnostics",
+    "distributed",
     "geometry",
     "parameter_groups",
     "polar",

@@ -4,28 +4,29 @@ import pytest
 import torch
 
 import polargrad
-from polargrad.optim.distributor import SingleProcess
-from polargrad.optim.functional import oracle_of
+from polargrad.optim.distributor import SingleProcess, apply
+from polargrad.optim.oracle import Oracle
 
 SHAPES = [(4, 3), (3, 4), (4, 3), (5, 4, 3), (4, 3, 1, 1)]
 
 
-class Overlapped:
-    """Draws every question before it answers the first, last matrix first: as far ahead as a protocol user may go."""
-
-    alone = False
+class Overlapped(SingleProcess):
+    """Draws every question before it answers the first, last question first: as far ahead as a user may go."""
 
     def __init__(self):
         self.agreed = 0
 
+    def most(self, count):
+        return 1
+
     def answers(self, questions, oracle, workspace):
         drawn = list(questions)
-        found = [next(SingleProcess().answers([q[::-1]], oracle, workspace))[::-1] for q in drawn[::-1]]
+        found = [next(super(Overlapped, self).answers([q], oracle, workspace)) for q in drawn[::-1]]
         yield from found[::-1]
 
-    def agree(self, usable):
+    def usable(self, *question, masked):
         self.agreed += 1
-        return usable
+        return super().usable(*question, masked=True)
 
 
 def _run(distributor=None, **options):
@@ -54,14 +55,14 @@ def test_the_protocol_leaves_room_for_overlap(options, order):
 @pytest.mark.parametrize("workspace", [1, 96, 200, 96 * 5, 2**28])
 def test_stacks_stay_within_the_workspace(workspace):
     seen = []
-    inner = oracle_of(polargrad.geometry.Spectral("svd"), squared_lengths=True)
+    inner = Oracle(polargrad.geometry.Spectral("svd"), squared_lengths=True)
 
     def oracle(M):
         seen.append(M.numel() * M.element_size())
         return inner(M)
 
     batches = [torch.randn(k, 4, 3, dtype=torch.float64) for k in (1, 3, 2)] + [torch.randn(2, 3, 4)]
-    (answers,) = SingleProcess().answers([batches], oracle, workspace)
+    answers = apply(oracle, batches, workspace)
     assert all(size <= max(workspace, 96) for size in seen)
     for batch, answer in zip(batches, answers, strict=True):
         expected = inner(batch)

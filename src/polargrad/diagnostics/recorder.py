@@ -10,7 +10,7 @@ import torch
 from polargrad.diagnostics.figures import matrix_metrics
 from polargrad.optim import PolarGrad
 from polargrad.optim.bucket import Bucket
-from polargrad.optim.distributor import Answer
+from polargrad.optim.distributor import Directions
 from polargrad.optim.options import parameter_name
 
 __all__ = ["Recorder"]
@@ -82,20 +82,20 @@ class Recorder:
         return (self._step - 1) % self._every == 0
 
     @torch.no_grad()
-    def see(self, index: int, group: Mapping[str, Any], bucket: Bucket, answers: list[Answer]) -> None:
+    def see(self, index: int, group: Mapping[str, Any], bucket: Bucket, found: Directions) -> None:
         """Record the matrices of one bucket of the step."""
         assert bucket.asked is not None
         assert bucket.update_rms is not None
-        update_rms = iter(bucket.update_rms.tolist())
-        slots = len(bucket.view.batches)
-        for i, position in enumerate(bucket.positions):
+        update_rms, dual_norms = iter(bucket.update_rms.tolist()), iter(found.dual_norms.tolist())
+        for position, asked, part in zip(bucket.positions, bucket.asked, found.parts, strict=True):
             names = group.get("param_names")
             name = names[position] if names else parameter_name(group, position)
             number = 0
-            for slot in range(i * slots, (i + 1) * slots):
-                M, U = bucket.asked[slot].to(torch.float64), answers[slot].direction.to(torch.float64)
+            for source, direction in zip(bucket.view.split(asked), bucket.view.split(part), strict=True):
+                M, U = source.to(torch.float64), direction.to(torch.float64)
                 sizes = torch.stack([torch.linalg.matrix_norm(M), torch.linalg.matrix_norm(U)], dim=-1).tolist()
-                for j, (nu, (size, length)) in enumerate(zip(answers[slot].dual_norm.tolist(), sizes, strict=True)):
+                for j, (size, length) in enumerate(sizes):
+                    nu = next(dual_norms)
                     record = {
                         "step": self._step,
                         "group": index,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,15 +20,17 @@ def adamw_step(
     states: list[dict[str, Any]],
     group: dict[str, Any],
     keep: list[Tensor] | None,
+    part: Callable[[Tensor], Tensor] = lambda whole: whole,
 ) -> None:
     """One AdamW step (Loshchilov and Hutter 2019) on a list of parameters; their states are made on first use.
 
     Args:
         parameters: of any shape, on one device.
-        gradients: of the same shapes.
+        gradients: the parts of them that are here.
         states: "step", "exp_avg", "exp_avg_sq" of each.
         group: lr, betas, eps, weight_decay, weight_decay_mode, maximize, capturable.
         keep: boolean scalars on the device, where False nothing of that parameter changes; None steps all.
+        part: what is here of a parameter or a moment, sharing its memory.
     """
     for p, state in zip(parameters, states, strict=True):
         if "exp_avg" not in state:
@@ -36,6 +39,8 @@ def adamw_step(
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         elif keep is not None and state["step"].device != p.device:
             state["step"] = state["step"].to(p.device)
+    parameters = [part(p) for p in parameters]
+    states = [{key: value if key == "step" else part(value) for key, value in state.items()} for state in states]
     decay = group["weight_decay"]
     if decay and group["weight_decay_mode"] == "cautious":
         # The step goes along the new first moment, whose sign is known before the step.

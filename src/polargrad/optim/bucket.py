@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from polargrad.optim.distributor import Answer, Distributor
+from polargrad.optim.distributor import Directions, Distributor, Question
 from polargrad.optim.functional import decay_, update_
 from polargrad.optim.matrix_view import MatrixView, matrix_view
 from polargrad.optim.momentum import Momentum
-from polargrad.optim.nonfinite import all_within, matrices_within
-from polargrad.optim.options import geometry_of, momentum_dtype
+from polargrad.optim.options import geometry_of, gradient_limit, momentum_dtype
 from polargrad.optim.scaling import gradient_factor, shape_factor
 from polargrad.optim.stepsize import step_size
 
@@ -27,26 +25,35 @@ __all__ = ["Bucket", "Observer", "advance", "buckets_of", "stack_bytes"]
 
 
 class Bucket:
-    """Parameters of one view, dtype and device.
+    """Parameters of one view, dtype and device, which live in the same way on the ranks.
 
     Attributes:
         positions: of the parameters in their group.
-        parameters: the weights.
-        gradients: of the parameters, not modified.
+        wholes: the parameters as the group has them.
+        parameters: the parts of the weights that are here.
+        gradients: the parts of the gradients, not modified.
         states: of the parameters.
         view: how each of them is seen as matrices.
         counts: how many of the K matrices each parameter has.
         masked: whether everything is decided by masks on the device, without asking it.
         keep: bool (K,), matrices that step; None where all do. Known once the question is made.
         watched: whether an observer wants the two below; to be set before the question is made.
-        asked: the question.
+        asked: what directions were asked of, a part for each parameter.
         update_rms: (K,), root mean square of each matrix's step, without weight decay.
     """
 
-    def __init__(self, group: Mapping[str, Any], positions: list[int], view: MatrixView, states: list[dict[str, Any]]):
+    def __init__(
+        self,
+        group: Mapping[str, Any],
+        positions: list[int],
+        view: MatrixView,
+        states: list[dict[str, Any]],
+        distributor: Distributor,
+    ):
         self.positions = tuple(positions)
-        self.parameters: list[Tensor] = [group["params"][i] for i in positions]
-        self.gradients: list[Tensor] = [p.grad for p in self.parameters]  # pyright: ignore[reportAttributeAccessIssue]
+        self.wholes: list[Tensor] = [group["params"][i] for i in positions]
+        self.parameters = [distributor.part(p) for p in self.wholes]
+        self.gradients = [distributor.gradient(p) for p in self.wholes]
         self.states = states
         self.view = view
         self.counts = [sum(k for k, _, _ in view.batches)] * len(positions)
@@ -55,42 +62,33 @@ class Bucket:
         self.watched = False
         self.asked: list[Tensor] | None = None
         self.update_rms: Tensor | None = None
-        dtype = momentum_dtype(group, self.parameters[0])
-        for p, state in zip(self.parameters, states, strict=True):
+        self._distributor = distributor
+        self._limit = gradient_limit(group, self.wholes[0])
+        dtype = momentum_dtype(group, self.wholes[0])
+        for p, state in zip(self.wholes, states, strict=True):
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
-        self.buffers: list[Tensor] = [state["momentum_buffer"] for state in states]
+        self.buffers: list[Tensor] = [distributor.part(state["momentum_buffer"]) for state in states]
 
-    def question(self, momentum: Momentum, distributor: Distributor) -> list[Tensor]:
-        """Take the gradients into the momentum; what the oracle shall be asked, one batch per slot of each view."""
+    def question(self, momentum: Momentum) -> Question:
+        """Take the gradients into the momentum; what the oracle shall be asked."""
         gradients = [g.to(M.dtype) for g, M in zip(self.gradients, self.buffers, strict=True)]
-        # Half of what the buffers can hold, so that no sum or difference of two entries overflows.
-        limit = torch.finfo(self.buffers[0].dtype).max / (2 * momentum.gain)
-        if self.masked or not distributor.alone or not all_within(gradients, limit):
-            slots = list(chain.from_iterable(map(self.view.split, gradients)))
-            self.keep = distributor.agree(matrices_within(slots, limit))
+        self.keep = self._distributor.usable(self.view, self.wholes, gradients, self._limit, masked=self.masked)
         sources = momentum.source(gradients, self.buffers, self.spread(self.keep))
-        slots = list(chain.from_iterable(map(self.view.split, sources)))
         if self.watched:
-            self.asked = slots
-        return slots
+            self.asked = sources
+        return Question(self.view, self.wholes, sources)
 
     def spread(self, values: Tensor | None, factors: list[float] | None = None) -> list[Tensor] | None:
-        """Numbers (K,) as one tensor per parameter that broadcasts against it; each slot times its factor."""
+        """Numbers (K,) as one tensor per part that broadcasts against it; each slot times its factor."""
         if values is None:
             return None
         sizes = [k for k, _, _ in self.view.batches]
         if factors is None:
             factors = [1.0] * len(sizes)
         parts = iter(values.split(sizes * len(self.parameters)))
-        spread = self.view.spread
-        return [spread([next(parts) if f == 1.0 else next(parts) * f for f in factors]) for _ in self.parameters]
-
-    def merge(self, answers: list[Answer]) -> list[Tensor]:
-        """The directions in the shapes of the parameters."""
-        slots = len(self.view.batches)
-        directions = [answer.direction for answer in answers]
-        return [self.view.merge(directions[i : i + slots]) for i in range(0, len(directions), slots)]
+        spread, narrow = self.view.spread, self._distributor.narrow
+        return [narrow(p, spread([next(parts) if f == 1.0 else next(parts) * f for f in factors])) for p in self.wholes]
 
 
 class Observer(Protocol):
@@ -100,7 +98,7 @@ class Observer(Protocol):
         """Asked once at the beginning of every step: whether it wants to see this one."""
         ...
 
-    def see(self, index: int, group: Mapping[str, Any], bucket: Bucket, answers: list[Answer]) -> None:
+    def see(self, index: int, group: Mapping[str, Any], bucket: Bucket, found: Directions) -> None:
         """Matrices of the group at `index` that were just stepped, with `asked` and `update_rms` of the bucket."""
         ...
 
@@ -114,40 +112,44 @@ def stack_bytes(group: Mapping[str, Any]) -> int:
     return max(1, int(group["workspace"] / (geometry_of(group).footprint() + 2.0)))
 
 
-def buckets_of(group: Mapping[str, Any], positions: list[int], states: Mapping[Tensor, dict[str, Any]]) -> list[Bucket]:
-    """The group's parameters at `positions`, by view, dtype and device, cut where `stack_bytes` are exceeded."""
+def buckets_of(
+    group: Mapping[str, Any],
+    positions: list[int],
+    states: Mapping[Tensor, dict[str, Any]],
+    distributor: Distributor,
+) -> list[Bucket]:
+    """The group's parameters at `positions`, by view, dtype, device and layout, cut to `stack_bytes`."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for i in positions:
         p = group["params"][i]
-        alike.setdefault((matrix_view(p.shape, group), p.dtype, p.device), []).append(i)
+        alike.setdefault((matrix_view(p.shape, group), p.dtype, p.device, distributor.alike(p)), []).append(i)
     buckets, bound = [], stack_bytes(group)
-    for (view, _, _), members in alike.items():
+    for (view, _, _, _), members in alike.items():
         p = group["params"][members[0]]
         most = max(1, bound // (p.numel() * max(4, momentum_dtype(group, p).itemsize)))
+        most = min(most, distributor.most(len(members)))
         for start in range(0, len(members), most):
             chosen = members[start : start + most]
-            buckets.append(Bucket(group, chosen, view, [states[group["params"][i]] for i in chosen]))
+            buckets.append(Bucket(group, chosen, view, [states[group["params"][i]] for i in chosen], distributor))
     return buckets
 
 
 def advance(
-    group: dict[str, Any], momentum: Momentum, together: list[tuple[Bucket, list[Answer]]], loss: Any = None
+    group: dict[str, Any], momentum: Momentum, together: list[tuple[Bucket, Directions]], loss: Any = None
 ) -> None:
     """Step the parameters of buckets whose directions are known; their scales are found together.
 
     Args:
         group: the options.
         momentum: its order.
-        together: buckets with the answers to their questions.
+        together: buckets with what came of their questions.
         loss: of the closure, for the rule that needs it.
     """
     home = together[0][0].parameters[0].device
-    answers = [answer for _, found in together for answer in found]
-    nu = _joined([answer.dual_norm.to(home) for answer in answers])
+    nu = _joined([found.dual_norms.to(home) for _, found in together])
     keep = _joint_keep(together, nu)
-    lengths = None
-    if answers[0].squared_length is not None:
-        lengths = _joined([answer.squared_length.to(home) for answer in answers if answer.squared_length is not None])
+    measured = [found.squared_lengths.to(home) for _, found in together if found.squared_lengths is not None]
+    lengths = _joined(measured) if measured else None
     gamma = step_size(group, nu, lengths, keep, loss)
     geometry = geometry_of(group)
     shapes = [shape for bucket, _ in together for _ in bucket.parameters for shape in bucket.view.batches]
@@ -177,7 +179,7 @@ def _joined(vectors: list[Tensor]) -> Tensor:
     return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
 
 
-def _joint_keep(together: list[tuple[Bucket, list[Answer]]], nu: Tensor) -> Tensor | None:
+def _joint_keep(together: list[tuple[Bucket, Directions]], nu: Tensor) -> Tensor | None:
     """Which of the K matrices step: usable gradient and finite direction; None if a look at the host shows all do."""
     buckets = [bucket for bucket, _ in together]
     parts = nu.split([sum(bucket.counts) for bucket in buckets])
@@ -189,12 +191,10 @@ def _joint_keep(together: list[tuple[Bucket, list[Answer]]], nu: Tensor) -> Tens
     return _joined([bucket.keep.to(nu.device) for bucket in buckets if bucket.keep is not None])
 
 
-def _move(
-    group: dict[str, Any], momentum: Momentum, bucket: Bucket, answers: list[Answer], length: float | Tensor
-) -> None:
+def _move(group: dict[str, Any], momentum: Momentum, bucket: Bucket, found: Directions, length: float | Tensor) -> None:
     """Weight decay and update of one bucket, with lengths (K,) or one number before the factors of the shapes."""
     keep = bucket.spread(bucket.keep)
-    directions = momentum.direction(bucket.merge(answers), bucket.buffers, keep)
+    directions = momentum.direction(found.parts, bucket.buffers, keep)
     if keep is not None:
         directions = [torch.where(k, D, 0.0) for k, D in zip(keep, directions, strict=True)]
     sign = -1.0 if group["maximize"] else 1.0
@@ -215,8 +215,7 @@ def _move(
     elif len(set(factors)) == 1:
         update_(bucket.parameters, directions, length * factors[0], sign)
     else:
-        nu = answers[0].dual_norm
-        spread = bucket.spread(nu.new_full((sum(bucket.counts),), length), factors)
+        spread = bucket.spread(found.dual_norms.new_full((sum(bucket.counts),), length), factors)
         assert spread is not None
         update_(bucket.parameters, directions, spread, sign)
 

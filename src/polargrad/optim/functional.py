@@ -1,4 +1,4 @@
-"""Small pure pieces of one step: the oracle of a geometry, weight decay, and the update."""
+"""Small pure pieces of one step: weight decay and the update."""
 
 from __future__ import annotations
 
@@ -7,27 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polargrad.geometry import Geometry, inner
-from polargrad.optim.distributor import Answer, Oracle
-
-__all__ = ["decay_", "oracle_of", "statistics_dtype", "update_"]
+__all__ = ["decay_", "statistics_dtype", "update_"]
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of numbers per matrix: float64 for float64, float32 for the rest."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def oracle_of(geometry: Geometry, squared_lengths: bool = False) -> Oracle:
-    """M (k, m, n) -> (lmo(M), <M, lmo(M)>, ||lmo(M)||_F^2 where asked)."""
-
-    def oracle(M: Tensor) -> Answer:
-        U = geometry.lmo(M)
-        wide = statistics_dtype(M.dtype)
-        nu = inner(M.to(wide), U.to(wide))
-        return Answer(U, nu, U.to(wide).square().sum((-2, -1)) if squared_lengths else None)
-
-    return oracle
 
 
 def decay_(

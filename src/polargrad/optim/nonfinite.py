@@ -14,6 +14,8 @@ __all__ = ["SkipLedger", "all_within", "matrices_within"]
 def all_within(tensors: Sequence[Tensor], limit: float) -> bool:
     """Whether every entry of every tensor is a number of size at most `limit`; for tensors on the host."""
     for tensor in tensors:
+        if tensor.numel() == 0:
+            continue
         # One vectorized pass; both ends are NaN if an entry is, and the comparison is then false.
         lowest, highest = torch.aminmax(tensor)
         if not -limit <= lowest.item() <= highest.item() <= limit:

@@ -22,6 +22,7 @@ __all__ = [
     "check_options",
     "check_parameters",
     "geometry_of",
+    "gradient_limit",
     "momentum_dtype",
     "momentum_of",
     "parameter_name",
@@ -111,6 +112,13 @@ def momentum_dtype(group: Mapping[str, Any], parameter: Tensor) -> torch.dtype:
     """The dtype of a parameter's momentum buffer: `momentum_dtype`, or the parameter's own."""
     name = group["momentum_dtype"]
     return parameter.dtype if name is None else getattr(torch, name)
+
+
+def gradient_limit(group: Mapping[str, Any], parameter: Tensor) -> float:
+    """The largest entry of a gradient that can be used: no sum or difference of two entries of a state overflows."""
+    if group["rule"] == "adamw":
+        return torch.finfo(parameter.dtype).max
+    return torch.finfo(momentum_dtype(group, parameter)).max / (2 * momentum_of(group).gain)
 
 
 def parameter_name(group: Mapping[str, Any], position: int) -> str:

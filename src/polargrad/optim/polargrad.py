@@ -13,19 +13,21 @@ from polargrad.linalg import PolarMethod
 from polargrad.linalg.method import Accuracy
 from polargrad.optim.adamw import adamw_step
 from polargrad.optim.bucket import Bucket, Observer, advance, buckets_of, stack_bytes
-from polargrad.optim.distributor import Answer, Distributor, SingleProcess
-from polargrad.optim.functional import oracle_of, statistics_dtype
+from polargrad.optim.distributor import Directions, Distributor, distributor_for
+from polargrad.optim.functional import statistics_dtype
 from polargrad.optim.momentum import Momentum
-from polargrad.optim.nonfinite import SkipLedger, all_within, matrices_within
+from polargrad.optim.nonfinite import SkipLedger, all_within
 from polargrad.optim.options import (
     check_options,
     check_parameters,
     geometry_of,
+    gradient_limit,
     momentum_dtype,
     momentum_of,
     parameter_name,
     plain_method,
 )
+from polargrad.optim.oracle import Oracle
 
 __all__ = ["PolarGrad"]
 
@@ -85,9 +87,13 @@ class PolarGrad(torch.optim.Optimizer):
         rule: "polar" or "adamw", wanted in groups.
         betas: of AdamW groups.
         eps: of AdamW groups.
+        process_group: ranks that hold the same parameters, as under DistributedDataParallel, and share the work of a
+            step; they must all construct the optimizer and step. None works alone, unless parameters are DTensors
+            (FSDP2, tensor parallelism), whose mesh says who shares. docs/distributed.md tells what runs where.
 
     Raises:
-        ValueError: an option out of its range, options that contradict each other, a vector in a polar group.
+        ValueError: an option out of its range, options that contradict each other, a vector in a polar group, a
+            parameter whose placement is not supported.
         TypeError: integer or complex parameters.
 
     Example:
@@ -138,13 +144,16 @@ class PolarGrad(torch.optim.Optimizer):
         rule: str = "polar",
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
+        process_group: Any = None,
     ) -> None:
         given = dict(locals())
-        defaults = {k: v for k, v in given.items() if k not in ("self", "params", "__class__")}
+        defaults = {k: v for k, v in given.items() if k not in ("self", "params", "process_group", "__class__")}
         defaults["method"] = plain_method(method)
         self._ledger = SkipLedger()
-        self._distributor: Distributor = SingleProcess()
+        self._process_group = process_group
+        self._distributor: Distributor | None = None
         super().__init__(params, defaults)
+        self._distributor = distributor_for(process_group, self.param_groups)
 
     @property
     def skipped(self) -> int:
@@ -171,12 +180,15 @@ class PolarGrad(torch.optim.Optimizer):
         try:
             check_options(self.param_groups[-1])
             check_parameters(self.param_groups[-1])
+            if self._distributor is not None:
+                self._distributor = distributor_for(self._process_group, self.param_groups)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_ledger": self._ledger, "_distributor": self._distributor}
+        ours = ("_ledger", "_distributor", "_process_group")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in ours}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -227,9 +239,11 @@ class PolarGrad(torch.optim.Optimizer):
                 loss = closure()
         watched = self.observer is not None and self.observer.wants_step()
         present = [self._present(group) for group in self.param_groups]
+        distributor = self._parts
+        distributor.begin(self.param_groups, present)
         for group, positions in zip(self.param_groups, present, strict=True):
             if group["on_nonfinite"] == "raise":
-                _refuse_nonfinite(group, positions)
+                _refuse_nonfinite(group, positions, distributor)
         for index, (group, positions) in enumerate(zip(self.param_groups, present, strict=True)):
             if not positions:
                 continue
@@ -240,6 +254,11 @@ class PolarGrad(torch.optim.Optimizer):
         if self._ledger.seen:
             _ = self.skipped
         return loss
+
+    @property
+    def _parts(self) -> Distributor:
+        assert self._distributor is not None
+        return self._distributor
 
     def _present(self, group: dict[str, Any]) -> list[int]:
         """The positions of the parameters that have a gradient with entries."""
@@ -254,12 +273,12 @@ class PolarGrad(torch.optim.Optimizer):
 
     def _polar_step(self, index: int, group: dict[str, Any], positions: list[int], loss: Any, watched: bool) -> None:
         momentum = momentum_of(group)
-        buckets = buckets_of(group, positions, self.state)
+        buckets = buckets_of(group, positions, self.state, self._parts)
         for bucket in buckets:
             bucket.watched = watched
-        oracle = oracle_of(geometry_of(group), group["step_rule"] == "smoothness")
-        questions = (bucket.question(momentum, self._distributor) for bucket in buckets)
-        answered = self._distributor.answers(questions, oracle, stack_bytes(group))
+        oracle = Oracle(geometry_of(group), group["step_rule"] == "smoothness")
+        questions = (bucket.question(momentum) for bucket in buckets)
+        answered = self._parts.answers(questions, oracle, stack_bytes(group))
         if group["scope"] == "group" or group["step_rule"] == "polyak":
             self._advance(index, group, momentum, list(zip(buckets, answered, strict=True)), loss)
             return
@@ -272,14 +291,14 @@ class PolarGrad(torch.optim.Optimizer):
         index: int,
         group: dict[str, Any],
         momentum: Momentum,
-        together: list[tuple[Bucket, list[Answer]]],
+        together: list[tuple[Bucket, Directions]],
         loss: Any,
     ) -> None:
         advance(group, momentum, together, loss)
-        for bucket, answers in together:
+        for bucket, found in together:
             self._count_skips(index, bucket)
             if bucket.watched and self.observer is not None:
-                self.observer.see(index, group, bucket, answers)
+                self.observer.see(index, group, bucket, found)
                 bucket.asked = bucket.update_rms = None
 
     def _count_skips(self, index: int, bucket: Bucket) -> None:
@@ -292,31 +311,31 @@ class PolarGrad(torch.optim.Optimizer):
         for i in positions:
             p = group["params"][i]
             devices.setdefault((p.device, p.dtype), []).append(i)
-        for (device, dtype), members in devices.items():
-            gradients = [group["params"][i].grad for i in members]
-            limit = torch.finfo(dtype).max
+        parts = self._parts
+        for (device, _), members in devices.items():
+            wholes = [group["params"][i] for i in members]
+            gradients = [parts.gradient(p) for p in wholes]
             masked = group["capturable"] or device.type != "cpu"
-            keep = None
-            if masked or not all_within(gradients, limit):
-                keep = matrices_within([g.reshape(1, 1, -1) for g in gradients], limit)
+            keep = parts.usable(None, wholes, gradients, gradient_limit(group, wholes[0]), masked=masked)
+            if keep is not None:
                 self._ledger.add(index, tuple(members), (~keep).to(torch.int64), unread=masked)
-                if not masked:
-                    members = [i for i, usable in zip(members, keep.tolist(), strict=True) if usable]
-            parameters = [group["params"][i] for i in members]
+            chosen = range(len(members)) if keep is None or masked else keep.nonzero().flatten().tolist()
             adamw_step(
-                parameters,
-                [p.grad for p in parameters],
-                [self.state[p] for p in parameters],
+                [wholes[i] for i in chosen],
+                [gradients[i] for i in chosen],
+                [self.state[wholes[i]] for i in chosen],
                 group,
                 list(keep.unbind()) if masked and keep is not None else None,
+                parts.part,
             )
 
 
-def _refuse_nonfinite(group: dict[str, Any], positions: list[int]) -> None:
-    gradients = [group["params"][i].grad for i in positions]
+def _refuse_nonfinite(group: dict[str, Any], positions: list[int], distributor: Distributor) -> None:
+    gradients = [distributor.gradient(group["params"][i]) for i in positions]
     limits = [torch.finfo(g.dtype).max for g in gradients]
+    bad: list[str] = []
     if gradients and not all_within(gradients, min(limits)):
-        bad = [i for i, g, limit in zip(positions, gradients, limits, strict=True) if not all_within([g], limit)]
-        if bad:
-            names = ", ".join(parameter_name(group, i) for i in bad)
-            raise RuntimeError(f"the gradient of {names} holds NaN or infinity; nothing was stepped")
+        found = zip(positions, gradients, limits, strict=True)
+        bad = [parameter_name(group, i) for i, g, limit in found if not all_within([g], limit)]
+    if bad := distributor.everywhere(bad):
+        raise RuntimeError(f"the gradient of {', '.join(bad)} holds NaN or infinity; nothing was stepped")

@@ -1,0 +1,242 @@
+"""Many processes: the optimizer's protocol over torch.distributed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from polargrad.distributed.agreement import Agreement
+from polargrad.distributed.communicator import Communicator
+from polargrad.distributed.exchange import Routes, exchange, routes_of
+from polargrad.distributed.gram import gram_passes
+from polargrad.distributed.layout import Layout, layout_of, root_of
+from polargrad.distributed.pieces import assign
+from polargrad.distributed.routing import Route, route_of
+from polargrad.distributed.sums import by_sums, matrix_index, matrix_sums, narrowed
+from polargrad.optim.distributor import Directions, Distributor, Question, SingleProcess, register
+from polargrad.optim.matrix_view import MatrixView, matrix_view
+from polargrad.optim.nonfinite import all_within
+from polargrad.optim.options import geometry_of, gradient_limit, parameter_name
+from polargrad.optim.oracle import Oracle
+
+__all__ = ["ManyProcesses"]
+
+
+def _is_distributed(tensor: Tensor) -> bool:
+    return hasattr(tensor, "device_mesh")
+
+
+def _part(tensor: Any) -> Tensor:
+    """What is here of a DTensor, sharing its memory, or a plain tensor itself."""
+    return tensor._local_tensor if _is_distributed(tensor) else tensor
+
+
+@register
+def _many_processes(process_group: Any, groups: Sequence[Mapping[str, Any]]) -> Distributor | None:
+    """The maker: wanted where a process group is given or a parameter is a DTensor."""
+    parameters = [p for group in groups for p in group["params"]]
+    if process_group is None and not any(map(_is_distributed, parameters)):
+        return None
+    return ManyProcesses(process_group, groups)
+
+
+class ManyProcesses:
+    """Parts on many ranks: pieces go to owners, tall matrices are decomposed by their Gram matrices, sums are summed.
+
+    Args:
+        process_group: of the ranks that hold copies of plain parameters; None where all matrices are DTensors.
+        groups: the parameter groups.
+
+    Raises:
+        ValueError: a placement or a mesh that is not supported; the message names the parameter.
+    """
+
+    def __init__(self, process_group: Any, groups: Sequence[Mapping[str, Any]]) -> None:
+        named = [(p, parameter_name(g, i), g) for g in groups for i, p in enumerate(g["params"])]
+        mesh = _joint_mesh([p for p, _, _ in named])
+        group, ranks = _ranks(process_group, mesh)
+        for p, name, options in named:
+            if process_group is None and not _is_distributed(p) and options["rule"] == "polar":
+                raise ValueError(
+                    f"{name} is a plain tensor among DTensors; if every rank holds a copy of it, say so by "
+                    "process_group=, otherwise make it a DTensor"
+                )
+        self._layouts: dict[Tensor, Layout] = {p: layout_of(p, name, mesh, ranks) for p, name, _ in named}
+        self._communicator = Communicator(group, ranks)
+        self._agreement = Agreement(self._communicator, self._layouts)
+        shared = []
+        for p, _, options in named:
+            if options["rule"] == "polar":
+                view, layout = matrix_view(p.shape, options), self._layouts[p]
+                if route_of(view, layout, geometry_of(options)) is Route.OWNERS:
+                    shared.append((p, layout, view))
+        self._owners = assign(shared, len(ranks))
+        self._routes: dict[tuple[Tensor, ...], Routes] = {}
+        self._clean = False
+
+    def begin(self, groups: Sequence[Mapping[str, Any]], present: Sequence[Sequence[int]]) -> None:
+        """Agree with the other ranks on what is about to be stepped, and on whether gradients are finite."""
+        self._communicator.steps += 1
+        self._clean = self._agreement.check(groups, present, clean=self._looks_clean(groups, present))
+
+    def _looks_clean(self, groups: Sequence[Mapping[str, Any]], present: Sequence[Sequence[int]]) -> bool:
+        """Whether the gradients here are finite, as far as the host may look."""
+        for group, positions in zip(groups, present, strict=True):
+            for i in positions:
+                p = group["params"][i]
+                gradient = self.gradient(p)
+                if gradient.device.type == "cpu" and not all_within([gradient], gradient_limit(group, p)):
+                    return False
+        return True
+
+    def everywhere(self, names: list[str]) -> list[str]:
+        """What any rank names; asked only where some rank may have a name."""
+        if self._clean and not names:
+            return []
+        return sorted(set().union(*self._communicator.objects(names)))
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """The local tensor of a DTensor; the whole of a copy."""
+        return _part(tensor)
+
+    def gradient(self, parameter: Tensor) -> Tensor:
+        """The part of the gradient; a gradient with other placements is redistributed like its parameter."""
+        gradient: Any = parameter.grad
+        if _is_distributed(parameter) != _is_distributed(gradient):
+            kinds = ["a DTensor" if _is_distributed(t) else "a plain tensor" for t in (parameter, gradient)]
+            raise RuntimeError(
+                f"a parameter of shape {tuple(parameter.shape)} is {kinds[0]}, its gradient {kinds[1]}; give it a "
+                "gradient of its own kind"
+            )
+        if _is_distributed(gradient) and gradient.placements != parameter.placements:  # pyright: ignore[reportAttributeAccessIssue]
+            gradient = gradient.redistribute(parameter.device_mesh, parameter.placements)  # pyright: ignore[reportAttributeAccessIssue]
+        return _part(gradient)
+
+    def narrow(self, parameter: Tensor, spread: Tensor) -> Tensor:
+        """What falls on this rank's part."""
+        return narrowed(spread, self._layouts[parameter], self._communicator.here)
+
+    def alike(self, parameter: Tensor) -> Hashable:
+        """The layout."""
+        return self._layouts[parameter]
+
+    def most(self, count: int) -> int:
+        """A quarter of them, so that sending and computing overlap, but one for every rank."""
+        return max(self._communicator.size, -(-count // 4))
+
+    def usable(
+        self,
+        view: MatrixView | None,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        limit: float,
+        *,
+        masked: bool,
+    ) -> Tensor | None:
+        """What every rank finds usable in its part; without asking where all ranks saw nothing at the beginning."""
+        if not masked and self._clean:
+            return None
+        bad = torch.cat([self._unusable(view, p, g, limit) for p, g in zip(parameters, gradients, strict=True)])
+        return self._communicator.all_reduce(bad)() == 0
+
+    def _unusable(self, view: MatrixView | None, parameter: Tensor, gradient: Tensor, limit: float) -> Tensor:
+        """How many unusable entries are in this part of each matrix, (k,)."""
+        bad = (~(gradient.abs() <= limit)).to(torch.int32)
+        if view is None:
+            return bad.sum(dtype=torch.int32).reshape(1)
+        layout = self._layouts[parameter]
+        index = matrix_index(view, layout, self._communicator.here, gradient.device)
+        return matrix_sums(bad, index, sum(k for k, _, _ in view.batches)).to(torch.int32)
+
+    def answers(self, questions: Iterable[Question], oracle: Oracle, workspace: int) -> Iterator[Directions]:
+        """Three moments for each question: while one is computed, the next is sent and the last comes back."""
+        waiting: deque[Generator[None, None, Directions]] = deque()
+        for question in questions:
+            job = self._job(question, oracle, workspace)
+            next(job)
+            if waiting:
+                next(waiting[-1])
+            if len(waiting) == 2:
+                yield _result(waiting.popleft())
+            waiting.append(job)
+        if waiting:
+            next(waiting[-1])
+        while waiting:
+            yield _result(waiting.popleft())
+
+    def _job(self, question: Question, oracle: Oracle, workspace: int) -> Generator[None, None, Directions]:
+        layout = self._layouts[question.parameters[0]]
+        match route_of(question.view, layout, oracle.geometry):
+            case Route.HERE:
+                return _here(question, oracle, workspace)
+            case Route.SUMS:
+                return by_sums(question, layout, oracle, self._communicator)
+            case Route.GRAM:
+                return gram_passes(question, layout, oracle, self._communicator)
+            case Route.OWNERS:
+                routes = self._routes_of(question, layout)
+                return exchange(question, routes, layout, oracle, workspace, self._communicator)
+
+    def _routes_of(self, question: Question, layout: Layout) -> Routes:
+        key = tuple(question.parameters)
+        if key not in self._routes:
+            owners = [self._owners[p] for p in key]
+            self._routes[key] = routes_of(layout, question.view, owners, self._communicator.here)
+        return self._routes[key]
+
+
+def _here(question: Question, oracle: Oracle, workspace: int) -> Generator[None, None, Directions]:
+    yield
+    (found,) = SingleProcess().answers([question], oracle, workspace)
+    yield
+    return found
+
+
+def _result(job: Generator[None, None, Directions]) -> Directions:
+    try:
+        next(job)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("a question has three moments")
+
+
+def _joint_mesh(parameters: Sequence[Any]) -> Any:
+    """The smallest mesh that all meshes of the parameters are axes of; None without DTensors."""
+    meshes = []
+    for p in parameters:
+        if _is_distributed(p) and p.device_mesh not in meshes:
+            meshes.append(p.device_mesh)
+    if len(meshes) <= 1:
+        return meshes[0] if meshes else None
+    largest = max(meshes, key=lambda mesh: mesh.size())
+    ranks = set(largest.mesh.flatten().tolist())
+    if all(set(mesh.mesh.flatten().tolist()) == ranks for mesh in meshes):
+        return largest
+    root = root_of(largest)
+    names = {name for mesh in meshes for name in mesh.mesh_dim_names or ()}
+    joint = tuple(name for name in root.mesh_dim_names or () if name in names)
+    if all(root_of(mesh) == root for mesh in meshes) and joint:
+        return root if joint == root.mesh_dim_names else root[joint]
+    return largest
+
+
+def _ranks(process_group: Any, mesh: Any) -> tuple[Any, list[int]]:
+    """The process group of the optimizer, where there is one already, and its global ranks."""
+    if not dist.is_initialized():
+        raise ValueError("process_group= needs torch.distributed: call init_process_group first, or start by torchrun")
+    of_mesh: Any = None if mesh is None else mesh.mesh.flatten().tolist()
+    if process_group is None:
+        assert mesh is not None
+        return (mesh.get_group() if mesh.ndim == 1 else None), of_mesh
+    ranks = dist.get_process_group_ranks(process_group)
+    if of_mesh is not None and sorted(of_mesh) != sorted(ranks):
+        raise ValueError(
+            f"process_group has ranks {ranks}, the mesh of the DTensors {of_mesh}; give the group of all ranks that "
+            "share the parameters, or leave process_group out"
+        )
+    return (process_group, ranks) if of_mesh in (None, ranks) else (None, of_mesh)

@@ -1,0 +1,42 @@
+"""Every layout and every variant follows the single process."""
+
+import pytest
+import torch
+
+from tests.distributed.layouts import layouts_of
+from tests.distributed.variants import FEW, VARIANTS, distances
+from tests.distributed.worlds import spawn
+
+STEPS = 20
+# What 20 steps may differ by, relative to the largest weight.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def _check(world, folder, names, layouts, dtype):
+    results = spawn(world, folder, distances, names, layouts, STEPS, dtype, timeout=600.0)
+    for result in results:
+        assert result is not None
+        assert result[0] == "returned", result[1]
+        for (layout, name), worst in result[1].items():
+            if name == "warnings":
+                assert not worst
+            else:
+                assert worst <= TOLERANCE[dtype], (layout, name, worst)
+        assert set(result[1]) == {(layout, name) for layout in layouts for name in (*names, "warnings")}
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_few_variants_on_every_layout(world, tmp_path):
+    layouts = {1: ["ddp", "rows"], 2: layouts_of(2), 4: ["ddp", "rows", "hsdp", "rows-by-columns", "rows-of-rows"]}
+    _check(world, tmp_path, list(FEW), layouts[world], torch.float64)
+
+
+def test_single_precision(tmp_path):
+    _check(2, tmp_path, list(FEW), ["rows"], torch.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_every_variant_on_every_layout(world, dtype, tmp_path):
+    _check(world, tmp_path, list(VARIANTS), layouts_of(world), dtype)

@@ -1,0 +1,121 @@
+"""Variants of the optimizer by name, each a parameter group with shapes of its own, stepped together."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import torch
+
+import polargrad
+from tests.distributed.layouts import group_of, layouts_of, local, parameters_on
+
+# Uneven for 2 and for 4 ranks; more ranks than rows; very tall and very wide; experts; a convolution.
+SHAPES = [(9, 5), (5, 9), (2, 3), (33, 3), (3, 33), (5, 4, 3), (6, 2, 2, 2), (9, 5), (9, 5)]
+TALL, WIDE = [(9, 5), (33, 3), (3, 2)], [(5, 9), (3, 33), (2, 3)]
+ORDERS = ("momentum-first", "polar-first", "heavy-ball")
+SCALES = ("nuclear", "mean-singular", "none", "spectral", "rms", "adaptive-nuclear")
+GEOMETRIES = ("rows", "columns", "entrywise", "frobenius")
+
+VARIANTS: dict[str, tuple[list[tuple[int, ...]], dict[str, object]]] = {
+    **{f"{order} {scale}": (SHAPES, {"momentum_order": order, "scale": scale}) for order, scale in
+       itertools.product(ORDERS, SCALES)},
+    **{f"{order} nesterov": (SHAPES, {"momentum_order": order, "nesterov": True}) for order in ORDERS},
+    **{f"group {scale}": (SHAPES, {"scope": "group", "scale": scale, "lr": 1e-3})
+       for scale in ("nuclear", "mean-singular", "adaptive-nuclear")},
+    **{f"{geometry} {order}": (SHAPES, {"geometry": geometry, "momentum_order": order, "lr": 1e-3})
+       for geometry, order in itertools.product(GEOMETRIES, ORDERS)},
+    "right-polar": (TALL, {"geometry": "right-polar", "alpha": 0.5}),
+    "left-polar": (WIDE, {"geometry": "left-polar", "alpha": 0.5}),
+    "decay": (SHAPES, {"weight_decay": 0.3, "scale": "rms"}),
+    "cautious": (SHAPES, {"weight_decay": 0.3, "weight_decay_mode": "cautious"}),
+    "maximize": (SHAPES, {"maximize": True, "scale": "none"}),
+    "smoothness": (SHAPES, {"step_rule": "smoothness", "smoothness": 30.0, "lr": 1.0, "momentum": 0.0}),
+    "smoothness entrywise": (SHAPES, {"step_rule": "smoothness", "smoothness": 30.0, "lr": 1.0, "momentum": 0.0,
+                                      "geometry": "entrywise", "scope": "group"}),
+    "polyak": (SHAPES, {"step_rule": "polyak", "minimum": -1.0, "lr": 0.1, "momentum": 0.0}),
+    "capturable": (SHAPES, {"capturable": True, "weight_decay": 0.1}),
+    "small workspace": (SHAPES, {"workspace": 400}),
+    "qdwh": (SHAPES, {"method": "qdwh"}),
+    "newton-schulz": (SHAPES, {"method": {"name": "newton-schulz", "dtype": "float64"}, "scale": "spectral",
+                               "nesterov": True}),
+    "heads": ([(12, 5), (24, 3)], {"heads": 4}),
+    "split": ([(12, 5), (12, 60)], {"split": [6, 4, 2], "heads": [3, 2, 1], "scale": "adaptive-nuclear"}),
+    "transposed": ([(5, 12), (40, 3), (4, 3, 6)], {"layout": "transposed", "geometry": "rows"}),
+    "transposed experts": ([(5, 4, 6)], {"layout": "transposed", "split": [4, 2], "scale": "adaptive-nuclear"}),
+    "convolution": ([(6, 2, 3)], {"layout": "convolution"}),
+    "adamw": ([(9, 5), (7,), (2,), (3, 4, 2)], {"rule": "adamw", "weight_decay": 0.1}),
+    "adamw cautious": ([(9, 5), (7,), (1,)], {"rule": "adamw", "weight_decay": 0.1, "weight_decay_mode": "cautious"}),
+    "adamw capturable": ([(9, 5), (7,)], {"rule": "adamw", "capturable": True}),
+}  # fmt: skip
+
+# A few that between them take every way through the code, on fewer shapes, for every run of the tests.
+FEW = ("momentum-first nuclear", "polar-first adaptive-nuclear", "group nuclear", "right-polar", "left-polar",
+       "rows momentum-first", "columns polar-first", "frobenius heavy-ball", "smoothness entrywise", "polyak",
+       "capturable", "split", "transposed experts", "adamw cautious")  # fmt: skip
+FEW_SHAPES = [(9, 5), (2, 3), (33, 3), (5, 4, 3), (9, 5)]
+
+
+def problem(names, seed=0):
+    """Whole starting values of all parameters of the variants, their groups, and gradients that change by step."""
+    generator = torch.Generator().manual_seed(seed)
+    starts, groups = [], []
+    for name in names:
+        shapes, options = VARIANTS[name]
+        if shapes is SHAPES and len(names) < len(VARIANTS):
+            shapes = FEW_SHAPES
+        first = len(starts)
+        starts += [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        groups.append((range(first, len(starts)), options))
+    targets = [torch.randn(start.shape, generator=generator, dtype=torch.float64) for start in starts]
+
+    def gradient(i, weights, step):
+        if (step + i) % 7 == 3:  # in some steps, some have none
+            return None
+        return weights.double() + torch.cos(torch.tensor(step + i / 3)).double() * targets[i]
+
+    return starts, groups, gradient
+
+
+def distances(rank, world, names, layouts, steps, dtype):
+    """For each (layout, variant) the largest difference to the single process in any step, relative, on this rank."""
+    found = {}
+    for layout in layouts or layouts_of(world):
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            for name, worst in zip(names, _distances(layout, world, names, steps, dtype), strict=True):
+                found[layout, name] = worst
+        found[layout, "warnings"] = [str(warning.message) for warning in heard]
+    return found
+
+
+def _distances(layout, world, names, steps, dtype):
+    starts, groups, gradient = problem(names)
+    starts = [start.to(dtype) for start in starts]
+    alone = [torch.nn.Parameter(start.clone()) for start in starts]
+    here, places = parameters_on(layout, world, starts)
+    single, many = (
+        polargrad.PolarGrad(
+            [{"params": [parameters[i] for i in which], **options} for which, options in groups],
+            lr=0.01, method="svd", process_group=process_group,
+        )
+        for parameters, process_group in ((alone, None), (here, group_of(layout)))
+    )  # fmt: skip
+    worst = [0.0] * len(names)
+    for step in range(steps):
+        # Both take the gradient at the weights of the single process: only the optimizer is compared.
+        for i, (p, q, place) in enumerate(zip(alone, here, places, strict=True)):
+            g = gradient(i, p.detach(), step)
+            p.grad = None if g is None else g.to(dtype)
+            q.grad = None if g is None else place.put(g.to(dtype))
+        single.step(lambda: 1.0)
+        many.step(lambda: 1.0)
+        for v, (which, _) in enumerate(groups):
+            for i in which:
+                expected = alone[i].detach()
+                error = (local(here[i].detach()) - places[i].part(expected)).abs()
+                assert not error.isnan().any()
+                if error.numel():
+                    worst[v] = max(worst[v], float(error.max() / expected.abs().max()))
+    assert single.skipped == many.skipped == 0
+    return worst
