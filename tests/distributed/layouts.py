@@ -16,11 +16,12 @@ LAYOUTS = {
     "rows": (Shard(0),),
     "columns": (Shard(1),),
     "hsdp": (Replicate(), Shard(0)),
+    "hsdp-columns": (Replicate(), Shard(1)),
     "rows-by-columns": (Shard(0), Shard(1)),
     "rows-of-rows": (Shard(0), Shard(0)),
 }
 # Which of them need how many ranks.
-TWO_AXES = ("hsdp", "rows-by-columns", "rows-of-rows")
+TWO_AXES = ("hsdp", "hsdp-columns", "rows-by-columns", "rows-of-rows")
 
 _MESHES = {}
 

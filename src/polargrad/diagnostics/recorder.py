@@ -38,7 +38,7 @@ class Recorder:
         write: called with each record, for example to append it to a file; without it they gather in `records`.
 
     Raises:
-        ValueError: an interval below 1, or an optimizer that is watched already.
+        ValueError: an interval below 1, an optimizer that is watched already, or parameters that are cut over ranks.
 
     Example:
         >>> import torch, polargrad
@@ -63,6 +63,13 @@ class Recorder:
             raise ValueError(f"every must be a number of steps, at least 1, got {every!r}")
         if optimizer.observer is not None:
             raise ValueError("this optimizer is watched already; close() that recorder first")
+        for group in optimizer.param_groups:
+            for position, p in enumerate(group["params"]):
+                if any(placement.is_shard() for placement in getattr(p, "placements", ())):
+                    raise ValueError(
+                        f"a recorder needs whole matrices, and {parameter_name(group, position)} is cut over ranks; "
+                        "record a run where every rank holds copies"
+                    )
         self.records: list[dict[str, Any]] = []
         self._every = every
         self._spectrum = spectrum
