@@ -76,7 +76,7 @@ def refusals(rank, world):
     partial = torch.nn.Parameter(DTensor.from_local(torch.ones(4, 3), mesh, [Partial()]))
     plain = torch.nn.Parameter(torch.ones(3, 3))
     lies = torch.nn.Parameter(
-        DTensor.from_local(torch.ones(2 + rank, 3), mesh, [Shard(0)], run_check=False, shape=(6, 3), stride=(3, 1))
+        DTensor.from_local(torch.ones(2 + 2 * rank, 3), mesh, [Shard(0)], run_check=False, shape=(6, 3), stride=(3, 1))
     )
     one = dist.new_group([rank], use_local_synchronization=True)
     tries = {
@@ -94,12 +94,12 @@ def refusals(rank, world):
             said[name] = "nothing"
         except ValueError as error:
             said[name] = str(error)
-    optimizer = polargrad.PolarGrad([("cut", cut), ("vector", torch.nn.Parameter(torch.ones(3)))][:1])
+    optimizer = polargrad.PolarGrad([("cut", cut)])
     cut.grad = DTensor.from_local(torch.ones(2 * world, 3), mesh, [Partial()])
     optimizer.step()  # a gradient that waits for its sum is summed
-    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "rule": "adamw"})
+    optimizer.add_param_group({"params": [("vector", torch.nn.Parameter(torch.ones(3)))], "rule": "adamw"})
     try:
-        optimizer.add_param_group({"params": [plain]})
+        optimizer.add_param_group({"params": [("odd", plain)]})
     except ValueError as error:
         said["added"] = str(error)
     said["groups"] = str(len(optimizer.param_groups))

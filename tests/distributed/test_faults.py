@@ -30,7 +30,7 @@ REFUSED = {
     "lies": r"'odd' with placements .* holds \(.*\) here, where its placements say",
     "group": r"process_group has ranks \[\d\], the mesh of the DTensors \[0, 1\]",
     "recorder": r"a recorder needs whole matrices, and 'cut' is cut over ranks",
-    "added": r"parameter 0 of shape \(3, 3\) is a plain tensor among DTensors",
+    "added": r"'odd' is a plain tensor among DTensors",
     "groups": "2",
 }
 
