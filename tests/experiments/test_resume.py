@@ -1,6 +1,7 @@
 """Runs that were stopped, and what of them may go on."""
 
 import dataclasses
+import errno
 import json
 import subprocess
 import sys
@@ -84,6 +85,22 @@ def test_a_line_cut_short_is_no_obstacle(text, tmp_path):
     with (tmp_path / "one" / RECORDS).open("a") as file:
         file.write('{"kind":"st')
     assert runner.resume(tmp_path / "one").status == "finished"
+
+
+def test_records_that_do_not_fit_on_the_disk_end_the_run_with_a_remedy(text, tmp_path, monkeypatch):
+    whole = runner.run(tiny_spec(text), tmp_path / "whole")
+    record = RunFolder.record
+
+    def full(folder, entry):
+        if entry.get("step") == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        record(folder, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "record", full)
+        with pytest.raises(OSError, match=r"the disk is full; free some space, then `polargrad resume"):
+            runner.run(tiny_spec(text), tmp_path / "one", policy=EVERY_STEP)
+    assert losses(runner.resume(tmp_path / "one")) == losses(whole)
 
 
 def test_another_configuration_is_an_error_that_names_it(text, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +241,11 @@ def _execute(
             summary = _train(made, record=folder.record, progress=progress, checkpoints=checkpoints, resume=checkpoint)
         except KeyboardInterrupt:
             raise Interrupted(path) from None
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            remedy = f"free some space, then `polargrad resume {path}` goes on from the last checkpoint"
+            raise OSError(error.errno, f"the records cannot be written, since the disk is full; {remedy}") from error
         folder.finish(dataclasses.asdict(summary))
     if summary.status == "interrupted":
         raise Interrupted(path, summary.reason or "SIGINT")
