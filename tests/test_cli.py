@@ -154,9 +154,28 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, tiny_recipes, argumen
     assert not (tiny_recipes / "runs").exists()
 
 
-@pytest.mark.parametrize("arguments", [["nosuch"], ["run"], ["run", "adamw", "--steps", "many"], ["--nosuch"]])
-def test_arguments_that_cannot_be_read_end_with_2(capsys, arguments):
-    assert _run(capsys, *arguments)[0] == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "missing from polargrad run: NAME "),
+        (["run", "adamw", "--steps", "many"], "--steps cannot be 'many'; "),
+        (["run", "adamw", "--stepz", "3"], "unrecognized options: --stepz, 3; did you mean --steps?; "),
+        (["run", "adamw", "--seed", "1.5"], "--seed"),
+        (["bench", "nosuch"], "nosuch"),
+        (["compare", "adamw", "--sweep"], "--sweep"),
+    ],
+)
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_arguments_that_cannot_be_read_are_one_sentence(capsys, monkeypatch, arguments, message, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    code, out, err = _run(capsys, *arguments)
+    assert code == 2
+    assert not out
+    assert err.startswith("polargrad: ")
+    assert message in err
+    assert f"`polargrad {arguments[0]} --help` shows what it takes" in err
+    assert err.count("\n") == 1
+    assert not set("│─╭╰\x1b") & set(err)
 
 
 def test_a_damaged_record_is_bad_input(capsys, tmp_path):

@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 from polargrad import terminal
+from polargrad.arguments import read
 from polargrad.bench_command import Bench
 from polargrad.compare import Compare, Resume, is_comparison, report_comparison
 from polargrad.experiments import runner
@@ -52,6 +53,7 @@ class ListRecipes:
         for name, study in STUDIES.items():
             table.add_row(*terminal.texts(name, study.description, "", ""))
         terminal.console().print(table)
+        print("`polargrad run NAME` runs one of them; `polargrad compare NAME NAME` those with learning rates.")
 
 
 @dataclass(frozen=True)
@@ -207,13 +209,12 @@ def dispatch(arguments: Sequence[str]) -> None:
     """Run the command that the arguments name.
 
     Raises:
-        ValueError: if there is no such command.
-        SystemExit: after --help (0), or if the arguments cannot be read (2).
+        ValueError: if there is no such command, or its arguments cannot be read.
+        SystemExit: after --help.
     """
     name = arguments[0]
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"there is no command {name!r}; {hint}the commands are {', '.join(COMMANDS)}")
-    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="polargrad", args=list(arguments))
-    command()
+    read(COMMANDS, arguments)()

@@ -53,13 +53,13 @@ def theory(
     with one_thread(), StudyFolder(out, "theory", options) as folder:
         progress(f"PolarGrad on {quadratics} quadratics", 0.0)
         stages.convergence(folder, tally, generator, quadratics=quadratics, steps=steps)
-        progress("every polar method at every step count", 0.4)
+        progress("every polar method at every step count", 0.52)
         stages.oracles(folder, tally, generator, quadratics=1 if brief else 4, steps=4 if brief else 40)
-        progress("sign descent", 0.5)
+        progress("sign descent", 0.62)
         stages.plateaus(folder, tally, generator, iterations=20 if brief else 800)
-        progress("null gradients", 0.6)
+        progress("null gradients", 0.78)
         stages.consistency(folder, generator)
-        progress("noise", 0.7)
+        progress("noise", 0.81)
         stages.noise_floors(folder, tally, generator, horizon=0.1 if brief else 5.0)
         lead = _lead(folder.records, tally, quadratics)
         summary = {

@@ -1,0 +1,63 @@
+"""What a person wrote after a command: read by tyro, refused in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import tyro
+
+__all__ = ["read"]
+
+
+def read(commands: Mapping[str, Callable[..., object]], arguments: Sequence[str]) -> Callable[[], object]:
+    """The command that the arguments name, with its options set.
+
+    Args:
+        commands: name -> what is made of its options.
+        arguments: the command's name, and what follows it; at least the name.
+
+    Raises:
+        ValueError: arguments that cannot be read.
+        SystemExit: after --help.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(dict(commands), prog="polargrad", args=list(arguments))
+    except SystemExit as end:
+        if not end.code:
+            raise
+    raise ValueError(f"{refusal(said.getvalue())}; `polargrad {arguments[0]} --help` shows what it takes")
+
+
+def refusal(box: str) -> str:
+    """What tyro's box says was wrong, as the beginning of a sentence.
+
+    Example:
+        >>> refusal("╭─ Unrecognized options ──╮\\n│ Unrecognized options: -x │\\n╰──╯")
+        'unrecognized options: -x'
+    """
+    paragraphs = _paragraphs(box) or ["the arguments cannot be read"]
+    wrong = paragraphs[0].removesuffix(".").removesuffix(" (required)")
+    if bad_value := re.match(r"Error parsing (\S+): .* from \[(.*)\]$", wrong):
+        wrong = f"{bad_value[1]} cannot be {bad_value[2]}"
+    meant = next((p.split()[3] for p in paragraphs if p.startswith("Perhaps you meant: ")), None)
+    hint = "" if meant is None else f"; did you mean {meant}?"
+    return wrong[:1].lower() + wrong[1:] + hint
+
+
+def _paragraphs(box: str) -> list[str]:
+    """The text of a box, cut at its rules and empty lines; without title, frame and colours."""
+    paragraphs: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+        text = line.strip().strip("│|").strip()
+        if text[:1] in ("╭", "╰", "+"):
+            continue
+        if text.strip("─-"):
+            paragraphs[-1].append(text)
+        else:
+            paragraphs.append([])
+    return [" ".join(lines) for lines in paragraphs if lines]
