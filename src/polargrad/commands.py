@@ -121,7 +121,13 @@ class RunOne:
         out = self.out or terminal.dated(self.name)
         runner.refuse_existing(out)
         terminal.say_where(out)
-        outcome = STUDIES[self.name].run(out, seed=self.seed, progress=StageLines())
+        try:
+            outcome = STUDIES[self.name].run(out, seed=self.seed, progress=StageLines())
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; what was recorded until then is in {out}. A study takes minutes and cannot go on: "
+                f"`polargrad run {self.name}` begins again in a new folder"
+            ) from None
         console = terminal.console()
         for line in outcome.lead:
             console.print(line)

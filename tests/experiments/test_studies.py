@@ -69,3 +69,15 @@ def test_the_studies_are_listed(capsys):
 def test_a_crooked_table_is_refused():
     with pytest.raises(ValueError, match="1 cells for 2 columns"):
         Table(("a", "b"), [("x",)])
+
+
+def test_an_interrupted_study_says_that_it_begins_again(monkeypatch, tmp_path, capsys):
+    def run(out, *, seed=42, progress=print):
+        with StudyFolder(out, "toy", {"seed": seed}):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "STUDIES", {"long": Study("a toy", run)})
+    assert main(["run", "long", "--out", str(tmp_path / "one")]) == 130
+    said = capsys.readouterr().err
+    assert f"until then is in {tmp_path / 'one'}" in said
+    assert "`polargrad run long` begins again" in said
