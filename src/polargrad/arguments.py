@@ -37,12 +37,14 @@ def refusal(box: str) -> str:
     """What tyro's box says was wrong, as the beginning of a sentence.
 
     Example:
-        >>> refusal("╭─ Unrecognized options ──╮\\n│ Unrecognized options: -x │\\n╰──╯")
+        >>> refusal("╭─ Value error ──╮\\n│ Unrecognized options: -x │\\n╰──╯")
         'unrecognized options: -x'
+        >>> refusal("Value error\\n----\\n  Error parsing --steps: no type matching INT from ['many'].\\n")
+        "--steps cannot be 'many'"
     """
     paragraphs = _paragraphs(box) or ["the arguments cannot be read"]
     wrong = paragraphs[0].removesuffix(".").removesuffix(" (required)")
-    if bad_value := re.match(r"Error parsing (\S+): .* from \[(.*)\]$", wrong):
+    if bad_value := re.match(r"Error parsing (\S+): .*(?: from \[| base 10: )(.+?)\]?$", wrong):
         wrong = f"{bad_value[1]} cannot be {bad_value[2]}"
     meant = next((p.split()[3] for p in paragraphs if p.startswith("Perhaps you meant: ")), None)
     hint = "" if meant is None else f"; did you mean {meant}?"
@@ -50,14 +52,12 @@ def refusal(box: str) -> str:
 
 
 def _paragraphs(box: str) -> list[str]:
-    """The text of a box, cut at its rules and empty lines; without title, frame and colours."""
+    """The text of a box, cut at its rules and empty lines; without title (its first line), frame and colours."""
+    lines = [line.strip().strip("│").strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", box).strip().splitlines()]
     paragraphs: list[list[str]] = [[]]
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
-        text = line.strip().strip("│|").strip()
-        if text[:1] in ("╭", "╰", "+"):
-            continue
-        if text.strip("─-"):
-            paragraphs[-1].append(text)
+    for line in lines[1:]:
+        if line.strip("╰╯─-"):
+            paragraphs[-1].append(line)
         else:
             paragraphs.append([])
-    return [" ".join(lines) for lines in paragraphs if lines]
+    return [" ".join(paragraph) for paragraph in paragraphs if paragraph]
