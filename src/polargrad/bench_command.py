@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
+from polargrad import terminal
 from polargrad.experiments import bench_polar, runner
 from polargrad.train.progress import time_left
 
@@ -49,9 +48,9 @@ class Bench:
             raise ValueError(f"--repeats must be at least 1, got {self.repeats}")
         problems = list(bench_polar.problems(self.shapes, self.dtypes, self.spectra, self.device))
         total = len(problems) * len(bench_polar.choose(self.methods))
-        out = self.out or Path("runs") / f"bench-polar-{datetime.now():%Y%m%d-%H%M%S}"
+        out = self.out or terminal.dated("bench-polar")
         runner.refuse_existing(out)
-        print(f"Results go to {out}", file=sys.stderr)
+        terminal.say_where(out)
         for key, value in bench_polar.machine().items():
             if value is not None:
                 print(f"{key}: {value}")
