@@ -73,6 +73,13 @@ def test_every_command_has_help_with_an_example(capsys, command):
     assert f"Example: polargrad {command}" in out
 
 
+def test_an_option_without_a_default_does_not_speak_of_one(capsys):
+    _, out, _ = _run(capsys, "bench", "--help")
+    assert "default: None" not in out
+    assert "(default: )" not in out
+    assert "(default: cpu)" in out
+
+
 def test_the_recipes_are_listed(capsys):
     code, out, _ = _run(capsys, "list")
     assert code == 0

@@ -9,7 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tyro
 
-__all__ = ["read"]
+__all__ = ["option", "read"]
+
+
+def option(*, help: str, metavar: str | None = None) -> object:
+    """An option as `Annotated` wants it; its help ends with the default where there is one to speak of.
+
+    Args:
+        help: what it means.
+        metavar: what stands for its value.
+    """
+    return tyro.conf.arg(metavar=metavar, help=help, help_behavior_hint=_default)
+
+
+def _default(shown: str) -> str:
+    return "" if shown in ("", "()", "None") else f"(default: {shown})"
 
 
 def read(commands: Mapping[str, Callable[..., object]], arguments: Sequence[str]) -> Callable[[], object]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import Positional
 
 from polargrad import terminal
+from polargrad.arguments import option
 from polargrad.experiments import bench_polar, runner
 from polargrad.train.progress import time_left
 
@@ -24,23 +24,21 @@ class Bench:
     Example: polargrad bench polar --shapes 4096x1024 --spectra gaussian log-1e6 --out runs/polar
     """
 
-    what: Positional[Annotated[Literal["polar"], tyro.conf.arg(help="what to measure")]]
-    shapes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MxN ...", help="of the matrices; BxMxN for a batch")] = (
+    what: Positional[Annotated[Literal["polar"], option(help="what to measure")]]
+    shapes: Annotated[tuple[str, ...], option(metavar="MxN ...", help="of the matrices; BxMxN for a batch")] = (
         bench_polar.SHAPES
     )
-    dtypes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DTYPE ...", help="of torch")] = ("float32",)
-    spectra: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help=", ".join(bench_polar.SPECTRA))] = (
+    dtypes: Annotated[tuple[str, ...], option(metavar="DTYPE ...", help="of torch")] = ("float32",)
+    spectra: Annotated[tuple[str, ...], option(metavar="NAME ...", help=", ".join(bench_polar.SPECTRA))] = (
         "gaussian",
         "log-1e6",
     )
-    methods: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="methods and peers; all by default")
-    ] = ()
-    repeats: Annotated[int, tyro.conf.arg(metavar="N", help="runs of which the fastest counts")] = 3
-    device: Annotated[str, tyro.conf.arg(metavar="NAME", help="cpu or cuda")] = "cpu"
-    out: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR", help="the new folder; runs/bench-polar-DATE-TIME by default")
-    ] = None
+    methods: Annotated[tuple[str, ...], option(metavar="NAME ...", help="methods and peers; all by default")] = ()
+    repeats: Annotated[int, option(metavar="N", help="runs of which the fastest counts")] = 3
+    device: Annotated[str, option(metavar="NAME", help="cpu or cuda")] = "cpu"
+    out: Annotated[Path | None, option(metavar="DIR", help="the new folder; runs/bench-polar-DATE-TIME by default")] = (
+        None
+    )
 
     def __call__(self) -> None:
         """Print each measurement as it is made, then write table, plot and record; interrupted, those made so far."""

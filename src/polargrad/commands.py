@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from polargrad import terminal
-from polargrad.arguments import read
+from polargrad.arguments import option, read
 from polargrad.bench_command import Bench
 from polargrad.compare import Compare, Resume, is_comparison, report_comparison
 from polargrad.experiments import runner
@@ -30,8 +29,8 @@ from polargrad.train import StageLines, terminal_progress
 
 REPORT = "report.html"
 
-Steps = Annotated[int | None, tyro.conf.arg(metavar="N", help="optimizer steps; the recipe's own number by default")]
-Seed = Annotated[int, tyro.conf.arg(metavar="N", help="of the initial weights and of the batches")]
+Steps = Annotated[int | None, option(metavar="N", help="optimizer steps; the recipe's own number by default")]
+Seed = Annotated[int, option(metavar="N", help="of the initial weights and of the batches")]
 
 
 @dataclass(frozen=True)
@@ -68,18 +67,14 @@ class RunOne:
     """
 
     name: Positional[
-        Annotated[
-            str, tyro.conf.arg(metavar="NAME", help="a recipe, a matrix problem, a study, or the spec.json of a run")
-        ]
+        Annotated[str, option(metavar="NAME", help="a recipe, a matrix problem, a study, or the spec.json of a run")]
     ]
     steps: Steps = None
     seed: Seed = 42
-    out: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR", help="the new run folder; runs/NAME-DATE-TIME by default")
-    ] = None
+    out: Annotated[Path | None, option(metavar="DIR", help="the new run folder; runs/NAME-DATE-TIME by default")] = None
 
-    matrix: Annotated[MatrixOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=MatrixOptions)
-    parallel: Annotated[ParallelOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ParallelOptions)
+    matrix: Annotated[MatrixOptions, OmitArgPrefixes] = field(default_factory=MatrixOptions)
+    parallel: Annotated[ParallelOptions, OmitArgPrefixes] = field(default_factory=ParallelOptions)
 
     def __call__(self) -> None:
         """Run, then say how it ended and where it is."""
@@ -154,14 +149,10 @@ class Report:
     Example: polargrad report runs/monday runs/tuesday --out both.html
     """
 
-    folders: Positional[
-        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR ...", help="run folders or comparisons")]
-    ]
+    folders: Positional[Annotated[tuple[Path, ...], option(metavar="DIR ...", help="run folders or comparisons")]]
     out: Annotated[
         Path | None,
-        tyro.conf.arg(
-            metavar="FILE", help="the new page; by default DIR/report.html, for several report-DATE-TIME.html"
-        ),
+        option(metavar="FILE", help="the new page; by default DIR/report.html, for several report-DATE-TIME.html"),
     ] = None
 
     def __call__(self) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from polargrad import terminal
+from polargrad.arguments import option
 from polargrad.experiments import budget, comparison, comparison_page, runner, spread
 from polargrad.experiments.comparison import COMPARISON, Comparison
 from polargrad.experiments.recipes import spec_of
@@ -26,10 +26,8 @@ from polargrad.train import terminal_progress
 
 __all__ = ["Compare", "Resume", "ended_runs", "is_comparison", "report_comparison"]
 
-Jobs = Annotated[int, tyro.conf.arg(metavar="N", help="runs at a time, each in a process of its own")]
-Threads = Annotated[
-    int | None, tyro.conf.arg(metavar="N", help="of each run; by default one if there are several jobs")
-]
+Jobs = Annotated[int, option(metavar="N", help="runs at a time, each in a process of its own")]
+Threads = Annotated[int | None, option(metavar="N", help="of each run; by default one if there are several jobs")]
 
 
 @dataclass(frozen=True)
@@ -50,31 +48,29 @@ class Compare:
     """
 
     names: Positional[
-        Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="recipes, or spec.json files of runs")]
+        Annotated[tuple[str, ...], option(metavar="NAME ...", help="recipes, or spec.json files of runs")]
     ]
     sweep: Annotated[
         UseAppendAction[tuple[str, ...]],
-        tyro.conf.arg(metavar="ROLE.lr=V,V,...", help="values to try; may be given several times"),
+        option(metavar="ROLE.lr=V,V,...", help="values to try; may be given several times"),
     ] = ()
-    tune: Annotated[bool, tyro.conf.arg(help="search for the learning rates of every recipe first")] = False
-    ratio: Annotated[float, tyro.conf.arg(metavar="R", help="between neighbouring rates of --tune")] = 2.0
-    extend: Annotated[int, tyro.conf.arg(metavar="N", help="rounds in which --tune may go beyond its first grid")] = 8
-    seeds: Annotated[int, tyro.conf.arg(metavar="N", help="how many, from --seed on; figures show bands")] = 1
-    seed: Annotated[int, tyro.conf.arg(metavar="N", help="of the initial weights and of the batches")] = 42
-    steps: Annotated[
-        int | None, tyro.conf.arg(metavar="N", help="optimizer steps; the recipe's own number by default")
-    ] = None
+    tune: Annotated[bool, option(help="search for the learning rates of every recipe first")] = False
+    ratio: Annotated[float, option(metavar="R", help="between neighbouring rates of --tune")] = 2.0
+    extend: Annotated[int, option(metavar="N", help="rounds in which --tune may go beyond its first grid")] = 8
+    seeds: Annotated[int, option(metavar="N", help="how many, from --seed on; figures show bands")] = 1
+    seed: Annotated[int, option(metavar="N", help="of the initial weights and of the batches")] = 42
+    steps: Annotated[int | None, option(metavar="N", help="optimizer steps; the recipe's own number by default")] = None
     minutes: Annotated[
         float | None,
-        tyro.conf.arg(metavar="M", help="of forward, backward and optimizer for every recipe, in place of --steps"),
+        option(metavar="M", help="of forward, backward and optimizer for every recipe, in place of --steps"),
     ] = None
     jobs: Jobs = 1
     threads: Threads = None
     out: Annotated[
         Path | None,
-        tyro.conf.arg(metavar="DIR", help="the new folder of the comparison; runs/compare-DATE-TIME by default"),
+        option(metavar="DIR", help="the new folder of the comparison; runs/compare-DATE-TIME by default"),
     ] = None
-    parallel: Annotated[ParallelOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ParallelOptions)
+    parallel: Annotated[ParallelOptions, OmitArgPrefixes] = field(default_factory=ParallelOptions)
 
     def __call__(self) -> None:
         """Run everything, then print the table, warn of edges, and write the report."""
@@ -134,7 +130,7 @@ class Resume:
     Example: polargrad resume runs/monday
     """
 
-    folder: Positional[Annotated[Path, tyro.conf.arg(metavar="DIR", help="of a run or of a comparison")]]
+    folder: Positional[Annotated[Path, option(metavar="DIR", help="of a run or of a comparison")]]
     jobs: Jobs = 1
     threads: Threads = None
 

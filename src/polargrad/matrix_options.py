@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
+from polargrad.arguments import option
 from polargrad.experiments.matrix.laboratory import Choices
 
 __all__ = ["MatrixOptions"]
@@ -18,33 +17,31 @@ __all__ = ["MatrixOptions"]
 class MatrixOptions:
     """Of the matrix problems quadratic, logistic and completion."""
 
-    only: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="configurations to run; all by default")
-    ] = ()
+    only: Annotated[tuple[str, ...], option(metavar="NAME ...", help="configurations to run; all by default")] = ()
     preset: Annotated[
         Literal["paper", "exact"],
-        tyro.conf.arg(help="the authors' settings, or converged polar factors with step sizes that converge"),
+        option(help="the authors' settings, or converged polar factors with step sizes that converge"),
     ] = "paper"
-    size: Annotated[Literal["paper", "small"], tyro.conf.arg(help="of the problem")] = "paper"
-    repeat: Annotated[int, tyro.conf.arg(metavar="N", help="how many seeds, from --seed on; figures show bands")] = 1
-    eval_every: Annotated[
-        int | None, tyro.conf.arg(metavar="N", help="steps between evaluations of the gap in float64")
-    ] = None
+    size: Annotated[Literal["paper", "small"], option(help="of the problem")] = "paper"
+    repeat: Annotated[int, option(metavar="N", help="how many seeds, from --seed on; figures show bands")] = 1
+    eval_every: Annotated[int | None, option(metavar="N", help="steps between evaluations of the gap in float64")] = (
+        None
+    )
     diagnostics: Annotated[
         int | None,
-        tyro.conf.arg(
+        option(
             metavar="N",
             help="steps between looks at the singular values of gradient and residual, outside the timed path; "
             "0: never; by default a hundred looks",
         ),
     ] = None
-    picture: Annotated[
-        Literal["china", "flower"] | None, tyro.conf.arg(help="complete this picture (needs scikit-learn)")
-    ] = None
+    picture: Annotated[Literal["china", "flower"] | None, option(help="complete this picture (needs scikit-learn)")] = (
+        None
+    )
     ratings: Annotated[
-        Path | None, tyro.conf.arg(metavar="FILE", help="complete the ratings of a CSV file: user, item, rating")
+        Path | None, option(metavar="FILE", help="complete the ratings of a CSV file: user, item, rating")
     ] = None
-    rank: Annotated[int | None, tyro.conf.arg(metavar="N", help="of the completion's factors")] = None
+    rank: Annotated[int | None, option(metavar="N", help="of the completion's factors")] = None
 
     def choices(self, *, steps: int | None, seed: int) -> Choices:
         """The same as the laboratory takes it.
