@@ -57,16 +57,16 @@ def minimize(steps: int, saved: io.BytesIO | None = None, **options: object) -> 
 L = problem.smoothness
 assert L is not None
 polar = {"lr": 1.0, "momentum": 0.0, "scale": "nuclear", "step_rule": "smoothness", "smoothness": L}
-with_norm, _ = minimize(200, **polar)
-without_norm, _ = minimize(200, lr=0.02, momentum=0.0, scale="none")
-for step in range(0, 201, 40):
+with_norm, _ = minimize(400, **polar)
+without_norm, _ = minimize(400, lr=0.1, momentum=0.0, scale="none")
+for step in range(0, 401, 80):
     print(f"step {step:3d}  f - f*: PolarGrad {with_norm[step]:.3e}  without the nuclear norm {without_norm[step]:.3e}")
 
 # %% [markdown]
 # Stop half-way, save, take up again: the same numbers.
 
 # %%
-first_half, saved = minimize(100, **polar)
-second_half, _ = minimize(100, saved, **polar)
+first_half, saved = minimize(200, **polar)
+second_half, _ = minimize(200, saved, **polar)
 resumed = first_half + second_half[1:]
 print(f"largest relative difference: {max(abs(a - b) / b for a, b in zip(resumed, with_norm, strict=True)):g}")

@@ -25,11 +25,14 @@ def build() -> tuple[nn.Module, polargrad.PolarGrad, torch.optim.lr_scheduler.La
     model = nn.Sequential(
         nn.Embedding(VOCABULARY, 32), nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32), nn.Linear(32, VOCABULARY)
     )
-    # A plain module does not say which layer is its head, so a rule does.
-    groups = polargrad.parameter_groups(model, rules=[("4.weight", "head")], hidden={"lr": 0.01})
-    optimizer = polargrad.PolarGrad(groups)
+    optimizer = polargrad.PolarGrad(groups_of(model))
     schedule = WarmupLinearDecay(total=STEPS, warmup=2, decay_fraction=0.5)
     return model, optimizer, lr_scheduler(optimizer, schedule)
+
+
+def groups_of(model: nn.Module) -> list[dict]:
+    """One group for each role; a plain module does not say which layer is its head, so a rule does."""
+    return polargrad.parameter_groups(model, rules=[("4.weight", "head")], hidden={"lr": 0.01})
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +73,7 @@ def train(last: int, path: Path, *, resume: bool = False) -> dict[int, float]:
 
 def main(folder: Path) -> tuple[dict[int, float], dict[int, float]]:
     """The losses of an uninterrupted run, and those of one that was interrupted half-way."""
-    print(polargrad.describe_groups(build()[1].param_groups))
+    print(polargrad.describe_groups(groups_of(build()[0])))
     whole = train(STEPS, folder / "whole.pt")
     resumed = train(STEPS // 2, folder / "half.pt") | train(STEPS, folder / "half.pt", resume=True)
     return whole, resumed
