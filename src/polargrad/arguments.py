@@ -26,7 +26,7 @@ def _default(shown: str) -> str:
     return "" if shown in ("", "()", "None") else f"(default: {shown})"
 
 
-def read(commands: Mapping[str, Callable[..., object]], arguments: Sequence[str]) -> Callable[[], object]:
+def read(commands: Mapping[str, Callable[..., Callable[[], object]]], arguments: Sequence[str]) -> Callable[[], object]:
     """The command that the arguments name, with its options set.
 
     Args:
