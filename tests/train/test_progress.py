@@ -35,8 +35,20 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch):
     display.finish("finished")
     lines = stream.getvalue().splitlines()
     assert len(lines) == 6
-    assert lines[0] == "adamw  step 1/100  loss 4  5.12k tokens/s  0:50 left"
+    assert lines[0] == "adamw  step 1/100  loss 4  5.12k tokens/s  0:40 left"
     assert lines[-1] == "adamw  finished after 0:50  loss 4  val_loss 4.25"
+
+
+def test_the_time_left_of_a_run_that_is_taken_up_knows_nothing_of_the_pause(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    display = ProgressLines("adamw", stream, every=10.0)
+    display.start(100, "token")
+    display.update(60, 4.0, 60, 24.0)
+    now[0] += 10.0
+    display.update(80, 4.0, 80, 32.0)
+    assert [line.rpartition("  ")[2] for line in stream.getvalue().splitlines()] == ["0:16 left", "0:10 left"]
 
 
 def test_a_terminal_gets_a_bar(monkeypatch):
@@ -48,7 +60,7 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert isinstance(display, ProgressBar)
     drive(display)
     shown = stream.getvalue()
-    for part in ("muon", "5/5", "val_loss 5", "k tokens/s"):
+    for part in ("muon", "5/5", "val_loss 5", "k tokens/s", "0:00 left"):
         assert part in shown
 
 

@@ -61,10 +61,12 @@ class ProgressLines:
         self._total, self._unit = 0, ""
         self._began = self._last = 0.0
         self._loss = self._figures = ""
+        self._estimate = _Estimate(0)
 
     def start(self, total: int, unit: str) -> None:
         """The run begins."""
         self._total, self._unit = total, unit
+        self._estimate = _Estimate(total)
         self._began = time.monotonic()
         self._last = -float("inf")
 
@@ -72,13 +74,12 @@ class ProgressLines:
         """So many steps are finished."""
         now = time.monotonic()
         self._loss = f"  loss {loss:.4g}"
+        left = self._estimate.left(step, seconds, now)
         if now - self._last < self._every:
             return
         self._last = now
-        left = (now - self._began) / step * (self._total - step)
         self._write(
-            f"step {step}/{self._total}{self._loss}{self._figures}  {_rate(units, seconds, self._unit)}  "
-            f"{_clock(left)} left"
+            f"step {step}/{self._total}{self._loss}{self._figures}  {_rate(units, seconds, self._unit)}  {left} left"
         )
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
@@ -107,7 +108,7 @@ class ProgressBar:
 
     def __init__(self, label: str, stream: TextIO) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
         self._bar = Bar(
@@ -116,29 +117,30 @@ class ProgressBar:
             MofNCompleteColumn(),
             TextColumn("{task.fields[loss]}{task.fields[figures]}  {task.fields[rate]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=Console(file=stream),
             auto_refresh=False,
         )
         self._label, self._unit = label, ""
         self._task: Any = None
         self._drawn = 0.0
+        self._estimate = _Estimate(0)
 
     def start(self, total: int, unit: str) -> None:
         """The run begins."""
-        self._unit = unit
-        self._task = self._bar.add_task(self._label, total=total, loss="", rate="", figures="")
+        self._unit, self._estimate = unit, _Estimate(total)
+        self._task = self._bar.add_task(self._label, total=total, loss="", rate="", figures="", left="")
         self._bar.start()
 
     def update(self, step: int, loss: float, units: int, seconds: float) -> None:
         """So many steps are finished."""
         now = time.monotonic()
+        left = f"{self._estimate.left(step, seconds, now)} left"
         if now - self._drawn < 0.1:
             return
         self._drawn = now
         rate = _rate(units, seconds, self._unit)
-        self._bar.update(self._task, completed=step, loss=f"loss {loss:.4g}", rate=rate, refresh=True)
+        self._bar.update(self._task, completed=step, loss=f"loss {loss:.4g}", rate=rate, left=left, refresh=True)
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
         """An evaluation was made."""
@@ -150,6 +152,26 @@ class ProgressBar:
             self._bar.update(self._task, description=f"{self._label} ({status})")
         self._bar.refresh()
         self._bar.stop()
+
+
+class _Estimate:
+    """The time left: by the clock since the first step seen here, since a run may be taken up in its middle.
+
+    Args:
+        total: steps of the run.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._first: tuple[int, float] | None = None
+
+    def left(self, step: int, seconds: float, now: float) -> str:
+        """After so many steps, which took so many training seconds, at this time."""
+        if self._first is None:
+            self._first = (step, now)
+        before, then = self._first
+        per_step = seconds / step if step == before else (now - then) / (step - before)
+        return _clock(per_step * (self._total - step))
 
 
 class StageLines:
