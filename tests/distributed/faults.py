@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import polargrad
-from tests.distributed.layouts import group_of, layouts_of, local, parameters_on
+from tests.distributed.layouts import arguments_of, layouts_of, local, parameters_on
 
 SHAPES = [(6, 4), (6, 4), (40, 3), (3, 4, 2)]
 
@@ -21,7 +21,7 @@ def _made(layout, world, order=(0, 1, 2, 3), seed=0, named=True, **options):
     parameters, places = parameters_on(layout, world, starts)
     chosen = [(f"p{i}", parameters[i]) if named else parameters[i] for i in order]
     options = {"lr": 0.1, "method": "svd", **options}
-    optimizer = polargrad.PolarGrad(chosen, process_group=group_of(layout), **options)
+    optimizer = polargrad.PolarGrad(chosen, **arguments_of(layout), **options)
     for p, place, start in zip(parameters, places, starts, strict=True):
         p.grad = place.put(torch.cos(start))
     return optimizer, parameters

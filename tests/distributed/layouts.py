@@ -12,6 +12,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 # What the axes of the mesh do to a parameter; a mesh of two axes is 2 x (world / 2). None: a plain tensor everywhere.
 LAYOUTS = {
     "ddp": None,
+    "ddp, momentum in parts": None,
     "copies": (Replicate(),),
     "rows": (Shard(0),),
     "columns": (Shard(1),),
@@ -81,6 +82,8 @@ def parameters_on(layout: str, world: int, starts: list[Tensor]) -> tuple[list[n
     return [nn.Parameter(place.put(start)) for place, start in zip(places, starts, strict=True)], places
 
 
-def group_of(layout: str):
-    """What `process_group` has to be."""
-    return dist.group.WORLD if LAYOUTS[layout] is None else None
+def arguments_of(layout: str) -> dict[str, object]:
+    """What the optimizer is told about the processes."""
+    if LAYOUTS[layout] is not None:
+        return {}
+    return {"process_group": dist.group.WORLD, "shard_momentum": layout == "ddp, momentum in parts"}

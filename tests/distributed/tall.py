@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import polargrad
-from tests.distributed.layouts import Place, group_of, parameters_on
+from tests.distributed.layouts import Place, arguments_of, parameters_on
 from tests.distributed.traffic import counted
 from tests.matrices import SPECTRA, with_singular_values
 
@@ -34,9 +34,7 @@ def factors(rank, world, layout, dtype):
         for scale in ("none", "nuclear"):
             zeros = [torch.zeros_like(A) for A in inputs.values()]
             parameters, places = parameters_on(where, world, zeros)
-            optimizer = polargrad.PolarGrad(
-                parameters, lr=1.0, momentum=0.0, scale=scale, process_group=group_of(layout)
-            )
+            optimizer = polargrad.PolarGrad(parameters, lr=1.0, momentum=0.0, scale=scale, **arguments_of(layout))
             for p, place, A in zip(parameters, places, inputs.values(), strict=True):
                 p.grad = place.put(A)
             with counted() as traffic:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.distributed.layouts import layouts_of
-from tests.distributed.variants import FEW, VARIANTS, distances
+from tests.distributed.variants import FEW, VARIANTS, distances, momentum_moves, on_layout
 from tests.distributed.worlds import spawn
 
 STEPS = 20
@@ -22,13 +22,23 @@ def _check(world, folder, names, layouts, dtype):
                 assert not worst
             else:
                 assert worst <= TOLERANCE[dtype], (layout, name, worst)
-        assert set(result[1]) == {(layout, name) for layout in layouts for name in (*names, "warnings")}
+        expected = {(layout, name) for layout in layouts for name in (*on_layout(layout, names), "warnings")}
+        assert set(result[1]) == expected
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_a_few_variants_on_every_layout(world, tmp_path):
-    layouts = {1: ["rows"], 2: ["ddp", "rows", "columns"], 4: ["ddp", "rows", "hsdp", "rows-of-rows"]}
+    layouts = {
+        1: ["rows"],
+        2: ["ddp", "ddp, momentum in parts", "rows", "columns"],
+        4: ["ddp", "rows", "hsdp", "rows-of-rows"],
+    }
     _check(world, tmp_path, list(FEW[world // 4 :: 1 + world // 4]), layouts[world], torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_large_uneven_matrix(dtype, tmp_path):
+    _check(2, tmp_path, ["uneven"], ["rows"], dtype)
 
 
 def test_single_precision(tmp_path):
@@ -40,3 +50,13 @@ def test_single_precision(tmp_path):
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_variant_on_every_layout(world, dtype, tmp_path):
     _check(world, tmp_path, list(VARIANTS), layouts_of(world), dtype)
+
+
+def test_momentum_in_parts_can_be_loaded_as_a_whole(tmp_path):
+    for rank, result in enumerate(spawn(3, tmp_path, momentum_moves)):
+        assert result is not None
+        assert result[0] == "returned", result[1]
+        held, error = result[1]
+        rows = [4, 4, 2][rank]
+        assert held == [4 * rows] * 3 + [40] * 3 + [4 * rows] * 3
+        assert error <= 1e-12

@@ -65,7 +65,8 @@ class Recorder:
             raise ValueError("this optimizer is watched already; close() that recorder first")
         for group in optimizer.param_groups:
             for position, p in enumerate(group["params"]):
-                if any(placement.is_shard() for placement in getattr(p, "placements", ())):
+                buffer = optimizer.state[p].get("momentum_buffer", p) if p in optimizer.state else p
+                if any(placement.is_shard() for one in (p, buffer) for placement in getattr(one, "placements", ())):
                     raise ValueError(
                         f"a recorder needs whole matrices, and {parameter_name(group, position)} is cut over ranks; "
                         "record a run where every rank holds copies"

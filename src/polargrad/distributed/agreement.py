@@ -40,11 +40,14 @@ class Agreement:
     Args:
         communicator: the ranks.
         layouts: of every parameter.
+        kept: of the momentum of every parameter.
     """
 
-    def __init__(self, communicator: Communicator, layouts: Mapping[Tensor, Layout]) -> None:
+    def __init__(
+        self, communicator: Communicator, layouts: Mapping[Tensor, Layout], kept: Mapping[Tensor, Layout]
+    ) -> None:
         self._communicator = communicator
-        self._layouts = layouts
+        self._layouts, self._kept = layouts, kept
         self._structure: list[list[str]] | None = None
 
     def check(self, groups: Sequence[Mapping[str, Any]], present: Sequence[Sequence[int]], *, clean: bool) -> bool:
@@ -80,7 +83,7 @@ class Agreement:
                     values = f", values that sum to {p.detach().to(torch.float64).sum().item()!r}"
                 lines[-1].append(
                     f"{parameter_name(group, position)} of shape {layout.shape}, {p.dtype}, mesh {layout.mesh} cutting "
-                    f"{layout.dims}{values}"
+                    f"{layout.dims}, momentum {self._kept[p].dims}{values}"
                 )
         return lines
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -71,16 +71,18 @@ def _teams(layout: Layout) -> list[list[int]]:
     return [teams[tuple(coordinate[axis] for axis in copied)] for coordinate in coordinates]
 
 
-def routes_of(layout: Layout, view: MatrixView, owners: list[tuple[int, ...]], here: int) -> Routes:
+def routes_of(layout: Layout, kept: Layout, view: MatrixView, owners: Sequence[tuple[int, ...]], here: int) -> Routes:
     """The routes of rank `here`, for parameters of one layout and view.
 
     Args:
         layout: of each parameter.
+        kept: of what their directions are taken of.
         view: of each parameter.
         owners: for each parameter, of each of its pieces.
         here: the position of this rank.
     """
-    pieces, tiles, teams, world = pieces_of(view), layout.tiles, _teams(layout), layout.world
+    pieces, tiles, world = pieces_of(view), layout.tiles, layout.world
+    sources, teams = kept.tiles, _teams(kept)
     parts_out: list[list[Move]] = [[] for _ in range(world)]
     parts_in: list[list[Move]] = [[] for _ in range(world)]
     answers_out: list[list[Move]] = [[] for _ in range(world)]
@@ -90,39 +92,48 @@ def routes_of(layout: Layout, view: MatrixView, owners: list[tuple[int, ...]], h
     for index, of_pieces in enumerate(owners):
         for number, (piece, owner) in enumerate(zip(pieces, of_pieces, strict=True)):
             numbers_in[owner].append((index, number))
-            whole = tiles[owner].overlap(piece.box) == piece.box
+            whole = sources[owner].overlap(piece.box) == piece.box
             travels = travels or not whole
-            mine = piece.box.overlap(tiles[here])
-            if mine.numel and owner != here:
-                answers_in[owner].append(Move(index, number, mine))
-                if not whole and here in teams[owner]:
-                    parts_out[owner].append(Move(index, number, mine))
             if owner != here:
+                _note(answers_in[owner], index, number, piece.box.overlap(tiles[here]))
+                if not whole and here in teams[owner]:
+                    _note(parts_out[owner], index, number, piece.box.overlap(sources[here]))
                 continue
             for rank in range(world):
-                theirs = piece.box.overlap(tiles[rank])
-                if theirs.numel and rank != here:
-                    answers_out[rank].append(Move(index, number, theirs))
+                if rank != here:
+                    _note(answers_out[rank], index, number, piece.box.overlap(tiles[rank]))
                     if not whole and rank in teams[here]:
-                        parts_in[rank].append(Move(index, number, theirs))
+                        _note(parts_in[rank], index, number, piece.box.overlap(sources[rank]))
     return Routes(pieces, numbers_in[here], parts_out, parts_in, travels, answers_out, answers_in, numbers_in)
 
 
+def _note(moves: list[Move], parameter: int, piece: int, box: Box) -> None:
+    if box.numel:
+        moves.append(Move(parameter, piece, box))
+
+
 def exchange(
-    question: Question, routes: Routes, layout: Layout, oracle: Oracle, workspace: int, communicator: Communicator
+    question: Question,
+    routes: Routes,
+    layout: Layout,
+    kept: Layout,
+    oracle: Oracle,
+    workspace: int,
+    communicator: Communicator,
 ) -> Generator[None, None, Directions]:
     """Answer a question in three moments: parts leave; owners compute and answers leave; answers are put in place.
 
     Between the moments other questions may have theirs. Every rank sends each entry of its parts once, and the owner
     each entry of a direction once to every rank that holds it, with one or two numbers per matrix to every rank.
     """
-    sources, tile = question.sources, layout.tiles[communicator.here]
+    sources, tile, source_tile = question.sources, layout.tiles[communicator.here], kept.tiles[communicator.here]
     parts = None
     if routes.travels:
-        send = _gathered(sources[0], [sources[m.parameter][m.box.within(tile)] for to in routes.parts_out for m in to])
+        boxes = [sources[m.parameter][m.box.within(source_tile)] for to in routes.parts_out for m in to]
+        send = _gathered(sources[0], boxes)
         parts = communicator.all_to_all(send, _sizes(routes.parts_out), _sizes(routes.parts_in))
     yield
-    wholes = _wholes(question, routes, tile, None if parts is None else parts())
+    wholes = _wholes(question, routes, source_tile, None if parts is None else parts())
     directions, answers = _computed(routes, wholes, oracle, workspace)
     numbers = _numbers(routes, answers, sources[0].device)
     messages = [
@@ -219,7 +230,7 @@ def _placed(
 ) -> Directions:
     """This rank's parts of all directions, and the numbers of all matrices."""
     sources = question.sources
-    parts = [torch.empty_like(source, memory_format=torch.contiguous_format) for source in sources]
+    parts = [source.new_empty(tile.size) for source in sources]
     for (index, number), direction in directions.items():
         box = routes.pieces[number].box
         mine = box.overlap(tile)

@@ -37,12 +37,16 @@ def _part(tensor: Any) -> Tensor:
 
 
 @register
-def _many_processes(process_group: Any, groups: Sequence[Mapping[str, Any]]) -> Distributor | None:
+def _many_processes(
+    process_group: Any, groups: Sequence[Mapping[str, Any]], shard_momentum: bool
+) -> Distributor | None:
     """The maker: wanted where a process group is given or a parameter is a DTensor."""
     parameters = [p for group in groups for p in group["params"]]
+    if shard_momentum and process_group is None:
+        raise ValueError("shard_momentum=True needs process_group=: the ranks that share the momentum of their copies")
     if process_group is None and not any(map(_is_distributed, parameters)):
         return None
-    return ManyProcesses(process_group, groups)
+    return ManyProcesses(process_group, groups, shard_momentum)
 
 
 class ManyProcesses:
@@ -51,12 +55,13 @@ class ManyProcesses:
     Args:
         process_group: of the ranks that hold copies of plain parameters; None where all matrices are DTensors.
         groups: the parameter groups.
+        shard_momentum: whether each rank keeps some rows of the momentum of copies that go to owners.
 
     Raises:
         ValueError: a placement or a mesh that is not supported; the message names the parameter.
     """
 
-    def __init__(self, process_group: Any, groups: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, process_group: Any, groups: Sequence[Mapping[str, Any]], shard_momentum: bool = False) -> None:
         named = [(p, parameter_name(g, i), g) for g in groups for i, p in enumerate(g["params"])]
         mesh = _joint_mesh([p for p, _, _ in named])
         group, ranks = _ranks(process_group, mesh)
@@ -68,14 +73,19 @@ class ManyProcesses:
                 )
         self._layouts: dict[Tensor, Layout] = {p: layout_of(p, name, mesh, ranks) for p, name, _ in named}
         self._communicator = Communicator(group, ranks)
-        self._agreement = Agreement(self._communicator, self._layouts)
+        self._process_group: Any = process_group
+        self._mesh: Any = None
+        self._kept = dict(self._layouts)
         shared = []
         for p, _, options in named:
             if options["rule"] == "polar":
                 view, layout = matrix_view(p.shape, options), self._layouts[p]
                 if route_of(view, layout, geometry_of(options)) is Route.OWNERS:
                     shared.append((p, layout, view))
+                    if shard_momentum and not _is_distributed(p):
+                        self._kept[p] = self._kept_in_rows(layout, options)
         self._owners = assign(shared, len(ranks))
+        self._agreement = Agreement(self._communicator, self._layouts, self._kept)
         self._routes: dict[tuple[Tensor, ...], Routes] = {}
         self._clean = False
 
@@ -117,9 +127,52 @@ class ManyProcesses:
             gradient = gradient.redistribute(parameter.device_mesh, parameter.placements)  # pyright: ignore[reportAttributeAccessIssue]
         return _part(gradient)
 
-    def narrow(self, parameter: Tensor, spread: Tensor) -> Tensor:
+    def _kept_in_rows(self, layout: Layout, group: Mapping[str, Any]) -> Layout:
+        if group["momentum_order"] == "polar-first":
+            raise ValueError(
+                "shard_momentum=True cannot go with momentum_order='polar-first', which averages directions that every "
+                "rank needs whole; use another order, or shard_momentum=False"
+            )
+        return Layout(layout.shape, layout.mesh, (0,), None, layout.ranks)
+
+    def _is_shared(self, parameter: Tensor) -> bool:
+        return self._kept[parameter] is not self._layouts[parameter]
+
+    def zeros(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """Like the parameter, or a DTensor of some of its rows."""
+        if not self._is_shared(parameter):
+            return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+        size = self._kept[parameter].tiles[self._communicator.here].size
+        return self._in_rows(parameter, torch.zeros(size, dtype=dtype, device=parameter.device))
+
+    def _in_rows(self, parameter: Tensor, rows: Tensor) -> Tensor:
+        from torch.distributed.device_mesh import DeviceMesh
+        from torch.distributed.tensor import DTensor, Shard
+
+        if self._mesh is None:
+            self._mesh = DeviceMesh.from_group(self._process_group, parameter.device.type)
+        stride = torch.empty(parameter.shape, device="meta").stride()
+        return DTensor.from_local(rows, self._mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=stride)
+
+    def adopt(self, parameter: Tensor, buffer: Any) -> Tensor:
+        """The rows of a whole buffer that are kept here, or the whole of a buffer that was kept in rows."""
+        if self._is_shared(parameter) and not _is_distributed(buffer):
+            return self._in_rows(parameter, self.kept(parameter, buffer).clone())
+        if _is_distributed(buffer) and not self._is_shared(parameter) and not _is_distributed(parameter):
+            return buffer.full_tensor()
+        return buffer
+
+    def kept(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """The rows of a copy whose momentum is here."""
+        if not self._is_shared(parameter):
+            return gradient
+        here = self._communicator.here
+        return gradient[self._kept[parameter].tiles[here].within(self._layouts[parameter].tiles[here])]
+
+    def narrow(self, parameter: Tensor, spread: Tensor, *, kept: bool = False) -> Tensor:
         """What falls on this rank's part."""
-        return narrowed(spread, self._layouts[parameter], self._communicator.here)
+        layout = (self._kept if kept else self._layouts)[parameter]
+        return narrowed(spread, layout, self._communicator.here)
 
     def alike(self, parameter: Tensor) -> Hashable:
         """The layout."""
@@ -180,13 +233,14 @@ class ManyProcesses:
                 return gram_passes(question, layout, oracle, self._communicator)
             case Route.OWNERS:
                 routes = self._routes_of(question, layout)
-                return exchange(question, routes, layout, oracle, workspace, self._communicator)
+                kept = self._kept[question.parameters[0]]
+                return exchange(question, routes, layout, kept, oracle, workspace, self._communicator)
 
     def _routes_of(self, question: Question, layout: Layout) -> Routes:
         key = tuple(question.parameters)
         if key not in self._routes:
             owners = [self._owners[p] for p in key]
-            self._routes[key] = routes_of(layout, question.view, owners, self._communicator.here)
+            self._routes[key] = routes_of(layout, self._kept[key[0]], question.view, owners, self._communicator.here)
         return self._routes[key]
 
 

@@ -67,28 +67,33 @@ class Bucket:
         dtype = momentum_dtype(group, self.wholes[0])
         for p, state in zip(self.wholes, states, strict=True):
             if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+                state["momentum_buffer"] = distributor.zeros(p, dtype)
         self.buffers: list[Tensor] = [distributor.part(state["momentum_buffer"]) for state in states]
 
     def question(self, momentum: Momentum) -> Question:
         """Take the gradients into the momentum; what the oracle shall be asked."""
         gradients = [g.to(M.dtype) for g, M in zip(self.gradients, self.buffers, strict=True)]
         self.keep = self._distributor.usable(self.view, self.wholes, gradients, self._limit, masked=self.masked)
-        sources = momentum.source(gradients, self.buffers, self.spread(self.keep))
+        gradients = [self._distributor.kept(p, g) for p, g in zip(self.wholes, gradients, strict=True)]
+        sources = momentum.source(gradients, self.buffers, self.spread(self.keep, kept=True))
         if self.watched:
             self.asked = sources
         return Question(self.view, self.wholes, sources)
 
-    def spread(self, values: Tensor | None, factors: list[float] | None = None) -> list[Tensor] | None:
-        """Numbers (K,) as one tensor per part that broadcasts against it; each slot times its factor."""
+    def spread(
+        self, values: Tensor | None, factors: list[float] | None = None, *, kept: bool = False
+    ) -> list[Tensor] | None:
+        """Numbers (K,) as one tensor per part (of the momentum, if `kept`) to broadcast; each slot times its factor."""
         if values is None:
             return None
         sizes = [k for k, _, _ in self.view.batches]
         if factors is None:
             factors = [1.0] * len(sizes)
         parts = iter(values.split(sizes * len(self.parameters)))
-        spread, narrow = self.view.spread, self._distributor.narrow
-        return [narrow(p, spread([next(parts) if f == 1.0 else next(parts) * f for f in factors])) for p in self.wholes]
+        spread = [
+            self.view.spread([next(parts) if f == 1.0 else next(parts) * f for f in factors]) for _ in self.wholes
+        ]
+        return [self._distributor.narrow(p, s, kept=kept) for p, s in zip(self.wholes, spread, strict=True)]
 
 
 class Observer(Protocol):

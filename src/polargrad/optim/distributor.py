@@ -33,7 +33,7 @@ class Question(NamedTuple):
     Attributes:
         view: how each whole parameter is seen as matrices, K of them over all parameters.
         parameters: as the group has them.
-        sources: the part of each that is here, momentum or gradient.
+        sources: the part of each that is here, momentum or gradient, cut as the momentum is.
     """
 
     view: MatrixView
@@ -45,7 +45,7 @@ class Directions(NamedTuple):
     """What came of a question.
 
     Attributes:
-        parts: the directions, in the shape of the sources.
+        parts: the directions, in the shape of the parts of the parameters.
         dual_norms: (K,), of whole matrices, ordered by parameter and then by the batches of the view.
         squared_lengths: (K,), or None where the oracle was not asked.
     """
@@ -78,8 +78,26 @@ class Distributor(Protocol):
         """The part of a parameter's gradient."""
         ...
 
-    def narrow(self, parameter: Tensor, spread: Tensor) -> Tensor:
-        """The part of a tensor that broadcasts against the whole parameter, such as to broadcast against its part."""
+    def zeros(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """A momentum buffer for a parameter, of its shape, living where this distributor wants it."""
+        ...
+
+    def adopt(self, parameter: Tensor, buffer: Tensor) -> Tensor:
+        """A momentum buffer that was loaded, living where `zeros` would."""
+        ...
+
+    def kept(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """What falls on this process' part of the momentum, of the part of a gradient."""
+        ...
+
+    def narrow(self, parameter: Tensor, spread: Tensor, *, kept: bool = False) -> Tensor:
+        """The part of a tensor that broadcasts against the whole parameter, such as to broadcast against its part.
+
+        Args:
+            parameter: as the group has it.
+            spread: the tensor.
+            kept: whether to broadcast against the part of the momentum.
+        """
         ...
 
     def alike(self, parameter: Tensor) -> Hashable:
@@ -143,7 +161,19 @@ class SingleProcess:
         assert parameter.grad is not None
         return parameter.grad
 
-    def narrow(self, parameter: Tensor, spread: Tensor) -> Tensor:
+    def zeros(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of the parameter's memory format."""
+        return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+
+    def adopt(self, parameter: Tensor, buffer: Tensor) -> Tensor:
+        """The buffer."""
+        return buffer
+
+    def kept(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """The whole."""
+        return gradient
+
+    def narrow(self, parameter: Tensor, spread: Tensor, *, kept: bool = False) -> Tensor:
         """The whole."""
         return spread
 
@@ -187,20 +217,28 @@ def _answer(question: Question, oracle: Oracle, workspace: int) -> Directions:
     return Directions(parts, _joined([answer.dual_norm for answer in answers]), _joined(lengths) if lengths else None)
 
 
-Maker = Callable[[Any, Sequence[Mapping[str, Any]]], "Distributor | None"]
+Maker = Callable[[Any, Sequence[Mapping[str, Any]], bool], "Distributor | None"]
 _MAKERS: list[Maker] = []
 
 
 def register(maker: Maker) -> Maker:
-    """Decorator: ask this function first, from a process group (or None) and the parameter groups."""
+    """Decorator: ask this function first, with the arguments of `distributor_for`."""
     _MAKERS.insert(0, maker)
     return maker
 
 
-def distributor_for(process_group: Any, groups: Sequence[Mapping[str, Any]]) -> Distributor:
-    """The distributor of the first maker that has one for these parameters; by itself a single process."""
+def distributor_for(
+    process_group: Any, groups: Sequence[Mapping[str, Any]], shard_momentum: bool = False
+) -> Distributor:
+    """The distributor of the first maker that has one for these parameters; by itself a single process.
+
+    Args:
+        process_group: of torch.distributed, or None.
+        groups: the parameter groups.
+        shard_momentum: whether each rank keeps a part of the momentum of what all have copies of.
+    """
     for maker in _MAKERS:
-        made = maker(process_group, groups)
+        made = maker(process_group, groups, shard_momentum)
         if made is not None:
             return made
     return SingleProcess()

@@ -32,6 +32,7 @@ from polargrad.optim.oracle import Oracle
 __all__ = ["PolarGrad"]
 
 # What a group may hold besides the options: torch's own, and what routing and schedulers write there.
+_OF_PROCESSES = ("process_group", "shard_momentum")
 _BOOKKEEPING = {"params", "param_names", "role", "initial_lr"}
 
 
@@ -90,6 +91,8 @@ class PolarGrad(torch.optim.Optimizer):
         process_group: ranks that hold the same parameters, as under DistributedDataParallel, and share the work of a
             step; they must all construct the optimizer and step. None works alone, unless parameters are DTensors
             (FSDP2, tensor parallelism), whose mesh says who shares. docs/distributed.md tells what runs where.
+        shard_momentum: whether each rank of `process_group` keeps a part of the momentum of polar groups, a DTensor,
+            instead of a copy; not for "polar-first".
 
     Raises:
         ValueError: an option out of its range, options that contradict each other, a vector in a polar group, a
@@ -145,15 +148,16 @@ class PolarGrad(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         process_group: Any = None,
+        shard_momentum: bool = False,
     ) -> None:
         given = dict(locals())
-        defaults = {k: v for k, v in given.items() if k not in ("self", "params", "process_group", "__class__")}
+        defaults = {k: v for k, v in given.items() if k not in ("self", "params", *_OF_PROCESSES, "__class__")}
         defaults["method"] = plain_method(method)
         self._ledger = SkipLedger()
-        self._process_group = process_group
+        self._process_group, self._shard_momentum = process_group, shard_momentum
         self._distributor: Distributor | None = None
         super().__init__(params, defaults)
-        self._distributor = distributor_for(process_group, self.param_groups)
+        self._distributor = distributor_for(process_group, self.param_groups, shard_momentum)
 
     @property
     def skipped(self) -> int:
@@ -181,13 +185,13 @@ class PolarGrad(torch.optim.Optimizer):
             check_options(self.param_groups[-1])
             check_parameters(self.param_groups[-1])
             if self._distributor is not None:
-                self._distributor = distributor_for(self._process_group, self.param_groups)
+                self._distributor = distributor_for(self._process_group, self.param_groups, self._shard_momentum)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = ("_ledger", "_distributor", "_process_group")
+        ours = ("_ledger", "_distributor", "_process_group", "_shard_momentum")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in ours}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -219,7 +223,7 @@ class PolarGrad(torch.optim.Optimizer):
             dtype = momentum_dtype(group, p)
             for name, value in saved["state"].get(key, {}).items():
                 if name == "momentum_buffer":
-                    self.state[p][name] = value.to(p.device, dtype, copy=True)
+                    self.state[p][name] = self._parts.adopt(p, value.to(p.device, dtype, copy=True))
                 elif name.startswith("dual_norm"):
                     self.state[p][name] = value.to(p.device, statistics_dtype(dtype), copy=True)
         for group in self.param_groups:
