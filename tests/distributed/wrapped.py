@@ -29,7 +29,7 @@ OPTIONS = {
     "default": {},
     "polar": {
         "embedding": {"rule": "polar", "lr": 0.1, "scale": "nuclear", "method": "qdwh", "momentum": 0.5},
-        "hidden": {"scale": "adaptive-nuclear", "method": "svd", "weight_decay": 0.1},
+        "hidden": {"scale": "adaptive-nuclear", "method": "svd", "max_steps": None, "weight_decay": 0.1},
         "vector": {"lr": 1e-3, "weight_decay": 0.1},
     },
 }
