@@ -17,7 +17,6 @@ from polargrad.compare import Compare, Resume, is_comparison, report_comparison
 from polargrad.experiments import runner
 from polargrad.experiments.environment import LAB_PACKAGES, environment, version
 from polargrad.experiments.matrix.laboratory import EXPERIMENTS, run_experiment
-from polargrad.experiments.matrix.page import results
 from polargrad.experiments.recipes import RECIPES, spec_of
 from polargrad.experiments.recipes.studies import STUDIES
 from polargrad.experiments.report import write_report
@@ -61,7 +60,7 @@ class RunOne:
 
     Example: polargrad run muon+polargrad --steps 50 --out runs/first
 
-    A matrix problem runs under every configuration of the paper, each into a folder of its own, with a page.
+    A matrix problem runs under every optimizer in turn, each run into a folder of its own, with a page.
 
     Example: polargrad run quadratic --only polargrad muon-ns adam
     """
@@ -102,12 +101,7 @@ class RunOne:
         runner.refuse_existing(out)
         terminal.say_where(out)
         runs, page = run_experiment(EXPERIMENTS[self.name], out, choices, progress=terminal_progress)
-        console, shown = terminal.console(), results(runs)
-        table = terminal.table(*shown.columns)
-        for row in shown.rows:
-            table.add_row(*terminal.texts(*row))
-        console.print(table)
-        console.print(f"Report: {page}")
+        terminal.print_experiment(runs, page)
 
     def _study(self) -> None:
         """A study says what it found; claims that failed end it with exit code 1."""

@@ -15,6 +15,7 @@ from polargrad import terminal
 from polargrad.arguments import option
 from polargrad.experiments import budget, comparison, comparison_page, runner, spread
 from polargrad.experiments.comparison import COMPARISON, Comparison
+from polargrad.experiments.matrix.laboratory import is_experiment, resume_experiment
 from polargrad.experiments.recipes import spec_of
 from polargrad.experiments.report import write_report
 from polargrad.experiments.spec import RunSpec
@@ -123,14 +124,14 @@ class Compare:
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a run or a comparison that was stopped or killed, from the last good checkpoint.
+    """Go on with a run, a comparison or a matrix experiment that was stopped or killed, from the last good checkpoint.
 
     Runs of a comparison that have ended are not repeated.
 
     Example: polargrad resume runs/monday
     """
 
-    folder: Positional[Annotated[Path, option(metavar="DIR", help="of a run or of a comparison")]]
+    folder: Positional[Annotated[Path, option(metavar="DIR", help="of a run, a comparison or a matrix experiment")]]
     jobs: Jobs = 1
     threads: Threads = None
 
@@ -139,6 +140,10 @@ class Resume:
         if is_comparison(self.folder):
             comparison.go_on(self.folder, **_how(self.jobs, self.threads))
             return report_comparison(self.folder)
+        if is_experiment(self.folder):
+            return terminal.print_experiment(
+                *resume_experiment(self.folder, jobs=self.jobs, progress=terminal_progress)
+            )
         terminal.print_run(runner.resume(self.folder, progress=terminal_progress(self.folder.name)))
 
 

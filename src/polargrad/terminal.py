@@ -12,11 +12,22 @@ from rich.table import Table
 from rich.text import Text
 
 from polargrad.experiments import analysis
+from polargrad.experiments.matrix.page import results, sentences
 from polargrad.experiments.spec import RunSpec
 from polargrad.experiments.store import FIGURES, Run
 from polargrad.experiments.sweep import edge_notes
 
-__all__ = ["console", "dated", "print_outcomes", "print_run", "rates", "say_where", "table", "texts"]
+__all__ = [
+    "console",
+    "dated",
+    "print_experiment",
+    "print_outcomes",
+    "print_run",
+    "rates",
+    "say_where",
+    "table",
+    "texts",
+]
 
 
 def console() -> Console:
@@ -52,6 +63,18 @@ def dated(name: str, folder: Path = Path("runs"), ending: str = "") -> Path:
 def say_where(out: Path) -> None:
     """Tell it before the work begins."""
     print(f"Results go to {out}", file=sys.stderr)
+
+
+def print_experiment(runs: Sequence[Run], page: Path) -> None:
+    """Every configuration of a matrix problem in a table, what there is to say of them, and where the page is."""
+    shown, found = console(), results(runs)
+    made = table(*found.columns)
+    for row in found.rows:
+        made.add_row(*texts(*row))
+    shown.print(made)
+    for line in sentences(runs):
+        shown.print(line)
+    shown.print(f"Report: {page}")
 
 
 def print_run(finished: Run) -> None:

@@ -53,6 +53,21 @@ def test_limited_steps_are_the_halley_map_with_one_cubic_polish(dtype, m):
         assert_close(torch.linalg.svdvals(polar_factor(A, QDWH(max_steps=steps))), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("name", ["log-1e6", "rank-deficient", "hilbert", "graded", "zero"])
+@pytest.mark.parametrize(("m", "n"), [(500, 100), (300, 5), (700, 260)])
+def test_short_runs_on_tall_matrices_follow_the_map_at_any_condition(name, dtype, m, n):
+    """They go by X^H X in double precision, which leaves an error of about 1e-16 / sigma^2 in small singular values."""
+    A = make(name, m, n, dtype)
+    V, sigma, Wh = torch.linalg.svd(A.to(torch.complex128 if dtype.is_complex else torch.float64), full_matrices=False)
+    size = A.abs()
+    bound = float((size.sum(0).max() * size.sum(1).max()).sqrt()) or 1.0
+    x = halley(sigma / bound, halley_weights(torch.finfo(dtype).eps, 1e-6)[:2])
+    expected = (V * (1.5 * x - 0.5 * x**3)) @ Wh
+    error = torch.linalg.matrix_norm(polar_factor(A, QDWH(max_steps=2)) - expected, 2)
+    assert error <= 1e-3
+
+
 def test_two_steps_in_single_precision_leave_the_range_of_the_paper():
     A = with_singular_values(60, 60, torch.logspace(0, -6, 60, dtype=torch.float64), torch.float64, seed=5).float()
     result = polar(A, QDWH(max_steps=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,8 +259,12 @@ def _execute(
 
 
 def _train(made: _Made, **options: Any) -> Summary:
-    """The training loop, its draws (such as dropout) from the spec's seed; the caller's generators are left alone."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    """The training loop, its draws (such as dropout) from the spec's seed; the caller's generators are left alone.
+
+    The optimizer does not warn of updates it skipped: they are events of the record, which the pages tell of.
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="skipped updates")
         torch.manual_seed(made.spec.seed)
         return train(
             made.objective,

@@ -64,23 +64,36 @@ def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
     oriented = oriented.flatten(0, -3) if A.ndim > 2 else oriented.unsqueeze(0)
     oriented = oriented.resolve_conj().resolve_neg()
     with torch.no_grad():
-        largest = _largest_entry(oriented)
-        finite = largest.isfinite()
-        scale = _scale(largest, finite, work)
-        X = oriented.detach()
-        # On a CPU a look at the flags costs nothing and saves passes over A; elsewhere it would stop the queue.
-        if A.device.type == "cpu" and not torch.compiler.is_compiling():
-            known_finite, unscaled = bool(finite.all()), bool((scale == 1).all())
-        else:
-            known_finite, unscaled = False, False
-        if not unscaled:
-            X = X * scale
-        if not known_finite:
-            X = torch.where(finite, X, 0.0)
+        X, scale, finite = oriented.detach(), None, None
+        if not _is_moderate(X, work):
+            largest = _largest_entry(X)
+            finite = largest.isfinite()
+            scale = _scale(largest, finite, work)
+            # On a CPU a look at the flags costs nothing and saves passes over A; elsewhere it would stop the queue.
+            if _on_host(A):
+                finite = None if bool(finite.all()) else finite
+                scale = None if bool((scale == 1).all()) else scale
+            if scale is not None:
+                X = X * scale
+            if finite is not None:
+                X = torch.where(finite, X, 0.0)
         X = X.to(work)
         if not (X.is_contiguous() or X.mT.is_contiguous()):
             X = X.contiguous()
-    return _Canonical(oriented, X, None if unscaled else scale, None if known_finite else finite.flatten(), wide)
+    return _Canonical(oriented, X, scale, None if finite is None else finite.flatten(), wide)
+
+
+def _on_host(A: Tensor) -> bool:
+    """Whether a number of A can be read without waiting for a device."""
+    return A.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _is_moderate(X: Tensor, work: torch.dtype) -> bool:
+    """Whether one pass over X (k, m, n) shows that it is finite and needs no scaling: for a single real matrix."""
+    if X.shape[0] > 1 or X.is_complex() or work == torch.float16 or not _on_host(X):
+        return False
+    lowest, highest = torch.aminmax(X)
+    return 2.0**-_MODERATE_EXPONENT <= max(-lowest.item(), highest.item()) < 2.0**_MODERATE_EXPONENT
 
 
 def _run(A: Tensor, method: PolarMethod) -> tuple[_Canonical, Iterate]:

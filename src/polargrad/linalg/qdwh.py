@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -65,7 +66,8 @@ def _image_of_bound(lower: float, a: float, b: float, c: float) -> float:
     return min(lower * (a + b * lower**2) / (1.0 + c * lower**2), 1.0)
 
 
-def halley_weights(lower: float, tolerance: float) -> list[tuple[float, float, float]]:
+@functools.lru_cache(maxsize=256)
+def halley_weights(lower: float, tolerance: float) -> tuple[tuple[float, float, float], ...]:
     """The weights step by step, until the lower bound has reached 1 - tolerance.
 
     Pure host arithmetic: the number of steps depends on `lower` alone, so no device synchronization is needed.
@@ -78,7 +80,7 @@ def halley_weights(lower: float, tolerance: float) -> list[tuple[float, float, f
     while 1.0 - lower > tolerance:
         weights.append(halley_weight(lower))
         lower = _image_of_bound(lower, *weights[-1])
-    return weights
+    return tuple(weights)
 
 
 def _scale(X: Tensor, bound: Tensor) -> Tensor:
@@ -114,6 +116,31 @@ def _halley_step(X: Tensor, a: float, b: float, c: float) -> Tensor:
     if c <= _DOUBLE_SOLVE_WEIGHT:
         return _cholesky_step(X, a, b, c, gram(X, double).mul_(c))
     return _cholesky_step(X.to(double), a, b, c, gram(X, double).mul_(c)).to(X.dtype)
+
+
+def _short_run(X: Tensor, size: Tensor, weights: Sequence[tuple[float, float, float]]) -> Tensor:
+    """Halley steps on X / size (k, m, n) and a cubic Newton-Schulz step, with one product that involves X.
+
+    All else is done on (n, n) matrices: with S = (I + c G)^{-1}, p = b / c and q = a - p, a step takes X to
+    X (p I + q S) and, since c G S = I - S, the Gram matrix G to p^2 G + 2 p q / c (I - S) + q^2 / c (S - S^2). In
+    double precision c eps is far below 1. Nothing corrects the loss of 1e-16 / sigma^2 in the singular values, so that
+    a run to convergence should not end like this.
+    """
+    size = torch.where(size > 0, size, 1.0)[:, None, None].to(torch.float64)
+    G = gram(X, double_precision(X.dtype)).div_(size * size)
+    W = None
+    for a, b, c in weights:
+        p = b / c
+        q = a - p
+        M = c * G
+        M.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        S = torch.cholesky_inverse(torch.linalg.cholesky_ex(M)[0])
+        G = hermitian_product(S, S, G, beta=p * p, alpha=-q * q / c).add_(S, alpha=(q * q - 2.0 * p * q) / c)
+        G.diagonal(dim1=-2, dim2=-1).add_(2.0 * p * q / c)
+        S.mul_(q).diagonal(dim1=-2, dim2=-1).add_(p)
+        W = S.div_(size) if W is None else hermitian_product(W, S)
+    assert W is not None
+    return product(X, hermitian_product(W, G, W, beta=1.5, alpha=-0.5))
 
 
 def _polynomial_step(X: Tensor, G: Tensor, row: Coefficients) -> Tensor:
@@ -232,6 +259,10 @@ class QDWH(PolarMethod):
         eps = torch.finfo(X.dtype).eps
         lower = self.lower_bound or eps
         bound = norm_bound(X)
+        weights = halley_weights(lower, 10 * eps)
+        short = weights[: self.max_steps]
+        if len(short) < len(weights) and self._by_gram(X, short):
+            return Iterate(_short_run(X, bound, short), len(short))
         Q = None
         if is_tall(X) or X.dtype == double_precision(X.dtype):
             # X = Q R has the factor Q times that of R. The rows of R are graded, for which Householder QR of
@@ -245,8 +276,12 @@ class QDWH(PolarMethod):
             X, steps = orthonormalize(_scale(X, bound), lower)
         else:
             X = _scale(X, bound)
-            weights = halley_weights(lower, 10 * eps)[: self.max_steps]
-            for a, b, c in weights:
+            for a, b, c in short:
                 X = _halley_step(X, a, b, c)
-            X, steps = iterate_polynomials(X, CUBIC), len(weights)
+            X, steps = iterate_polynomials(X, CUBIC), len(short)
         return Iterate(X if Q is None else product(Q, X.mH), steps)
+
+    def _by_gram(self, X: Tensor, weights: Sequence[tuple[float, float, float]]) -> bool:
+        """Whether double precision, which costs no more than twice the single one on a CPU, makes up for X^H X."""
+        single = X.dtype != double_precision(X.dtype) and X.device.type == "cpu"
+        return single and is_tall(X) and weights[0][2] <= _DOUBLE_CHOLESKY_WEIGHT

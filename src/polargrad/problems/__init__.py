@@ -1,7 +1,7 @@
 """Matrix problems: data from a seed, an initial point, a loss, and what is known of optimum and curvature."""
 
 from polargrad.problems.base import Problem
-from polargrad.problems.comparators import AlternatingGradientDescent, AlternatingNewton
+from polargrad.problems.comparators import AlternatingGradientDescent, AlternatingNewton, MultiplicativeUpdates
 from polargrad.problems.completion import MatrixCompletion
 from polargrad.problems.logistic import MatrixLogistic
 from polargrad.problems.multinomial import MultinomialRegression
@@ -20,6 +20,7 @@ __all__ = [
     "MatrixQuadratic",
     "MultiResponseRegression",
     "MultinomialRegression",
+    "MultiplicativeUpdates",
     "NonnegativeFactorization",
     "Observations",
     "OrthogonalProcrustes",

@@ -1,4 +1,4 @@
-"""Optimizers that need to know the problem: gradient descent and Newton's method, one matrix after another."""
+"""Optimizers that know the problem, one matrix after another: gradient descent, Newton, multiplicative updates."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from polargrad.problems.base import Problem
+from polargrad.problems.nonnegative import NonnegativeFactorization
 
 
 class _Alternating(Optimizer):
@@ -80,3 +81,29 @@ class AlternatingNewton(_Alternating):
 
     def _direction(self, name: str, G: Tensor) -> Tensor:
         return self._problem.newton_direction(name, G, self._parameters)
+
+
+class MultiplicativeUpdates(_Alternating):
+    """X <- X * (M Y) / (X Y^T Y), then the same for Y: factors that are positive stay so, and f never rises.
+
+    With G = P - N the gradient as a difference of nonnegative parts this is X - lr (X / P) * G at lr = 1.
+
+    Args:
+        problem: a nonnegative factorization, whose `multiplicative_direction` is taken.
+        parameters: its matrices, by name.
+        lr: the step size; 1 is the classical method.
+
+    Raises:
+        ValueError: an lr that is not positive, parameters that are not the problem's, another problem.
+
+    Source: Lee, Seung, NeurIPS 13 (2000), theorem 1.
+    """
+
+    def __init__(self, problem: Problem, parameters: Mapping[str, Parameter], lr: float) -> None:
+        if not isinstance(problem, NonnegativeFactorization) or not problem.constrained:
+            raise ValueError(f"multiplicative updates are for projected nonnegative factorization, not {problem.name}")
+        super().__init__(problem, parameters, lr)
+        self._factorization = problem
+
+    def _direction(self, name: str, G: Tensor) -> Tensor:
+        return self._factorization.multiplicative_direction(name, G, self._parameters)

@@ -80,6 +80,13 @@ class NonnegativeFactorization(Problem):
         factors = self.factors(point)
         return torch.addmm(self.M, factors["X"], factors["Y"].mT, beta=-1.0)
 
+    def multiplicative_direction(self, name: str, G: Tensor, point: Point) -> Tensor:
+        """The gradient G entry by entry times X / P, with P = 2/(p q) X Y^T Y its nonnegative part; Y alike."""
+        mine = point[name].detach()
+        other = point["Y" if name == "X" else "X"].detach()
+        P = (2.0 / self.M.numel()) * (mine @ (other.mT @ other))
+        return mine / P.clamp_min(torch.finfo(P.dtype).tiny) * G
+
     @cached_property
     def minimum(self) -> float | None:
         """0 if a fit without error exists, else unknown."""

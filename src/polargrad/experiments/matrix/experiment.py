@@ -1,51 +1,20 @@
-"""An experiment: one problem, every configuration of the paper that belongs to it, and the runs they make."""
+"""An experiment: one problem, every configuration that it is run under, and the runs they make."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
+from polargrad.experiments.matrix.configurations import Configuration
 from polargrad.experiments.matrix.objectives import MatrixObjective
 from polargrad.experiments.matrix.optimizers import ROLE
-from polargrad.experiments.spec import Plain, RunSpec
+from polargrad.experiments.spec import RunSpec
 from polargrad.train import Constant, LoopConfig, StepDecay
 
-__all__ = ["DECAY_EVERY", "PRESETS", "Configuration", "Experiment", "adam", "muon", "polargrad"]
+__all__ = ["DECAY_EVERY", "Experiment"]
 
-PRESETS = ("paper", "exact")
 DECAY_EVERY = 25
-Options = Mapping[str, Plain]
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """An optimizer with its step size.
-
-    Args:
-        name: of the run.
-        label: what figures call it.
-        family: configurations of one family have one colour; PolarGrad, Muon, Adam, ...
-        options: of the parameter group, lr included.
-        decay: what the step size is multiplied by every 25 steps; None keeps it.
-        momentum: whether it stands in the momentum figures rather than in the first ones.
-        steps: fewer than the experiment's, where the paper ran fewer.
-        scaled: whether the step size depends on the problem's smoothness, and so on its size.
-    """
-
-    name: str
-    label: str
-    family: str
-    options: Options
-    decay: float | None = None
-    momentum: bool = False
-    steps: int | None = None
-    scaled: bool = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
 
 
 @dataclass(frozen=True)
@@ -56,10 +25,10 @@ class Experiment:
         name: on the command line.
         title: of the page.
         formula: the problem in a line.
-        objective: at the paper's size.
+        objective: at its full size, the paper's where the problem is the paper's.
         steps: of each run.
         eval_every: steps between evaluations of the gap.
-        configurations: preset -> configurations, in the order in which they run.
+        configurations: preset -> configurations, in the order in which they run; the first preset is the default.
         notes: preset -> what a reader should know.
     """
 
@@ -72,14 +41,20 @@ class Experiment:
     configurations: Mapping[str, Sequence[Configuration]]
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    def chosen(self, preset: str = "paper", only: Sequence[str] = ()) -> list[Configuration]:
+    @property
+    def default_preset(self) -> str:
+        """The preset that is taken if nothing is said."""
+        return next(iter(self.configurations))
+
+    def chosen(self, preset: str | None = None, only: Sequence[str] = ()) -> list[Configuration]:
         """The configurations of a preset, all or those named.
 
         Raises:
             ValueError: an unknown preset or name.
         """
+        preset = preset or self.default_preset
         if preset not in self.configurations:
-            raise ValueError(f"preset {preset!r} is unknown; {self.name} has {', '.join(self.configurations)}")
+            raise ValueError(f"{self.name} has no preset {preset!r}; it has {', '.join(self.configurations)}")
         every = {configuration.name: configuration for configuration in self.configurations[preset]}
         for name in only:
             if name not in every:
@@ -91,7 +66,7 @@ class Experiment:
     def specs(
         self,
         *,
-        preset: str = "paper",
+        preset: str | None = None,
         only: Sequence[str] = (),
         objective: MatrixObjective | None = None,
         seed: int = 42,
@@ -103,7 +78,7 @@ class Experiment:
         """The runs: each configuration on each of the seeds seed, seed + 1, ...; all configurations of a seed together.
 
         Args:
-            preset: "paper" or "exact".
+            preset: one of `configurations`; None is the first.
             only: names of configurations; all if empty.
             objective: another size or source; step sizes that depend on the problem's smoothness follow it.
             seed: of data, initial point and batches.
@@ -120,7 +95,7 @@ class Experiment:
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         objective = objective or self.objective
-        scale = 1.0 if objective == self.objective else objective.step_scale
+        scale, preset = objective.step_scale, preset or self.default_preset
         return [
             self._spec(c, preset, objective, scale, seed + offset, repeat > 1, steps, eval_every, diagnostics_every)
             for offset in range(repeat)
@@ -141,7 +116,8 @@ class Experiment:
     ) -> RunSpec:
         options = dict(configuration.options)
         if configuration.scaled:
-            options["lr"] = float(options["lr"]) * scale  # pyright: ignore[reportArgumentType]
+            by = objective.gradient_rank / self.objective.gradient_rank if configuration.by_smoothness_alone else 1.0
+            options["lr"] = float(options["lr"]) * scale * by  # pyright: ignore[reportArgumentType]
         total = steps or configuration.steps or self.steps
         looks = max(1, total // 100) if diagnostics_every is None else diagnostics_every
         return RunSpec(
@@ -162,38 +138,3 @@ class Experiment:
             seed=seed,
             probe=tuple(objective.matrices) if looks else (),
         )
-
-
-def polargrad(lr: float, method: str = "qdwh", max_steps: int | None = 2, **options: Plain) -> Options:
-    """X <- X - lr nu U, without momentum unless `options` say so."""
-    return {
-        "rule": "polar",
-        "lr": lr,
-        "momentum": 0.0,
-        "scale": "nuclear",
-        "method": method,
-        "max_steps": max_steps,
-        **options,
-    }
-
-
-def muon(lr: float, method: str, max_steps: int | None) -> Options:
-    """X <- X - lr U on Nesterov momentum 0.95, without a factor for the shape."""
-    return polargrad(lr, method, max_steps, scale="none", momentum=0.95, nesterov=True)
-
-
-def adam(lr: float) -> Options:
-    """Adam with its default betas and no weight decay."""
-    return {"rule": "adamw", "lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-
-
-def with_decay(configuration: Configuration, factor: float, lr: float | None = None) -> Configuration:
-    """The same with a decaying step size, which may start elsewhere."""
-    options = {**configuration.options, **({} if lr is None else {"lr": lr})}
-    return dataclasses.replace(
-        configuration,
-        name=f"{configuration.name}-decay",
-        label=f"{configuration.label}, decay",
-        options=options,
-        decay=factor,
-    )

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from polargrad.experiments.matrix.experiment import Configuration, Experiment
+from polargrad.experiments.matrix.configurations import Configuration
+from polargrad.experiments.matrix.experiment import Experiment
 from polargrad.experiments.plots import LIGHT, MUTED, Figure, figure_axes, logarithmic, style
 from polargrad.experiments.store import Run
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Curve", "curves", "figures"]
 
 # One colour for each family of optimizers, in the order of `plots.LIGHT`.
-_FAMILIES = ("PolarGrad", "Muon", "polar first", "momentum first", "Newton", "Adam", "alternating")
+_FAMILIES = ("PolarGrad", "Muon", "polar first", "momentum first", "Newton", "Adam")
 _DASHES = ("-", (0, (4.5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (9, 2)))
 _SIZE = (6.6, 4.0)
 # Key of a matrix record, what it is called, whether a logarithmic axis shows it best.
@@ -157,7 +158,7 @@ def _figure(
     handles, names, crosses = [], [], []
     for configuration, curve in found:
         # A family beyond the palette is grey, and told from the dark one by its dashes.
-        variant = seen.get(configuration.family, 0 if configuration.family in _FAMILIES[: len(LIGHT)] else 3)
+        variant = seen.get(configuration.family, 0 if configuration.family in _FAMILIES else 3)
         seen[configuration.family] = variant + 1
         color = _color(configuration.family)
         (line,) = axes.plot(
@@ -183,8 +184,7 @@ def _figure(
 
 
 def _color(family: str) -> str:
-    position = _FAMILIES.index(family) if family in _FAMILIES else len(LIGHT)
-    return LIGHT[position] if position < len(LIGHT) else MUTED
+    return LIGHT[_FAMILIES.index(family)] if family in _FAMILIES else MUTED
 
 
 def _frame(axes: Axes, drawn: Sequence[Curve], steady: Sequence[Curve]) -> None:

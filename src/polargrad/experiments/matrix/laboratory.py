@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from polargrad.experiments import runner
+import torch
+
 from polargrad.experiments.matrix.experiment import Experiment
-from polargrad.experiments.matrix.objectives import Completion
+from polargrad.experiments.matrix.objectives import problem_of
 from polargrad.experiments.matrix.page import is_matrix_run, write_page
+from polargrad.experiments.recipes.beyond import BEYOND
 from polargrad.experiments.recipes.completion import COMPLETION
 from polargrad.experiments.recipes.logistic import LOGISTIC
 from polargrad.experiments.recipes.quadratic import QUADRATIC
-from polargrad.experiments.store import Run
+from polargrad.experiments.store import Run, create_folder, read_run, refuse_existing, write_json
 from polargrad.experiments.study import PAGE
+from polargrad.experiments.workers import carry_out
 
 if TYPE_CHECKING:
     from polargrad.experiments.matrix.objectives import MatrixObjective
+    from polargrad.experiments.spec import RunSpec
     from polargrad.train import Progress
 
-__all__ = ["EXPERIMENTS", "Choices", "report", "run_experiment"]
+__all__ = ["EXPERIMENTS", "Choices", "is_experiment", "report", "resume_experiment", "run_experiment"]
 
-EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({e.name: e for e in (QUADRATIC, LOGISTIC, COMPLETION)})
-SIZES = ("paper", "small")
+EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
+    {experiment.name: experiment for experiment in (QUADRATIC, LOGISTIC, COMPLETION, *BEYOND)}
+)
+SIZES = ("full", "small")
+EXPERIMENT = "experiment.json"
 
 
 @dataclass(frozen=True)
@@ -34,45 +43,38 @@ class Choices:
 
     Args:
         only: names of configurations; all if empty.
-        preset: "paper" (the authors' settings) or "exact" (converged polar factors, step sizes that converge).
-        size: "paper" or "small".
+        preset: one of the experiment's; None is its first, for the paper's problems "paper" (the authors' settings)
+            beside "exact" (converged polar factors, step sizes that converge).
+        size: "full" (the paper's) or "small".
+        settings: of the problem, by name, as text: sizes, rank, the picture's name, the path of a file of ratings.
         seed: of data, initial point and batches.
         repeat: how many seeds, from `seed` on.
-        steps: of each run; the paper's own by default.
+        steps: of each run; the experiment's own by default.
         eval_every: steps between evaluations of the gap.
         diagnostics_every: steps between looks at singular values; 0: never; by default a hundred looks over a run.
-        source: of completion: a picture's name, or the path of a file of ratings.
-        rank: of completion's factors.
+        jobs: runs at a time, each in a process of its own.
 
     Raises:
-        ValueError: an unknown size, or a source or rank for another problem.
+        ValueError: an unknown size, or settings that the problem does not have.
     """
 
     only: Sequence[str] = ()
-    preset: str = "paper"
-    size: str = "paper"
+    preset: str | None = None
+    size: str = "full"
+    settings: Mapping[str, str] = field(default_factory=dict)
     seed: int = 42
     repeat: int = 1
     steps: int | None = None
     eval_every: int | None = None
     diagnostics_every: int | None = None
-    source: str | None = None
-    rank: int | None = None
+    jobs: int = 1
 
     def objective(self, experiment: Experiment) -> MatrixObjective:
         """What is minimized."""
         if self.size not in SIZES:
             raise ValueError(f"size must be one of {', '.join(SIZES)}, got {self.size!r}")
-        objective = experiment.objective if self.size == "paper" else type(experiment.objective).small()
-        if self.source is None and self.rank is None:
-            return objective
-        if not isinstance(objective, Completion):
-            raise ValueError(f"a source or a rank is of completion, and {experiment.name} has neither; leave it out")
-        rank = self.rank or objective.rank
-        if self.source is None:
-            return Completion(objective.rows, objective.columns, rank, objective.observed)
-        observed = 0.3 if self.source in ("china", "flower") else 0.9
-        return Completion(rank=rank, observed=observed, source=self.source)
+        objective = experiment.objective if self.size == "full" else type(experiment.objective).small()
+        return objective.set(self.settings)
 
 
 def run_experiment(
@@ -99,19 +101,74 @@ def run_experiment(
         Interrupted: on Ctrl-C; the runs that had ended are whole.
     """
     choices = choices or Choices()
-    specs = experiment.specs(
+    if choices.jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {choices.jobs}")
+    objective = choices.objective(experiment)
+    refuse_existing(Path(out))
+    problem_of(objective, choices.seed)  # whatever is wrong with the data is said before a folder is there
+    specs = _specs(experiment, choices)
+    path = Path(out)
+    create_folder(path)
+    write_json(path / EXPERIMENT, {"experiment": experiment.name, "choices": dataclasses.asdict(choices)})
+    return _carry_out(experiment, specs, path, choices, progress)
+
+
+def resume_experiment(
+    path: str | Path, *, jobs: int = 1, progress: Callable[[str], Progress | None] = lambda _label: None
+) -> tuple[list[Run], Path]:
+    """Go on with an experiment that was stopped: runs that have ended are read, the one that was cut short goes on.
+
+    Raises:
+        FileNotFoundError: if the folder is not an experiment's.
+        Interrupted: as in `run_experiment`.
+    """
+    path = Path(path)
+    if not is_experiment(path):
+        raise FileNotFoundError(f"{path} has no {EXPERIMENT}; give a folder that `polargrad run` made")
+    held = json.loads((path / EXPERIMENT).read_text(encoding="utf-8"))
+    experiment, choices = EXPERIMENTS[held["experiment"]], Choices(**{**held["choices"], "jobs": jobs})
+    return _carry_out(experiment, _specs(experiment, choices), path, choices, progress)
+
+
+def is_experiment(folder: Path) -> bool:
+    """Whether a folder is one that `run_experiment` made."""
+    return (folder / EXPERIMENT).is_file()
+
+
+def _specs(experiment: Experiment, choices: Choices) -> list[RunSpec]:
+    return experiment.specs(
         preset=choices.preset,
         only=choices.only,
         objective=choices.objective(experiment),
         seed=choices.seed,
         repeat=choices.repeat,
         steps=choices.steps,
-        # Real data is larger, and an evaluation costs as much as a step.
-        eval_every=choices.eval_every or (None if choices.source is None else 10),
+        eval_every=choices.eval_every,
         diagnostics_every=choices.diagnostics_every,
     )
-    runs = runner.compare(specs, out, progress=progress)
-    return runs, write_page(experiment, runs, Path(out) / PAGE, preset=choices.preset)
+
+
+def _carry_out(
+    experiment: Experiment,
+    specs: Sequence[RunSpec],
+    path: Path,
+    choices: Choices,
+    progress: Callable[[str], Progress | None],
+) -> tuple[list[Run], Path]:
+    """Make the runs that are still to be made, several at a time if asked, then figures and page."""
+    waiting = {spec.name: spec for spec in specs}
+    share = None if choices.jobs == 1 else max(1, torch.get_num_threads() // choices.jobs)
+    carry_out(
+        lambda: list(waiting.values()),
+        waiting.__delitem__,
+        path,
+        jobs=choices.jobs,
+        threads=share,
+        progress=progress,
+    )
+    runs = [read_run(path / spec.name) for spec in specs]
+    preset = choices.preset or experiment.default_preset
+    return runs, write_page(experiment, runs, path / PAGE, preset=preset)
 
 
 def report(runs: Sequence[Run], page: str | Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from polargrad.optim import PolarGrad
-from polargrad.problems import AlternatingGradientDescent, AlternatingNewton, ProblemObjective
+from polargrad.problems import AlternatingGradientDescent, AlternatingNewton, MultiplicativeUpdates, ProblemObjective
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,7 @@ ROLE = "matrix"
 # Rules that need the problem, besides PolarGrad's own "polar" and "adamw".
 COMPARATORS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "gradient-descent": AlternatingGradientDescent,
+    "multiplicative": MultiplicativeUpdates,
     "newton": AlternatingNewton,
 }
 
@@ -25,7 +26,7 @@ def build_optimizer(options: Mapping[str, Mapping[str, Any]], objective: Problem
     """The optimizer that a spec's options ask for, all matrices in one group of the role "matrix".
 
     Args:
-        options: {"matrix": {"rule": "polar" | "adamw" | "gradient-descent" | "newton", "lr": ..., ...}}.
+        options: {"matrix": {"rule": "polar", "lr": ..., ...}}; the rule may also be "adamw" or one of `COMPARATORS`.
         objective: whose matrices it steps.
 
     Raises:

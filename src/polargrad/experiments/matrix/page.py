@@ -11,9 +11,10 @@ from polargrad.experiments.matrix.objectives import MATRIX_OBJECTIVES
 from polargrad.experiments.store import Run
 from polargrad.experiments.study import Section, Table, render
 
-__all__ = ["final_gaps", "is_matrix_run", "results", "write_page"]
+__all__ = ["final_gaps", "is_matrix_run", "results", "sentences", "write_page"]
 
 COLUMNS = ("configuration", "step size", "start", "quarter", "half", "end", "lowest", "ms/step", "optimizer", "status")
+_HELD_OUT = "held_out_rmse"
 
 
 def is_matrix_run(run: Run) -> bool:
@@ -35,8 +36,16 @@ def final_gaps(runs: Sequence[Run]) -> dict[str, float | None]:
 
 def results(runs: Sequence[Run]) -> Table:
     """One row for each run: the gap on the way and at the end, and what a step cost."""
+    label = runs[0].spec.objective.metric_label
+    note = f"Start to lowest: {label}, in float64. Times are of this machine under its load then."
+    rows = [_row(run) for run in runs]
+    if not any(_HELD_OUT in record for run in runs for record in run.of_kind("eval")):
+        return Table(COLUMNS, rows, note)
+    held_out = [run.of_kind("eval")[-1].get(_HELD_OUT) for run in runs]
     return Table(
-        COLUMNS, [_row(run) for run in runs], "f − f* in float64; times are of this machine under its load then."
+        (*COLUMNS[:-1], "held out", COLUMNS[-1]),
+        [[*row[:-1], _gap(error), row[-1]] for row, error in zip(rows, held_out, strict=True)],
+        f"{note} Held out: root mean squared error of entries that were not observed, at the end.",
     )
 
 
@@ -66,7 +75,7 @@ def write_page(experiment: Experiment, runs: Sequence[Run], page: str | Path, *,
     lead = [
         f"{experiment.formula}. {sizes}. Preset {preset}, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}.",
-        *_sentences(runs),
+        *sentences(runs),
     ]
     plain = [figure for figure in drawn if not figure.key.startswith("momentum-")]
     momentum = [figure for figure in drawn if figure.key.startswith("momentum-")]
@@ -79,7 +88,8 @@ def write_page(experiment: Experiment, runs: Sequence[Run], page: str | Path, *,
     return page
 
 
-def _sentences(runs: Sequence[Run]) -> list[str]:
+def sentences(runs: Sequence[Run]) -> list[str]:
+    """The lowest and the highest end, and what went wrong in which run."""
     gaps = final_gaps(runs)
     finished = {name: gap for name, gap in gaps.items() if gap is not None}
     said = []
@@ -93,7 +103,13 @@ def _sentences(runs: Sequence[Run]) -> list[str]:
             for event in run.of_kind("event")
             if event["event"] == "diverged"
         ]
+    if skipping := [run.spec.name for run in runs if run.status != "diverged" and _skipped(run)]:
+        said.append(f"Gradients with NaN or infinity were left out in {', '.join(skipping)}.")
     return said
+
+
+def _skipped(run: Run) -> bool:
+    return any(event["event"] == "skipped" for event in run.of_kind("event"))
 
 
 def _row(run: Run) -> list[str]:

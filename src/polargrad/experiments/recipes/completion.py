@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from polargrad.experiments.matrix.experiment import Configuration, Experiment, adam, muon, polargrad, with_decay
+from polargrad.experiments.matrix.configurations import (
+    Configuration,
+    adam,
+    gradient_descent,
+    momentum_first,
+    muon_newton_schulz,
+    muon_qdwh,
+    newton,
+    polar_first,
+    polargrad_qdwh,
+    with_decay,
+)
+from polargrad.experiments.matrix.experiment import Experiment
 from polargrad.experiments.matrix.objectives import Completion
 
 __all__ = ["COMPLETION"]
@@ -12,41 +24,22 @@ _DECAY = 0.95
 
 def _configurations(steps: int | None, plain_rate: float, polar_first_rate: float) -> tuple[Configuration, ...]:
     """Every configuration, with so many QDWH steps (None: converged) and these step sizes for PolarGrad."""
-    plain = Configuration("polargrad", "PolarGrad (QDWH)", "PolarGrad", polargrad(plain_rate, "qdwh", steps))
-    muon_qdwh = Configuration("muon-qdwh", "Muon (QDWH)", "Muon", muon(0.25, "qdwh", steps), scaled=False)
-    adam_ = Configuration("adam", "Adam", "Adam", adam(0.05), scaled=False)
-    polar_first = Configuration(
-        "polar-first",
-        "PolarGradM, polar first",
-        "polar first",
-        polargrad(polar_first_rate, "qdwh", steps, momentum=0.5, momentum_order="polar-first"),
-        momentum=True,
-        steps=200,
-    )
-    momentum_first = Configuration(
-        "momentum-first",
-        "PolarGradM, momentum first",
-        "momentum first",
-        polargrad(plain_rate, "qdwh", steps, momentum=0.5),
-        momentum=True,
-        steps=200,
-    )
+    plain = polargrad_qdwh(plain_rate, steps)
+    first, second = polar_first(polar_first_rate, steps, 0.5, run=200), momentum_first(plain_rate, steps, 0.5, run=200)
     return (
         plain,
         with_decay(plain, _DECAY),
-        Configuration("muon-ns", "Muon (Newton–Schulz)", "Muon", muon(0.25, "newton-schulz", 5), scaled=False),
-        muon_qdwh,
-        with_decay(muon_qdwh, _DECAY),
-        adam_,
-        with_decay(adam_, _DECAY),
-        Configuration("alternating-gd", "alternating GD", "alternating", {"rule": "gradient-descent", "lr": 50.0}),
-        Configuration(
-            "alternating-newton", "alternating Newton", "Newton", {"rule": "newton", "lr": 1.0}, scaled=False
-        ),
-        polar_first,
-        with_decay(polar_first, _DECAY),
-        momentum_first,
-        with_decay(momentum_first, _DECAY),
+        muon_newton_schulz(0.25),
+        muon_qdwh(0.25, steps),
+        with_decay(muon_qdwh(0.25, steps), _DECAY),
+        adam(0.05),
+        with_decay(adam(0.05), _DECAY),
+        gradient_descent(50.0, "alternating-gd", "alternating GD"),
+        newton(1.0, "alternating-newton", "alternating Newton"),
+        first,
+        with_decay(first, _DECAY),
+        second,
+        with_decay(second, _DECAY),
     )
 
 

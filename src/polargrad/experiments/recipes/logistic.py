@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from polargrad.experiments.matrix.experiment import Configuration, Experiment, adam, muon, polargrad, with_decay
+from polargrad.experiments.matrix.configurations import (
+    Configuration,
+    adam,
+    momentum_first,
+    muon_newton_schulz,
+    muon_qdwh,
+    polar_first,
+    polargrad_qdwh,
+    with_decay,
+)
+from polargrad.experiments.matrix.experiment import Experiment
 from polargrad.experiments.matrix.objectives import Logistic
 
 __all__ = ["LOGISTIC"]
@@ -12,35 +22,20 @@ _DECAY = 0.95
 
 def _configurations(steps: int | None) -> tuple[Configuration, ...]:
     """Every configuration, with so many QDWH steps (None: converged)."""
-    plain = Configuration("polarsgd", "PolarSGD (QDWH)", "PolarGrad", polargrad(1.5e-7, "qdwh", steps))
-    muon_qdwh = Configuration("muon-qdwh", "Muon (QDWH)", "Muon", muon(0.1, "qdwh", steps), scaled=False)
-    adam_ = Configuration("adam", "Adam", "Adam", adam(0.005), scaled=False)
-    polar_first = Configuration(
-        "polar-first",
-        "PolarSGDM, polar first",
-        "polar first",
-        polargrad(2.5e-7, "qdwh", steps, momentum=0.95, momentum_order="polar-first"),
-        momentum=True,
-    )
-    momentum_first = Configuration(
-        "momentum-first",
-        "PolarSGDM, momentum first",
-        "momentum first",
-        polargrad(2.5e-7, "qdwh", steps, momentum=0.9),
-        momentum=True,
-    )
+    plain = polargrad_qdwh(1.5e-7, steps, "polarsgd")
+    first, second = polar_first(2.5e-7, steps, 0.95, "PolarSGD"), momentum_first(2.5e-7, steps, 0.9, "PolarSGD")
     return (
         plain,
         with_decay(plain, _DECAY, 2.5e-7),
-        Configuration("muon-ns", "Muon (Newton–Schulz)", "Muon", muon(0.1, "newton-schulz", 5), scaled=False),
-        muon_qdwh,
-        with_decay(muon_qdwh, _DECAY, 0.2),
-        adam_,
-        with_decay(adam_, _DECAY, 0.01),
-        polar_first,
-        with_decay(polar_first, _DECAY),
-        momentum_first,
-        with_decay(momentum_first, _DECAY),
+        muon_newton_schulz(0.1),
+        muon_qdwh(0.1, steps),
+        with_decay(muon_qdwh(0.2, steps), _DECAY),
+        adam(0.005),
+        with_decay(adam(0.01), _DECAY),
+        first,
+        with_decay(first, _DECAY),
+        second,
+        with_decay(second, _DECAY),
     )
 
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from polargrad.experiments.matrix.experiment import Configuration, Experiment, adam, muon, polargrad, with_decay
+from polargrad.experiments.matrix.configurations import (
+    Configuration,
+    adam,
+    momentum_first,
+    muon,
+    muon_newton_schulz,
+    muon_qdwh,
+    newton,
+    polar_first,
+    polargrad,
+    polargrad_qdwh,
+    with_decay,
+)
+from polargrad.experiments.matrix.experiment import Experiment
 from polargrad.experiments.matrix.objectives import Quadratic
 
 __all__ = ["QUADRATIC"]
@@ -12,38 +25,23 @@ _DECAY = 0.99
 
 def _configurations(steps: int | None, rates: dict[str, float]) -> tuple[Configuration, ...]:
     """Every configuration, with so many QDWH steps (None: converged) and these step sizes for PolarGrad."""
-    plain = Configuration("polargrad", "PolarGrad (QDWH)", "PolarGrad", polargrad(rates["plain"], "qdwh", steps))
-    muon_qdwh = Configuration("muon-qdwh", "Muon (QDWH)", "Muon", muon(0.1, "qdwh", steps), scaled=False)
-    adam_ = Configuration("adam", "Adam", "Adam", adam(0.05), scaled=False)
-    polar_first = Configuration(
-        "polar-first",
-        "PolarGradM, polar first",
-        "polar first",
-        polargrad(rates["polar-first"], "qdwh", steps, momentum=0.95, momentum_order="polar-first"),
-        momentum=True,
-    )
-    momentum_first = Configuration(
-        "momentum-first",
-        "PolarGradM, momentum first",
-        "momentum first",
-        polargrad(rates["momentum-first"], "qdwh", steps, momentum=0.9),
-        momentum=True,
-    )
+    plain, first = polargrad_qdwh(rates["plain"], steps), polar_first(rates["polar-first"], steps, 0.95)
+    second = momentum_first(rates["momentum-first"], steps, 0.9)
     return (
         plain,
         with_decay(plain, _DECAY, rates["plain-decay"]),
         Configuration("polargrad-zolo", "PolarGrad (ZOLO-PD)", "PolarGrad", polargrad(rates["zolo"], "zolo-pd", None)),
-        Configuration("muon-ns", "Muon (Newton–Schulz)", "Muon", muon(0.1, "newton-schulz", 5), scaled=False),
-        muon_qdwh,
-        with_decay(muon_qdwh, _DECAY, 0.05),
+        muon_newton_schulz(0.1),
+        muon_qdwh(0.1, steps),
+        with_decay(muon_qdwh(0.05, steps), _DECAY),
         Configuration("muon-zolo", "Muon (ZOLO-PD)", "Muon", muon(0.1, "zolo-pd", None), scaled=False),
-        adam_,
-        with_decay(adam_, _DECAY),
-        Configuration("newton", "Newton", "Newton", {"rule": "newton", "lr": 0.25}, scaled=False),
-        polar_first,
-        with_decay(polar_first, _DECAY, rates["polar-first-decay"]),
-        momentum_first,
-        with_decay(momentum_first, _DECAY, rates["momentum-first-decay"]),
+        adam(0.05),
+        with_decay(adam(0.05), _DECAY),
+        newton(0.25),
+        first,
+        with_decay(first, _DECAY, rates["polar-first-decay"]),
+        second,
+        with_decay(second, _DECAY, rates["momentum-first-decay"]),
     )
 
 

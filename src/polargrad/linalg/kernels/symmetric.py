@@ -142,7 +142,7 @@ def product(X: Tensor, S: Tensor) -> Tensor:
             return _plain_product(S.mT, X.mT).mT
         return _plain_product(X, S)
     if not blocked(X):
-        return (X.to(S.dtype) @ S).to(X.dtype)
+        return _plain_product(X.to(S.dtype), S).to(X.dtype)
     (k, m, n), p = X.shape, S.shape[-1]
     Y = torch.empty(k, m, p, dtype=X.dtype, device=X.device)
     for x, s, y in zip(X, S, Y, strict=True):
