@@ -50,8 +50,8 @@ LOGISTIC = Experiment(
     notes={
         "paper": ("QDWH is stopped after 2 steps in float32, as in the authors' experiments.",),
         "exact": (
-            "QDWH runs to convergence. With exact factors the paper's step sizes do not diverge, but have a noise floor "
-            "that is up to half as high again.",
+            "QDWH runs to convergence. With exact factors the paper's step sizes do not diverge, but have a noise "
+            "floor that is up to half as high again.",
         ),
     },
 )
