@@ -8,8 +8,8 @@ from tests.distributed.variants import FEW, VARIANTS, distances, momentum_moves,
 from tests.distributed.worlds import spawn
 
 STEPS = 20
-# What 20 steps may differ by, relative to the largest weight.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+# What 20 steps may differ by, relative to the largest weight; in bfloat16, one rounding per step.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: STEPS * 2.0**-9}
 
 
 def _check(world, folder, names, layouts, dtype):
@@ -43,6 +43,11 @@ def test_a_large_uneven_matrix(dtype, tmp_path):
 
 def test_single_precision(tmp_path):
     _check(2, tmp_path, list(FEW), ["rows"], torch.float32)
+
+
+def test_half_precision(tmp_path):
+    """Odd numbers of entries of two bytes travel beside numbers of eight."""
+    _check(2, tmp_path, ["momentum-first nuclear", "rows momentum-first"], ["ddp", "rows"], torch.bfloat16)
 
 
 @pytest.mark.slow
