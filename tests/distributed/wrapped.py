@@ -51,6 +51,7 @@ class Model(nn.Module):
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         self.blocks = nn.ModuleList([Block(), Block()])
         self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.blocks[0].norm.requires_grad_(False)
 
     def forward(self, tokens):
         x = self.embedding(tokens)
