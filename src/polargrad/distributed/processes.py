@@ -125,7 +125,9 @@ class ManyProcesses:
             )
         if _is_distributed(gradient) and gradient.placements != parameter.placements:  # pyright: ignore[reportAttributeAccessIssue]
             gradient = gradient.redistribute(parameter.device_mesh, parameter.placements)  # pyright: ignore[reportAttributeAccessIssue]
-        return _part(gradient)
+        part: Any = _part(gradient)
+        # What a functional collective has just made may still be on its way.
+        return part.wait() if hasattr(part, "wait") else part
 
     def _kept_in_rows(self, layout: Layout, group: Mapping[str, Any]) -> Layout:
         if group["momentum_order"] == "polar-first":
