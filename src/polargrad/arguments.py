@@ -6,10 +6,13 @@ import contextlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import tyro
 
-__all__ = ["option", "read"]
+__all__ = ["option", "read", "read_options"]
+
+Options = TypeVar("Options")
 
 
 def option(*, help: str, metavar: str | None = None) -> object:
@@ -37,14 +40,38 @@ def read(commands: Mapping[str, Callable[..., Callable[[], object]]], arguments:
         ValueError: arguments that cannot be read.
         SystemExit: after --help.
     """
+    return _read(
+        lambda: tyro.extras.subcommand_cli_from_dict(dict(commands), prog="polargrad", args=list(arguments)),
+        arguments[0],
+    )
+
+
+def read_options(kind: type[Options], command: str, arguments: Sequence[str], default: Options) -> Options:
+    """One command's options, laid over those it has already.
+
+    Args:
+        kind: what holds them.
+        command: what the command is called.
+        arguments: what follows its name.
+        default: the options that are there already.
+
+    Raises:
+        ValueError: arguments that cannot be read.
+        SystemExit: after --help.
+    """
+    made = lambda: tyro.cli(kind, prog=f"polargrad {command}", args=list(arguments), default=default)  # noqa: E731
+    return _read(made, command)
+
+
+def _read(make: Callable[[], Options], command: str) -> Options:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(dict(commands), prog="polargrad", args=list(arguments))
+            return make()
     except SystemExit as end:
         if not end.code:
             raise
-    raise ValueError(f"{refusal(said.getvalue())}; `polargrad {arguments[0]} --help` shows what it takes")
+    raise ValueError(f"{refusal(said.getvalue())}; `polargrad {command} --help` shows what it takes")
 
 
 def refusal(box: str) -> str:

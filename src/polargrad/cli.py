@@ -16,6 +16,7 @@ _EXTRA = {
     **dict.fromkeys(("numpy", "transformers", "tokenizers", "tyro", "rich", "matplotlib"), "lab"),
     **dict.fromkeys(("tensorboard", "jinja2", "sklearn"), "lab"),
     "datasets": "data",
+    "pytorch_optimizer": "comparators",
     **dict.fromkeys(("accelerate", "lightning"), "integrations"),
 }
 
@@ -27,6 +28,7 @@ polargrad: optimizing matrices by polar decomposition.
   polargrad list                               what can be run: recipes, matrix problems, studies
   polargrad run adamw --steps 50               one of them, into a new folder
   polargrad compare adamw muon+polargrad       several on the same data, and a report
+  polargrad pretrain --model laptop             one language model, every option from a file or flags
   polargrad resume runs/monday                 go on with a run or a comparison that was stopped
   polargrad report runs/monday runs/tuesday    folders of runs as one HTML page
   polargrad bench polar --shapes 1024x256      every polar method, timed and certified
@@ -89,6 +91,8 @@ def _explained(error: Exception) -> tuple[str, int]:
         return f'{missing} is not installed, which this command needs; pip install "polargrad[{_EXTRA[missing]}]"', 1
     if isinstance(error, _BAD_INPUT):
         return str(error), 2
+    if isinstance(error, ConnectionError | PermissionError) or (isinstance(error, ImportError) and error.name is None):
+        return str(error), 1  # ours, which say what to do
     return f"{type(error).__name__}: {error}; run again with --debug for the traceback", 1
 
 

@@ -24,6 +24,7 @@ from polargrad.experiments.spec import RunSpec
 from polargrad.experiments.store import find_runs, read_run
 from polargrad.matrix_options import MatrixOptions
 from polargrad.parallel_options import ParallelOptions
+from polargrad.pretrain import Pretrain, pretrain
 from polargrad.train import StageLines, terminal_progress
 
 REPORT = "report.html"
@@ -189,6 +190,7 @@ COMMANDS = {
     "list": ListRecipes,
     "run": RunOne,
     "compare": Compare,
+    "pretrain": Pretrain,
     "resume": Resume,
     "report": Report,
     "bench": Bench,
@@ -208,4 +210,7 @@ def dispatch(arguments: Sequence[str]) -> None:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"there is no command {name!r}; {hint}the commands are {', '.join(COMMANDS)}")
+    if name == "pretrain":
+        # Its launch file must be read before the flags, since these override it.
+        return pretrain(arguments[1:])
     read(COMMANDS, arguments)()

@@ -150,6 +150,6 @@ def test_an_unreadable_file_names_itself(tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(corpora.Path, "read_text", refuse)
+    monkeypatch.setattr(corpora.Path, "open", refuse)
     with pytest.raises(PermissionError, match=r"cannot read .*a\.txt.*check its permissions"):
         text_files(path)

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from polargrad.experiments.preparation import preparation
 from polargrad.experiments.spec import LanguageModel, RunSpec
 from polargrad.train.parallel import Parallel
 
@@ -57,7 +60,16 @@ def _language_model(objective: LanguageModel, seed: int, parallel: Parallel) -> 
 
     parallel.check_batch(objective.batch)
     with parallel.chief_first():  # which leaves the encoded text in the cache
-        corpus, checksum, encoded = _corpus(objective.corpus, objective.vocabulary)
+        data, encoded = _corpus(
+            objective.corpus,
+            objective.vocabulary,
+            objective.tokenizer,
+            objective.subset,
+            objective.split,
+            objective.field,
+            objective.documents,
+            objective.held_out,
+        )
     model = lm.decoder(
         objective.family,
         hidden_size=objective.hidden_size,
@@ -67,10 +79,13 @@ def _language_model(objective: LanguageModel, seed: int, parallel: Parallel) -> 
         mlp=objective.mlp,
         vocab_size=objective.vocabulary,
         sequence=objective.sequence,
+        experts=objective.experts,
+        experts_per_token=objective.experts_per_token,
         seed=seed,
         untied=objective.untied,
     )
     numbers = sum(parameter.numel() for parameter in model.parameters())
+    _fit_out(model, objective, alone=parallel.alone)
     forward = parallel.place(model)
     built = lm.LanguageModelObjective(
         model,
@@ -80,23 +95,85 @@ def _language_model(objective: LanguageModel, seed: int, parallel: Parallel) -> 
         sequence=objective.sequence,
         seed=seed,
         evaluation_windows=objective.evaluation_windows,
+        shuffle=objective.shuffle,
+        accumulation=objective.accumulation,
+        autocast=torch.bfloat16 if objective.precision == "bfloat16-mixed" else None,
         forward=forward,
         group=parallel.data_group,
     )
+    if built.batches.windows < objective.batch:
+        raise ValueError(
+            f"the training text of {data['corpus']} has {built.batches.windows} sequences of {objective.sequence} "
+            f"tokens, fewer than a batch of {objective.batch}: give more text, a smaller batch or shorter sequences"
+        )
     facts = {
-        "corpus": corpus,
-        "corpus_checksum": checksum,
-        "corpus_tokens": len(encoded.train.tokens),
+        **data,
         "parameters": numbers,
         **parallel.facts(),
     }
     return built, facts
 
 
-@lru_cache(maxsize=2)
-def _corpus(name: str, vocabulary: int) -> tuple[str, str, EncodedCorpus]:
-    """Name, checksum and tokens of a corpus; the runs of a comparison read and check it once."""
-    from polargrad import lm
+def _fit_out(model: torch.nn.Module, objective: LanguageModel, *, alone: bool) -> None:
+    """Put a model in its precision and, where one process runs it, on its device; have it computed as asked."""
+    from transformers import PreTrainedModel
 
-    corpus = lm.standard_library() if name == "standard-library" else lm.text_files(name)
-    return corpus.name, corpus.checksum, lm.encode(corpus, lm.train_bpe(corpus, vocabulary))
+    if objective.precision == "bfloat16":
+        model.to(torch.bfloat16)
+    if alone:
+        model.to(torch_device(objective.device))
+    if objective.activation_checkpointing:
+        assert isinstance(model, PreTrainedModel)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if objective.compiled:
+        model.compile()  # in place: parameters keep their names
+
+
+def torch_device(name: str) -> torch.device:
+    """The device that a spec names.
+
+    Raises:
+        ValueError: torch has no such device, or this machine has not.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}, which torch does not know; give cpu or cuda") from error
+    if device.type == "cpu":
+        return device
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None or accelerator.type != device.type:
+        here = "no accelerator" if accelerator is None else f"the accelerator {accelerator.type}"
+        raise ValueError(f"device is {name!r}, and torch sees {here} on this machine; give device cpu, or auto")
+    return device
+
+
+@lru_cache(maxsize=2)
+def _corpus(
+    where: str,
+    vocabulary: int,
+    tokenizer: str = "",
+    subset: str = "",
+    split: str = "train",
+    field: str = "text",
+    documents: int = 0,
+    held_out: float = 0.05,
+) -> tuple[Mapping[str, Any], EncodedCorpus]:
+    """What to record of a corpus, and its tokens; the runs of a comparison read and check it once."""
+    from polargrad import lm
+    from polargrad.lm.shards import tokenize, vocabulary_of
+    from polargrad.lm.sources import open_source
+    from polargrad.lm.tokenization import load_tokenizer
+
+    if where == "standard-library":
+        corpus = lm.standard_library()
+        words = load_tokenizer(tokenizer) if tokenizer else lm.train_bpe(corpus, vocabulary)
+        name, checksum, encoded = corpus.name, corpus.checksum, lm.encode(corpus, words)
+    else:
+        source = open_source(where, subset=subset, split=split, field=field).limited(documents)
+        words = load_tokenizer(tokenizer) if tokenizer else vocabulary_of(source, vocabulary, held_out=held_out)
+        with preparation(source.name) as progress:
+            encoded = tokenize(source, words, held_out=held_out, progress=progress)
+        name, checksum = source.name, encoded.train.checksum
+    facts = {"corpus": name, "corpus_checksum": checksum, "tokenizer_checksum": words.checksum}
+    return {**facts, "corpus_tokens": len(encoded.train.tokens)}, encoded

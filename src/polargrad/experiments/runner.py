@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from polargrad.experiments.comparators import comparator, comparator_rule
 from polargrad.experiments.environment import environment
 from polargrad.experiments.objectives import build_objective
 from polargrad.experiments.spec import LanguageModel, RunSpec
@@ -30,12 +31,21 @@ from polargrad.experiments.store import (
 )
 from polargrad.optim import PolarGrad, parameter_groups
 from polargrad.optim.routing import roles
-from polargrad.train import Checkpoint, CheckpointError, CheckpointPolicy, Checkpoints, GradientProbe, train
+from polargrad.train import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointPolicy,
+    Checkpoints,
+    GradientProbe,
+    MatrixProbe,
+    train,
+)
 from polargrad.train.checkpoint import differences
 from polargrad.train.parallel import Parallel
 
 if TYPE_CHECKING:
     from polargrad.train import Objective, Progress, Summary
+    from polargrad.train.journal import Record
 
 
 class Interrupted(KeyboardInterrupt):
@@ -61,6 +71,7 @@ def run(
     policy: CheckpointPolicy | None = None,
     figures: bool = True,
     parallel: Parallel | None = None,
+    watch: Record | None = None,
 ) -> Run:
     """Run a spec into a new folder.
 
@@ -71,6 +82,7 @@ def run(
         policy: when checkpoints are made and which stay. Several processes make none.
         figures: whether to draw them.
         parallel: the processes it runs on; this is rank 0, and the others call `assist`. None: this one alone.
+        watch: is given every record besides the folder.
 
     Returns:
         The run as read back from its folder.
@@ -83,7 +95,7 @@ def run(
     path = Path(path)
     refuse_existing(path)
     made = _prepare(spec, parallel)
-    return _execute(made, RunFolder(path, spec, made.environment), None, progress, policy, figures)
+    return _execute(made, RunFolder(path, spec, made.environment), None, progress, policy, figures, watch)
 
 
 def resume(
@@ -93,6 +105,7 @@ def resume(
     progress: Progress | None = None,
     policy: CheckpointPolicy | None = None,
     figures: bool = True,
+    watch: Record | None = None,
 ) -> Run:
     """Go on with a run that was stopped or killed, from its last good checkpoint; from the start if it has none.
 
@@ -102,6 +115,7 @@ def resume(
         progress: is told how far the run has come.
         policy: when checkpoints are made and which stay.
         figures: whether to draw them.
+        watch: is given every record besides the folder.
 
     Returns:
         The run as read back from its folder.
@@ -128,7 +142,7 @@ def resume(
         _event(folder, step, "resumed", "begun again: it was stopped before its first checkpoint")
     if changed := differences(_machine(read_environment(path)), _machine(made.environment)):
         _event(folder, step, "machine", f"{'; '.join(changed)}: from here on equal only to rounding")
-    return _execute(made, folder, checkpoint, progress, policy, figures)
+    return _execute(made, folder, checkpoint, progress, policy, figures, watch)
 
 
 def ensure(
@@ -215,12 +229,14 @@ class _Made:
     def configuration(self) -> dict[str, Any]:
         """What a checkpoint must agree with: all that runs, and on which data."""
         content = {k: v for k, v in self.spec.to_dict().items() if k not in ("name", "recipe", "description")}
-        return {**content, "corpus_checksum": self.environment.get("corpus_checksum")}
+        data = {key: self.environment.get(key) for key in ("corpus_checksum", "tokenizer_checksum")}
+        return {**content, **data}
 
 
 def _prepare(spec: RunSpec, parallel: Parallel | None = None) -> _Made:
     objective, facts = build_objective(spec, parallel)
-    optimizer, probe = _optimizer(spec, objective), build_probe(spec, objective.module)
+    optimizer = _optimizer(spec, objective)
+    probe = build_probe(spec, objective.module, optimizer)
     return _Made(spec, objective, optimizer, probe, {**environment(), **facts}, parallel)
 
 
@@ -231,15 +247,24 @@ def _execute(
     progress: Progress | None,
     policy: CheckpointPolicy | None,
     figures: bool,
+    watch: Record | None,
 ) -> Run:
     path = folder.path
+
+    def record(entry: dict[str, Any]) -> None:
+        folder.record(entry)
+        if watch is not None:
+            watch(entry)
+
     checkpoints = None
-    if made.parallel is None or made.parallel.alone:
+    # Shampoo keeps objects in its state, which a checkpoint that runs no code cannot hold.
+    saved = comparator_rule(made.spec.optimizer) != "shampoo"
+    if saved and (made.parallel is None or made.parallel.alone):
         position = lambda: {"records": folder.position()}  # noqa: E731
         checkpoints = Checkpoints(path / CHECKPOINTS, made.configuration, policy, caller=position)
     with folder:
         try:
-            summary = _train(made, record=folder.record, progress=progress, checkpoints=checkpoints, resume=checkpoint)
+            summary = _train(made, record=record, progress=progress, checkpoints=checkpoints, resume=checkpoint)
         except KeyboardInterrupt:
             raise Interrupted(path) from None
         except OSError as error:
@@ -286,8 +311,8 @@ def _machine(where: Mapping[str, Any]) -> dict[str, Any]:
     return {key: where.get(key) for key in ("torch", "platform", "cpu", "device", "threads", "parallel", "mesh")}
 
 
-def build_optimizer(spec: RunSpec, module: torch.nn.Module) -> PolarGrad:
-    """The optimizer of a spec over a model's parameters, one group for each role.
+def build_optimizer(spec: RunSpec, module: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a spec over a model's parameters, one group for each role: PolarGrad, or another library's.
 
     A group has the spec's options and, for the rest, the optimizer's own defaults; the defaults that `parameter_groups`
     keeps for each role stay out, so that a spec does not change its meaning when those do.
@@ -304,7 +329,9 @@ def build_optimizer(spec: RunSpec, module: torch.nn.Module) -> PolarGrad:
         )
     # How the weights are stored is a fact of the model and no default.
     facts = [{key: g[key] for key in ("params", "role", "layout") if key in g} for g in groups]
-    return PolarGrad([{**fact, **spec.optimizer[fact["role"]]} for fact in facts])
+    made = [{**fact, **spec.optimizer[fact["role"]]} for fact in facts]
+    rule = comparator_rule(spec.optimizer)
+    return PolarGrad(made) if rule is None else comparator(rule, made)
 
 
 def _optimizer(spec: RunSpec, objective: Objective) -> torch.optim.Optimizer:
@@ -318,8 +345,8 @@ def _optimizer(spec: RunSpec, objective: Objective) -> torch.optim.Optimizer:
     return build_for_matrices(spec.optimizer, objective)
 
 
-def build_probe(spec: RunSpec, module: torch.nn.Module) -> GradientProbe | None:
-    """What measures the gradients of the spec's probed matrices; None if there are none.
+def build_probe(spec: RunSpec, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> GradientProbe | None:
+    """What measures the spec's probed matrices: gradients, of a model momenta and steps too; None if there are none.
 
     Raises:
         ValueError: if the model has no parameter of that name.
@@ -330,7 +357,10 @@ def build_probe(spec: RunSpec, module: torch.nn.Module) -> GradientProbe | None:
     if unknown := [name for name in spec.probe if name not in named]:
         matrices = ", ".join(name for name, parameter in named.items() if parameter.ndim == 2)
         raise ValueError(f"cannot probe {unknown[0]!r}, which the model does not have; its matrices are {matrices}")
-    return GradientProbe({name: named[name] for name in spec.probe}, roles(module))
+    chosen = {name: named[name] for name in spec.probe}
+    if isinstance(spec.objective, LanguageModel):
+        return MatrixProbe(chosen, optimizer, roles(module))
+    return GradientProbe(chosen, roles(module))
 
 
 def draw(finished: Run) -> list[Path]:

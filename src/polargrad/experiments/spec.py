@@ -13,68 +13,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
+from polargrad.experiments.language_model import LanguageModel
 from polargrad.experiments.matrix.objectives import MATRIX_OBJECTIVES, MatrixObjective
 from polargrad.train import Constant, LoopConfig, Schedule, schedule_from_dict
 
 Plain = None | bool | int | float | str | tuple["Plain", ...] | Mapping[str, "Plain"]
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class LanguageModel:
-    """Next-token loss of a small decoder on a text corpus.
-
-    Args:
-        family: the decoder's configuration, "qwen2" or "gpt2".
-        hidden_size: width of the residual stream.
-        layers: number of blocks.
-        heads: attention heads, a divisor of `hidden_size`.
-        kv_heads: key and value heads, a divisor of `heads`.
-        mlp: width of the feed-forward part.
-        vocabulary: number of tokens of the trained byte-level BPE.
-        sequence: tokens per sequence.
-        batch: sequences per step.
-        corpus: "standard-library", or the path of a text file, a folder or a glob.
-        evaluation_windows: how many held-out sequences an evaluation averages over.
-        untied: whether embedding and head are separate matrices.
-
-    Raises:
-        ValueError: for a size that is not positive or does not divide what it must.
-    """
-
-    kind: ClassVar[str] = "language-model"
-    metric: ClassVar[str] = "val_loss"
-    metric_label: ClassVar[str] = "validation loss"
-    metric_unit: ClassVar[str] = "nats per token"
-
-    family: str = "qwen2"
-    hidden_size: int = 192
-    layers: int = 3
-    heads: int = 3
-    kv_heads: int = 3
-    mlp: int = 384
-    vocabulary: int = 2048
-    sequence: int = 128
-    batch: int = 16
-    corpus: str = "standard-library"
-    evaluation_windows: int = 256
-    untied: bool = True
-
-    def __post_init__(self) -> None:
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if entry.type == "int" and (not _is_int(value) or value < 1):
-                raise ValueError(f"{entry.name} is {value!r}; give a positive whole number")
-        if self.hidden_size % self.heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not divisible by heads {self.heads}; "
-                "change one so that every head has the same width"
-            )
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}; change one of them")
 
 
 ObjectiveSpec = LanguageModel | MatrixObjective

@@ -1,20 +1,31 @@
 """Language modelling: corpora, tokens, decoders, and next-token prediction as an objective."""
 
+from polargrad.lm.architectures import ARCHITECTURES, Architecture, architecture
 from polargrad.lm.corpora import Corpus, Document, standard_library, text_files
 from polargrad.lm.models import decoder
 from polargrad.lm.objective import LanguageModelObjective
-from polargrad.lm.tokenization import EncodedCorpus, TokenFile, Tokenizer, encode, train_bpe
+from polargrad.lm.shards import tokenize, vocabulary_of
+from polargrad.lm.sources import Source, open_source
+from polargrad.lm.tokenization import EncodedCorpus, TokenFile, Tokenizer, encode, load_tokenizer, train_bpe
 
 __all__ = [
+    "ARCHITECTURES",
+    "Architecture",
     "Corpus",
     "Document",
     "EncodedCorpus",
     "LanguageModelObjective",
+    "Source",
     "TokenFile",
     "Tokenizer",
+    "architecture",
     "decoder",
     "encode",
+    "load_tokenizer",
+    "open_source",
     "standard_library",
     "text_files",
+    "tokenize",
     "train_bpe",
+    "vocabulary_of",
 ]

@@ -9,6 +9,8 @@ import numpy as np
 
 from polargrad.lm.tokenization import TokenFile
 
+_SCANNED = 2**24  # tokens looked at at a time
+
 SHUFFLES = ("documents", "windows")
 
 
@@ -148,7 +150,12 @@ def _documents(file: TokenFile) -> tuple[np.ndarray, np.ndarray]:
     """Where each document begins, and its length with the token that closes it."""
     if file.end_of_text is None:
         raise ValueError("these tokens do not say what closes a document; shuffle='windows' needs no documents")
-    ends = np.flatnonzero(np.asarray(file.tokens[:]) == file.end_of_text) + 1
+    ends = np.concatenate(
+        [
+            np.flatnonzero(file.tokens[at : at + _SCANNED] == file.end_of_text) + at + 1
+            for at in range(0, len(file.tokens), _SCANNED)
+        ]
+    )
     if not len(ends) or ends[-1] != len(file.tokens):
         ends = np.append(ends, len(file.tokens))
     begins = np.concatenate(([0], ends[:-1]))

@@ -19,7 +19,7 @@ HELD_OUT = 0.05
 # Folders that are not the standard library, or its own tests, which would dominate the text.
 _LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 _PLAIN_SUFFIXES = (".txt", ".py", ".md")
-_SUFFIXES = (*_PLAIN_SUFFIXES, ".jsonl")
+SUFFIXES = (*_PLAIN_SUFFIXES, ".jsonl")
 
 
 class Document(NamedTuple):
@@ -117,9 +117,9 @@ def text_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     files: dict[Path, str] = {}
     for path in given:
-        for file in _files_at(os.fspath(path)):
+        for file in files_at(os.fspath(path)):
             files.setdefault(file.resolve(), file.as_posix())
-    documents = [document for file, name in files.items() for document in _documents_in(file, name, field)]
+    documents = [document for file, name in files.items() for document in documents_in(file, name, field)]
     return split(" ".join(os.fspath(path) for path in given), documents)
 
 
@@ -147,12 +147,13 @@ def split(name: str, documents: Sequence[Document], held_out: float = HELD_OUT) 
     if not kept:
         raise ValueError(f"the corpus {name!r} is empty: none of its {len(documents)} documents has text in it")
     if len(kept) == 1:
-        kept = _halves(kept[0], held_out)
+        kept = halves(kept[0], held_out)
     count = max(1, round(held_out * len(kept)))
     return Corpus(name, tuple(kept[:-count]), tuple(kept[-count:]))
 
 
-def _halves(document: Document, held_out: float) -> list[Document]:
+def halves(document: Document, held_out: float) -> list[Document]:
+    """A document cut at a line, the given share of its lines in the second part; parts without text are left out."""
     lines = document.text.splitlines(keepends=True)
     cut = len(lines) - max(1, round(held_out * len(lines)))
     parts = (
@@ -171,12 +172,12 @@ def _source_text(path: Path) -> str:
         raise ValueError(f"cannot read the Python source {path}: {error}") from error
 
 
-def _files_at(path: str) -> Iterator[Path]:
+def files_at(path: str) -> Iterator[Path]:
     found = Path(path).expanduser()
     if found.is_dir():
-        inside = sorted(file for file in found.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+        inside = sorted(file for file in found.rglob("*") if file.suffix in SUFFIXES and file.is_file())
         if not inside:
-            raise FileNotFoundError(f"the folder {path!r} holds no file ending in {', '.join(_SUFFIXES)}")
+            raise FileNotFoundError(f"the folder {path!r} holds no file ending in {', '.join(SUFFIXES)}")
         yield from inside
         return
     matches = [found] if found.is_file() else [Path(match) for match in sorted(glob.glob(str(found), recursive=True))]
@@ -184,27 +185,32 @@ def _files_at(path: str) -> Iterator[Path]:
     if not matches:
         raise FileNotFoundError(f"there is no file, folder or match of a pattern at {path!r}; check the path")
     for match in matches:
-        if match.suffix not in _SUFFIXES:
-            raise ValueError(f"{str(match)!r} is not a text file we read: allowed are {', '.join(_SUFFIXES)}")
+        if match.suffix not in SUFFIXES:
+            raise ValueError(f"{str(match)!r} is not a text file we read: allowed are {', '.join(SUFFIXES)}")
         yield match
 
 
-def _documents_in(file: Path, name: str, field: str) -> Iterator[Document]:
+def documents_in(file: Path, name: str, field: str) -> Iterator[Document]:
+    """The documents of a file, one after another; raises what `text_files` raises."""
     try:
-        text = file.read_text("utf-8-sig")
+        with file.open(encoding="utf-8-sig", newline="\n") as lines:
+            if file.suffix != ".jsonl":
+                yield Document(name, _with_plain_line_ends(lines.read()))
+                return
+            # Split at newlines alone: a JSON string may hold the other line separators of Unicode unescaped.
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield Document(f"{name}:{number}", _field_of(line, field, f"{name}:{number}"))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name!r} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first"
         ) from error
     except OSError as error:
         raise OSError(error.errno, f"cannot read {name!r}: {error.strerror}; check its permissions") from error
-    if file.suffix != ".jsonl":
-        yield Document(name, text)
-        return
-    # Split at newlines alone: a JSON string may hold the other line separators of Unicode unescaped.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield Document(f"{name}:{number}", _field_of(line, field, f"{name}:{number}"))
+
+
+def _with_plain_line_ends(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _field_of(line: str, field: str, place: str) -> str:

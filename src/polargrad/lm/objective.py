@@ -83,6 +83,7 @@ class LanguageModelObjective:
         self.accumulation = accumulation
         self.units_per_step = batch_size * sequence
         self._autocast = autocast
+        self._balancing = float(getattr(getattr(module, "config", None), "router_aux_loss_coef", 0.0))
         self._held_out = held_out.tokens
         available = window_count(held_out, sequence, "held-out")
         count = min(evaluation_windows, available)
@@ -93,13 +94,13 @@ class LanguageModelObjective:
         return self._placed(self.batches.batch(step))
 
     def loss(self, step: int) -> Tensor:
-        """The mean cross-entropy of a step's batch, in nats; steps count from 0."""
-        return self._cross_entropy(self._share(step))
+        """The mean cross-entropy of a step's batch in nats, with a mixture's balancing loss; steps count from 0."""
+        return self._objective(self._share(step))
 
     def parts(self, step: int) -> Iterator[Tensor]:
         """The summands of `loss(step)`, one for each part of the batch, made as they are asked for."""
         for part in self._share(step).chunk(self.accumulation):
-            yield self._cross_entropy(part) / self.accumulation
+            yield self._objective(part) / self.accumulation
 
     def evaluate(self) -> dict[str, float]:
         """The mean cross-entropy over the fixed held-out windows, in nats: `{"val_loss": ...}`."""
@@ -111,7 +112,7 @@ class LanguageModelObjective:
             # A rank that has nothing left still takes part in the forward pass, in which sharded weights travel.
             asked = starts if len(starts) else self._evaluation_starts[:1]
             windows = self._held_out[asked[:, None] + np.arange(self.sequence + 1)]
-            total += self._cross_entropy(self._placed(windows)).double() * len(starts)
+            total += self._cross_entropy(self._placed(windows))[0].double() * len(starts)
         if self._group is not None:
             torch.distributed.all_reduce(total, group=self._group)
         return {"val_loss": float(total) / len(self._evaluation_starts)}
@@ -138,10 +139,16 @@ class LanguageModelObjective:
         # Pinned, so that the copy does not wait for the steps that the device has still to finish.
         return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
-    def _cross_entropy(self, windows: Tensor) -> Tensor:
+    def _objective(self, windows: Tensor) -> Tensor:
+        loss, balance = self._cross_entropy(windows)
+        return loss if balance is None else loss + self._balancing * balance
+
+    def _cross_entropy(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The loss, and for a mixture of experts how unevenly the tokens went to them."""
         with self._casting(windows.device):
-            logits = self._forward(input_ids=windows[:, :-1]).logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+            output = self._forward(input_ids=windows[:, :-1])
+        loss = F.cross_entropy(output.logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+        return loss, getattr(output, "aux_loss", None)
 
     def _casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         if self._autocast is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,11 @@ from polargrad.lm.corpora import Corpus, Document
 if TYPE_CHECKING:
     import tokenizers
 
+    from polargrad.lm.shards import TokenShards
+
 END_OF_TEXT = "<|endoftext|>"
+# What tokenizers call the token that closes a text.
+_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 # Raise it when a change here makes the same corpus and vocabulary size give other tokens.
 _FORMAT = 1
 _SMALLEST_VOCABULARY = 257  # every byte, and the end of a text
@@ -55,7 +60,7 @@ class TokenFile(NamedTuple):
     documents are not told apart.
     """
 
-    tokens: np.ndarray
+    tokens: np.ndarray | TokenShards
     vocab_size: int
     checksum: str
     end_of_text: int | None = None
@@ -89,13 +94,67 @@ def train_bpe(corpus: Corpus, vocab_size: int, *, cache: str | os.PathLike[str] 
             f"vocab_size must be a whole number of at least {_SMALLEST_VOCABULARY} (256 bytes and the end of a text); "
             f"got {vocab_size!r}"
         )
-    path = _folder_of(corpus, vocab_size, cache) / "tokenizer.json"
-    facts = {"format": _FORMAT, "corpus": corpus.checksum, "vocab_size": vocab_size}
+    return learned_vocabulary(corpus.checksum, lambda: corpus, vocab_size, cache=cache)
+
+
+def learned_vocabulary(
+    identity: str, corpus: Callable[[], Corpus], vocab_size: int, *, cache: str | os.PathLike[str] | None = None
+) -> Tokenizer:
+    """`train_bpe` of a corpus that need not be read where its vocabulary is cached.
+
+    Args:
+        identity: changes whenever the corpus may.
+        corpus: gives what to learn from.
+        vocab_size: tokens in the vocabulary.
+        cache: folder of cached files.
+    """
+    path = cache_folder(cache) / f"{identity[:16]}-bpe{vocab_size}" / "tokenizer.json"
+    facts = {"format": _FORMAT, "corpus": identity, "vocab_size": vocab_size}
     header = verified_header(path, **facts)
     if header is None:
-        backend = _learn(corpus, vocab_size)
+        backend = _learn(corpus(), vocab_size)
         header = publish(path, lambda part: backend.save(str(part), pretty=False), **facts)
     return _load(path, header["sha256"])
+
+
+def load_tokenizer(where: str) -> Tokenizer:
+    """A tokenizer from a `tokenizer.json`, a folder that holds one, or a name on the Hugging Face hub.
+
+    Only that file is read, which is data: no code of a model or a tokenizer is run.
+
+    Args:
+        where: the path or the name.
+
+    Returns:
+        The tokenizer. Its special tokens cannot be spelled by a text.
+
+    Raises:
+        FileNotFoundError: nothing is there and the hub knows no such name or cannot be reached.
+        ValueError: it is not a tokenizer, or has no token that closes a text.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    path = Path(where).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        backend = Backend.from_file(str(path)) if path.is_file() else Backend.from_pretrained(where)
+    except Exception as error:  # the library raises Exception itself
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if path.is_file():
+            raise ValueError(f"{path} is not a tokenizer: {reason}") from error
+        raise FileNotFoundError(
+            f"there is no tokenizer {where!r}: no such file, and the hub did not give one ({reason}). Where there is a "
+            f"network: `huggingface-cli download {where} tokenizer.json --local-dir FOLDER`; then give FOLDER here, or "
+            "leave the tokenizer out to have one trained on the text"
+        ) from error
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    closing = next((token for token in map(backend.token_to_id, _ENDS) if token is not None), None)
+    if closing is None:
+        raise ValueError(f"the tokenizer {where!r} has none of the tokens that close a text: {', '.join(_ENDS)}")
+    checksum = hashlib.sha256(backend.to_str().encode()).hexdigest()
+    return Tokenizer(backend, max(backend.get_vocab().values()) + 1, closing, checksum)
 
 
 def encode(corpus: Corpus, tokenizer: Tokenizer, *, cache: str | os.PathLike[str] | None = None) -> EncodedCorpus:
@@ -109,15 +168,11 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, *, cache: str | os.PathLike[str
     Returns:
         The training and the held-out tokens; a damaged file is written again, with a RuntimeWarning.
     """
-    folder = _folder_of(corpus, tokenizer.vocab_size, cache)
+    folder = cache_folder(cache) / f"{corpus.checksum[:16]}-{tokenizer.checksum[:16]}-{tokenizer.vocab_size}"
     return EncodedCorpus(
         _token_file(folder / "train.tokens", corpus.checksum, corpus.train, tokenizer),
         _token_file(folder / "held_out.tokens", corpus.checksum, corpus.held_out, tokenizer),
     )
-
-
-def _folder_of(corpus: Corpus, vocab_size: int, cache: str | os.PathLike[str] | None) -> Path:
-    return cache_folder(cache) / f"{corpus.checksum[:16]}-bpe{vocab_size}"
 
 
 def _learn(corpus: Corpus, vocab_size: int) -> tokenizers.Tokenizer:

@@ -3,6 +3,7 @@
 from polargrad.train.checkpoint import Checkpoint, CheckpointError, CheckpointPolicy, Checkpoints
 from polargrad.train.journal import Summary
 from polargrad.train.loop import LoopConfig, Objective, train
+from polargrad.train.matrix_probe import MatrixProbe
 from polargrad.train.metrics import GradientProbe, matrix_metrics
 from polargrad.train.progress import Progress, StageLines, terminal_progress
 from polargrad.train.schedules import (
@@ -24,6 +25,7 @@ __all__ = [
     "Cosine",
     "GradientProbe",
     "LoopConfig",
+    "MatrixProbe",
     "Objective",
     "Progress",
     "Schedule",

@@ -222,7 +222,7 @@ def _steps(
 
         start = clock.stamp()
         optimizer.zero_grad(set_to_none=True)
-        loss = _differentiate(objective, step)
+        loss = differentiate(objective, step)
         backward_done = clock.stamp()
 
         due = config.probe_every and (step == 0 or finished % config.probe_every == 0)
@@ -250,7 +250,7 @@ def _steps(
             saver.save()
 
 
-def _differentiate(objective: Objective, step: int) -> Tensor:
+def differentiate(objective: Objective, step: int) -> Tensor:
     """Add the gradient of a step's loss to the parameters and return the loss."""
     parts = getattr(objective, "parts", None)
     if parts is None:

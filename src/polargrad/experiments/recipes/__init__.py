@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
-from polargrad.experiments.recipes.language import adamw, muon_adamw, muon_polargrad
+from polargrad.experiments.recipes.language import recipe
+from polargrad.experiments.recipes.optimizers import OPTIMIZERS
 from polargrad.experiments.spec import RunSpec
 
 
@@ -17,13 +19,7 @@ class Recipe(Protocol):
     def __call__(self, *, steps: int | None = None, seed: int = 42) -> RunSpec: ...
 
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {
-        "adamw": adamw,
-        "muon+adamw": muon_adamw,
-        "muon+polargrad": muon_polargrad,
-    }
-)
+RECIPES: Mapping[str, Recipe] = MappingProxyType({name: partial(recipe, name) for name in OPTIMIZERS})
 
 
 def spec_of(name: str, *, steps: int | None = None, seed: int = 42) -> RunSpec:
