@@ -32,6 +32,7 @@ polargrad: optimizing matrices by polar decomposition.
   polargrad resume runs/monday                 go on with a run or a comparison that was stopped
   polargrad report runs/monday runs/tuesday    folders of runs as one HTML page
   polargrad bench polar --shapes 1024x256      every polar method, timed and certified
+  polargrad plan --model demo --mesh 2x4x1     an optimizer step on many GPUs, on paper
   polargrad info                               versions and machine, for a bug report
 
 `polargrad COMMAND --help` shows the options of each. Begin with

@@ -24,6 +24,7 @@ from polargrad.experiments.spec import RunSpec
 from polargrad.experiments.store import find_runs, read_run
 from polargrad.matrix_options import MatrixOptions
 from polargrad.parallel_options import ParallelOptions
+from polargrad.plan_command import PlanModel
 from polargrad.pretrain import Pretrain, pretrain
 from polargrad.train import StageLines, terminal_progress
 
@@ -194,6 +195,7 @@ COMMANDS = {
     "resume": Resume,
     "report": Report,
     "bench": Bench,
+    "plan": PlanModel,
     "info": Info,
 }
 

@@ -18,7 +18,7 @@ class ParallelOptions:
     """Of several processes: torchrun --nproc-per-node 2 -m polargrad run NAME --parallel ddp."""
 
     parallel: Annotated[
-        Literal["ddp"] | None,
+        Literal["ddp", "fsdp", "hsdp", "tp"] | None,
         tyro.conf.arg(help="how a language model lives on the processes: copied, cut, both, or each matrix cut"),
     ] = None
     mesh: Annotated[

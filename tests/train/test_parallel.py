@@ -93,7 +93,9 @@ def assert_same_curves(run, other):
             assert theirs[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), (key, mine)
 
 
-@pytest.mark.parametrize("mode", ["ddp"])
+@pytest.mark.parametrize(
+    "mode", ["ddp", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("fsdp", "hsdp", "tp"))]
+)
 def test_two_ranks_write_what_one_process_writes(single, mode):
     folder = single.path.parent
     out = folder / mode

@@ -16,12 +16,12 @@ from polargrad.distributed.exchange import Routes, exchange, routes_of
 from polargrad.distributed.gram import gram_passes
 from polargrad.distributed.layout import Layout, layout_of, root_of
 from polargrad.distributed.pieces import assign
-from polargrad.distributed.routing import Route, route_of
+from polargrad.distributed.routing import Route, routes_of_all
 from polargrad.distributed.sums import by_sums, matrix_index, matrix_sums, narrowed
 from polargrad.optim.distributor import Directions, Distributor, Question, SingleProcess, register
 from polargrad.optim.matrix_view import MatrixView, matrix_view
 from polargrad.optim.nonfinite import all_within
-from polargrad.optim.options import geometry_of, gradient_limit, parameter_name
+from polargrad.optim.options import geometry_of, gradient_limit, momentum_dtype, parameter_name
 from polargrad.optim.oracle import Oracle
 
 __all__ = ["ManyProcesses"]
@@ -76,15 +76,17 @@ class ManyProcesses:
         self._process_group: Any = process_group
         self._mesh: Any = None
         self._kept = dict(self._layouts)
-        shared = []
+        polar = [
+            (p, self._layouts[p], matrix_view(p.shape, options), geometry_of(options), momentum_dtype(options, p))
+            for p, _, options in named
+            if options["rule"] == "polar"
+        ]
+        self._ways = routes_of_all(polar)
+        owned = [(p, layout, view) for p, layout, view, _, _ in polar if self._ways[p] is Route.OWNERS]
+        self._owners = assign(owned, len(ranks))
         for p, _, options in named:
-            if options["rule"] == "polar":
-                view, layout = matrix_view(p.shape, options), self._layouts[p]
-                if route_of(view, layout, geometry_of(options)) is Route.OWNERS:
-                    shared.append((p, layout, view))
-                    if shard_momentum and not _is_distributed(p):
-                        self._kept[p] = self._kept_in_rows(layout, options)
-        self._owners = assign(shared, len(ranks))
+            if shard_momentum and p in self._owners and not _is_distributed(p):
+                self._kept[p] = self._kept_in_rows(self._layouts[p], options)
         self._agreement = Agreement(self._communicator, self._layouts, self._kept)
         self._routes: dict[tuple[Tensor, ...], Routes] = {}
         self._clean = False
@@ -226,7 +228,7 @@ class ManyProcesses:
 
     def _job(self, question: Question, oracle: Oracle, workspace: int) -> Generator[None, None, Directions]:
         layout = self._layouts[question.parameters[0]]
-        match route_of(question.view, layout, oracle.geometry):
+        match self._ways[question.parameters[0]]:
             case Route.HERE:
                 return _here(question, oracle, workspace)
             case Route.SUMS:

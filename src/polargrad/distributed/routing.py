@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from enum import Enum
 
+import torch
+from torch import Tensor
+
+from polargrad.distributed.cost import gram_is_cheaper
 from polargrad.distributed.layout import Layout
 from polargrad.distributed.sums import needs_sums
 from polargrad.geometry import Geometry, LeftPolar, RightPolar, Spectral
 from polargrad.optim.matrix_view import MatrixView
 
-__all__ = ["Route", "route_of"]
+__all__ = ["Route", "route_of", "routes_of_all"]
 
-# From this ratio of the sides on, the passes over d x d Gram matrices cost less than sending the matrix.
-_TALL = 8
+# From this ratio of the sides on a matrix is put together nowhere, even where that would be faster: one of them may be
+# larger than what a rank has left.
+_NEVER_WHOLE = 8
+# Up to this one the Gram matrix is as good as the matrix, and the work on it is done by every rank.
+_NEARLY_SQUARE = 2
 
 
 class Route(Enum):
@@ -31,20 +40,43 @@ class Route(Enum):
     OWNERS = "owners"
 
 
-def route_of(view: MatrixView, layout: Layout, geometry: Geometry) -> Route:
-    """The way of a parameter with this view and layout in this geometry; the same on every rank."""
+def route_of(
+    view: MatrixView, layout: Layout, geometry: Geometry, dtype: torch.dtype = torch.float32, alike: int = 1
+) -> Route:
+    """The way of a parameter with this view and layout in this geometry; the same on every rank.
+
+    Args:
+        view: of the parameter.
+        layout: of the parameter.
+        geometry: whose direction is looked for.
+        dtype: of the momentum.
+        alike: how many parameters share all of that, so that as many owners work at once.
+    """
     if layout.world == 1:
         return Route.HERE
     if needs_sums(geometry, view, layout):
         return Route.SUMS if layout.cut else Route.HERE
     if isinstance(geometry, Spectral | LeftPolar | RightPolar) and _is_cut_along_its_length(view, layout):
-        return Route.GRAM
+        ratio = max(view.shape) / min(view.shape)
+        if ratio >= _NEVER_WHOLE or gram_is_cheaper(view, layout, geometry, dtype, alike):
+            return Route.GRAM
     return Route.OWNERS
 
 
+def routes_of_all(
+    wanted: Sequence[tuple[Tensor, Layout, MatrixView, Geometry, torch.dtype]],
+) -> dict[Tensor, Route]:
+    """The ways of all parameters of an optimizer, each with its layout, view, geometry and dtype of the momentum."""
+    counts = Counter(tuple(facts) for _, *facts in wanted)
+    return {
+        p: route_of(view, layout, geometry, dtype, counts[layout, view, geometry, dtype])
+        for p, layout, view, geometry, dtype in wanted
+    }
+
+
 def _is_cut_along_its_length(view: MatrixView, layout: Layout) -> bool:
-    """Whether it is one matrix, much longer than wide, of which every rank has whole rows (columns, if it is wide)."""
+    """Whether it is one matrix, longer than wide, of which every rank has whole rows (columns, if it is wide)."""
     if type(view) is not MatrixView or len(view.shape) != 2:
         return False
     m, n = view.shape
-    return layout.cut == {0 if m >= n else 1} and max(m, n) >= _TALL * min(m, n)
+    return layout.cut == {0 if m >= n else 1} and max(m, n) >= _NEARLY_SQUARE * min(m, n)

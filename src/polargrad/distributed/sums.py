@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 
 import torch
@@ -15,7 +16,7 @@ from polargrad.optim.functional import statistics_dtype
 from polargrad.optim.matrix_view import MatrixView
 from polargrad.optim.oracle import Oracle
 
-__all__ = ["by_sums", "matrix_index", "matrix_sums", "needs_sums"]
+__all__ = ["by_sums", "matrix_index", "matrix_sums", "needs_sums", "summed_lengths"]
 
 
 def matrix_index(view: MatrixView, layout: Layout, here: int, device: torch.device) -> Tensor:
@@ -60,6 +61,14 @@ def needs_sums(geometry: Geometry, view: MatrixView, layout: Layout) -> bool:
         return False
     dims = _summed(geometry, view)
     return dims is not None and (not dims[0] & layout.cut or not dims[1] & layout.cut)
+
+
+def summed_lengths(geometry: Geometry, view: MatrixView, layout: Layout) -> int:
+    """How many lengths of one parameter are summed over the ranks before its direction is known."""
+    if isinstance(geometry, Entrywise) or not _is_cut(geometry, view, layout):
+        return 0
+    dims = _summed(geometry, view) if isinstance(geometry, Rows | Columns) else None
+    return sum(k for k, _, _ in view.batches) if dims is None else math.prod(view.shape[d] for d in dims[1])
 
 
 def by_sums(

@@ -86,7 +86,8 @@ def _language_model(objective: LanguageModel, seed: int, parallel: Parallel) -> 
     )
     numbers = sum(parameter.numel() for parameter in model.parameters())
     _fit_out(model, objective, alone=parallel.alone)
-    forward = parallel.place(model)
+    tensor_ranks = parallel.sizes[2]
+    forward = parallel.place(model, lm.tensor_plan(model, tensor_ranks) if tensor_ranks > 1 else None)
     built = lm.LanguageModelObjective(
         model,
         encoded.train,

@@ -235,7 +235,7 @@ class _Made:
 
 def _prepare(spec: RunSpec, parallel: Parallel | None = None) -> _Made:
     objective, facts = build_objective(spec, parallel)
-    optimizer = _optimizer(spec, objective)
+    optimizer = _optimizer(spec, objective, None if parallel is None else parallel.optimizer_group)
     probe = build_probe(spec, objective.module, optimizer)
     return _Made(spec, objective, optimizer, probe, {**environment(), **facts}, parallel)
 
@@ -311,11 +311,16 @@ def _machine(where: Mapping[str, Any]) -> dict[str, Any]:
     return {key: where.get(key) for key in ("torch", "platform", "cpu", "device", "threads", "parallel", "mesh")}
 
 
-def build_optimizer(spec: RunSpec, module: torch.nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(spec: RunSpec, module: torch.nn.Module, process_group: Any = None) -> torch.optim.Optimizer:
     """The optimizer of a spec over a model's parameters, one group for each role: PolarGrad, or another library's.
 
     A group has the spec's options and, for the rest, the optimizer's own defaults; the defaults that `parameter_groups`
     keeps for each role stay out, so that a spec does not change its meaning when those do.
+
+    Args:
+        spec: its optimizer is built.
+        module: whose parameters it steps.
+        process_group: ranks that share the work of a step, see `PolarGrad`.
 
     Raises:
         ValueError: if a role of the model has no options in the spec, or the other way round.
@@ -331,13 +336,17 @@ def build_optimizer(spec: RunSpec, module: torch.nn.Module) -> torch.optim.Optim
     facts = [{key: g[key] for key in ("params", "role", "layout") if key in g} for g in groups]
     made = [{**fact, **spec.optimizer[fact["role"]]} for fact in facts]
     rule = comparator_rule(spec.optimizer)
-    return PolarGrad(made) if rule is None else comparator(rule, made)
+    if rule is None:
+        return PolarGrad(made, process_group=process_group)
+    if process_group is not None:
+        raise ValueError(f"{rule} is another library's optimizer, which knows of one process; leave --parallel out")
+    return comparator(rule, made)
 
 
-def _optimizer(spec: RunSpec, objective: Objective) -> torch.optim.Optimizer:
+def _optimizer(spec: RunSpec, objective: Objective, process_group: Any = None) -> torch.optim.Optimizer:
     """The optimizer of a spec: for a model by roles, for a matrix problem on its matrices."""
     if isinstance(spec.objective, LanguageModel):
-        return build_optimizer(spec, objective.module)
+        return build_optimizer(spec, objective.module, process_group)
     from polargrad.experiments.matrix.optimizers import build_optimizer as build_for_matrices
     from polargrad.problems import ProblemObjective
 

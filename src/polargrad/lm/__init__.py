@@ -6,6 +6,7 @@ from polargrad.lm.models import decoder
 from polargrad.lm.objective import LanguageModelObjective
 from polargrad.lm.shards import tokenize, vocabulary_of
 from polargrad.lm.sources import Source, open_source
+from polargrad.lm.tensor_parallel import tensor_cuts, tensor_plan
 from polargrad.lm.tokenization import EncodedCorpus, TokenFile, Tokenizer, encode, load_tokenizer, train_bpe
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "load_tokenizer",
     "open_source",
     "standard_library",
+    "tensor_cuts",
+    "tensor_plan",
     "text_files",
     "tokenize",
     "train_bpe",

@@ -223,7 +223,7 @@ class PolarGrad(torch.optim.Optimizer):
             dtype = momentum_dtype(group, p)
             for name, value in saved["state"].get(key, {}).items():
                 if name == "momentum_buffer":
-                    self.state[p][name] = self._parts.adopt(p, value.to(p.device, dtype, copy=True))
+                    self.state[p][name] = self.distributor.adopt(p, value.to(p.device, dtype, copy=True))
                 elif name.startswith("dual_norm"):
                     self.state[p][name] = value.to(p.device, statistics_dtype(dtype), copy=True)
         for group in self.param_groups:
@@ -243,7 +243,7 @@ class PolarGrad(torch.optim.Optimizer):
                 loss = closure()
         watched = self.observer is not None and self.observer.wants_step()
         present = [self._present(group) for group in self.param_groups]
-        distributor = self._parts
+        distributor = self.distributor
         distributor.begin(self.param_groups, present)
         for group, positions in zip(self.param_groups, present, strict=True):
             if group["on_nonfinite"] == "raise":
@@ -260,7 +260,8 @@ class PolarGrad(torch.optim.Optimizer):
         return loss
 
     @property
-    def _parts(self) -> Distributor:
+    def distributor(self) -> Distributor:
+        """Who computes which matrix, and what of each parameter is here."""
         assert self._distributor is not None
         return self._distributor
 
@@ -277,12 +278,12 @@ class PolarGrad(torch.optim.Optimizer):
 
     def _polar_step(self, index: int, group: dict[str, Any], positions: list[int], loss: Any, watched: bool) -> None:
         momentum = momentum_of(group)
-        buckets = buckets_of(group, positions, self.state, self._parts)
+        buckets = buckets_of(group, positions, self.state, self.distributor)
         for bucket in buckets:
             bucket.watched = watched
         oracle = Oracle(geometry_of(group), group["step_rule"] == "smoothness")
         questions = (bucket.question(momentum) for bucket in buckets)
-        answered = self._parts.answers(questions, oracle, stack_bytes(group))
+        answered = self.distributor.answers(questions, oracle, stack_bytes(group))
         if group["scope"] == "group" or group["step_rule"] == "polyak":
             self._advance(index, group, momentum, list(zip(buckets, answered, strict=True)), loss)
             return
@@ -315,7 +316,7 @@ class PolarGrad(torch.optim.Optimizer):
         for i in positions:
             p = group["params"][i]
             devices.setdefault((p.device, p.dtype), []).append(i)
-        parts = self._parts
+        parts = self.distributor
         for (device, _), members in devices.items():
             wholes = [group["params"][i] for i in members]
             gradients = [parts.gradient(p) for p in wholes]

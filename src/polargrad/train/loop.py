@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polargrad.train.checkpoint import Checkpoint, Checkpoints
+from polargrad.train.clipping import clip_gradients
 from polargrad.train.clock import Clock
 from polargrad.train.interruption import StopRequest
 from polargrad.train.journal import Journal, Record, Summary
@@ -232,7 +233,7 @@ def _steps(
 
         optimizer_begins = clock.stamp()
         if config.clip_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm)
+            clip_gradients(parameters, config.clip_grad_norm)
         optimizer.step()
         stamps = (start, backward_done, optimizer_begins, clock.stamp())
         if look is not None and (stepped := getattr(look, "stepped", None)) is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from polargrad.diagnostics import matrix_metrics
-from polargrad.train.metrics import GradientProbe
+from polargrad.train.metrics import GradientProbe, whole
 
 __all__ = ["MatrixProbe"]
 
@@ -60,14 +60,14 @@ class MatrixProbe(GradientProbe):
 
     def __call__(self) -> Iterator[dict[str, Any]]:
         """One entry for each parameter that has a gradient; its weight is remembered."""
-        self._before = {name: p.detach().clone() for name, p in self._parameters.items() if p.grad is not None}
+        self._before = {name: whole(p.detach()).clone() for name, p in self._parameters.items() if p.grad is not None}
         yield from super().__call__()
 
     @torch.no_grad()
     def stepped(self) -> Iterator[dict[str, Any]]:
         """One entry for each parameter that was looked at before the step."""
         for name, before in self._before.items():
-            weight = self._parameters[name].detach()
+            weight = whole(self._parameters[name].detach())
             moved = (weight.float() - before.float()).square().mean().sqrt()
             entry = {
                 "role": self._roles.get(name, ""),
@@ -84,7 +84,7 @@ class MatrixProbe(GradientProbe):
     def _momentum(self, parameter: Tensor) -> Tensor | None:
         state = self._optimizer.state.get(parameter, {})
         held = next((state[key] for key in _MOMENTA if isinstance(state.get(key), Tensor)), None)
-        return held if held is not None and held.shape == parameter.shape else None
+        return whole(held) if held is not None and held.shape == parameter.shape else None
 
 
 def spectral_norm(W: Tensor, steps: int = 30) -> float:

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from polargrad.diagnostics import matrix_metrics
 
-__all__ = ["GradientProbe", "matrix_metrics"]
+__all__ = ["GradientProbe", "matrix_metrics", "whole"]
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a DTensor, for which every rank has to ask, or a plain tensor itself."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 class GradientProbe:
@@ -44,5 +49,5 @@ class GradientProbe:
                 "role": self._roles.get(name, ""),
                 "parameter": name,
                 "shape": list(parameter.shape),
-                **matrix_metrics(parameter.grad),
+                **matrix_metrics(whole(parameter.grad)),
             }

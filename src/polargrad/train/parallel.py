@@ -58,6 +58,11 @@ class Parallel:
         cut = [axis for axis, size in zip(AXES[:2], self.sizes, strict=False) if size > 1]
         return self.mesh[cut[0]].get_group() if len(cut) == 1 else torch.distributed.group.WORLD
 
+    @property
+    def optimizer_group(self) -> torch.distributed.ProcessGroup | None:
+        """The ranks that share the optimizer's work: all of them, cut parameters or copied ones."""
+        return None if self.mesh is None else torch.distributed.group.WORLD
+
     def check_batch(self, batch: int) -> None:
         """Raise ValueError if a batch cannot be divided into equal parts."""
         parts = self.sizes[0] * self.sizes[1]

@@ -1,0 +1,245 @@
+"""What a polar step costs on many ranks: floating-point operations, bytes sent and memory, before anything runs.
+
+Bytes are exact but for padding. Operations are leading terms, good for choosing and for orders of magnitude; seconds
+come from three figures of the machine. Each function is of shapes and layouts alone, so every rank finds the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from polargrad.distributed.layout import Box, Layout
+from polargrad.distributed.pieces import pieces_of
+from polargrad.distributed.sums import summed_lengths
+from polargrad.geometry import Geometry, LeftPolar, RightPolar, Spectral
+from polargrad.linalg import PolarMethod, resolve_method
+from polargrad.linalg.gram_newton_schulz import GramNewtonSchulz
+from polargrad.linalg.newton_schulz import PolynomialMethod
+from polargrad.linalg.qdwh import QDWH
+from polargrad.optim.matrix_view import MatrixView
+
+__all__ = [
+    "Machine",
+    "Operations",
+    "Traffic",
+    "gram_is_cheaper",
+    "gram_operations",
+    "gram_traffic",
+    "operations",
+    "owner_traffic",
+    "seconds",
+    "sums_traffic",
+]
+
+# Operations per n^3 of what dense factorizations of n x n matrices are worth beside products, which run faster.
+_EIGENDECOMPOSITION = 60.0
+_SVD = 120.0
+# Of m n^2 and n^3: two Gram matrices, two solves or products, and Halley steps on the small factor.
+_DOUBLE_GRAM = (6.0, 40.0)
+# One weighted Halley step on an n x n factor after a tall matrix was reduced to it.
+_HALLEY = 12.0
+_NUMBER = 8
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Three figures of one rank, and of its way to the others. The defaults are of one H100 in a large cluster.
+
+    Args:
+        half: operations a second of bfloat16 products, as reached.
+        single: operations a second of float32 and float64 products, as reached.
+        bandwidth: bytes a second that a rank sends.
+        latency: seconds until a collective starts to move bytes.
+
+    Raises:
+        ValueError: a figure that is not positive.
+    """
+
+    half: float = 4e14
+    single: float = 4e13
+    bandwidth: float = 4e10
+    latency: float = 3e-5
+
+    def __post_init__(self) -> None:
+        for name in ("half", "single", "bandwidth", "latency"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive; got {getattr(self, name)!r}")
+
+
+class Operations(NamedTuple):
+    """Floating-point operations, in half precision and in single or double."""
+
+    half: float
+    single: float
+
+    def __add__(self, other: Operations) -> Operations:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Operations(self.half + other.half, self.single + other.single)
+
+    def times(self, factor: float) -> Operations:
+        """So many times as many."""
+        return Operations(factor * self.half, factor * self.single)
+
+
+class Traffic(NamedTuple):
+    """Bytes that each rank sends and receives, and the collectives that carry them."""
+
+    sent: tuple[float, ...]
+    received: tuple[float, ...]
+    collectives: int
+
+    @property
+    def busiest(self) -> float:
+        """The most that a rank sends or receives."""
+        return max(*self.sent, *self.received)
+
+
+def seconds(work: Operations, sent: float, collectives: float, machine: Machine) -> float:
+    """How long so much work and traffic takes on one rank, one after the other."""
+    computing = work.half / machine.half + work.single / machine.single
+    return computing + sent / machine.bandwidth + collectives * machine.latency
+
+
+def operations(geometry: Geometry, m: int, n: int, dtype: torch.dtype) -> Operations:
+    """Operations of one direction of an m x n matrix; geometries without products count as free.
+
+    Example:
+        >>> operations(Spectral("newton-schulz", max_steps=5), 4, 4, torch.float32)
+        Operations(half=1920.0, single=0.0)
+    """
+    m, n = max(m, n), min(m, n)
+    if isinstance(geometry, LeftPolar | RightPolar):
+        return Operations(0.0, 4.0 * m * n**2 + _EIGENDECOMPOSITION * n**3)
+    if not isinstance(geometry, Spectral):
+        return Operations(0.0, 0.0)
+    method = resolve_method(geometry.method, geometry.max_steps, geometry.accuracy, dtype)
+    count = _method_operations(method, m, n, dtype)
+    half = method.working_dtype(dtype) in (torch.bfloat16, torch.float16)
+    return Operations(count, 0.0) if half else Operations(0.0, count)
+
+
+def _method_operations(method: PolarMethod, m: int, n: int, dtype: torch.dtype) -> float:
+    if isinstance(method, PolynomialMethod):
+        rows = method.schedule(method.working_dtype(dtype))
+        if isinstance(method, GramNewtonSchulz):
+            return 4.0 * m * n**2 * -(-len(rows) // 2) + 8.0 * n**3 * len(rows)
+        return sum(4.0 * m * n**2 + (2.0 * n**3 if row[2] else 0.0) for row in rows)
+    if isinstance(method, QDWH):
+        tall, square = (6.0, _HALLEY * (method.max_steps or 5)) if m > n else (0.0, _HALLEY * (method.max_steps or 5))
+        return tall * m * n**2 + square * n**3
+    if method.name == "svd":
+        return 6.0 * m * n**2 + _SVD * n**3
+    return _DOUBLE_GRAM[0] * m * n**2 + _DOUBLE_GRAM[1] * n**3
+
+
+def _teams(layout: Layout) -> list[tuple[int, ...]]:
+    """For each rank its place along the axes that copy: ranks with the same place hold every entry once."""
+    places = []
+    for index in range(layout.world):
+        place = []
+        for size, dim in zip(reversed(layout.mesh), reversed(layout.dims), strict=True):
+            if dim is None:
+                place.append(index % size)
+            index //= size
+        places.append(tuple(place))
+    return places
+
+
+def owner_traffic(layout: Layout, view: MatrixView, owners: Sequence[int], itemsize: int, numbers: int = 1) -> Traffic:
+    """What travels for one parameter whose pieces go to their owners, and whose directions come back.
+
+    A rank sends each entry of its part once to the owner of the piece, unless that holds the piece already; the owner
+    sends each entry of the direction to every other rank that holds it, and 8 `numbers` bytes per matrix to all.
+
+    Args:
+        layout: of the parameter.
+        view: of the parameter.
+        owners: of each piece.
+        itemsize: bytes of an entry.
+        numbers: per matrix: its dual norm, and its squared length where that is asked for.
+    """
+    sent, received = [0.0] * layout.world, [0.0] * layout.world
+    places, tiles, travels = _teams(layout), layout.tiles, 0
+    for piece, owner in zip(pieces_of(view), owners, strict=True):
+        whole = tiles[owner].overlap(piece.box) == piece.box
+        travels |= not whole
+        told = _NUMBER * numbers * len(piece.numbers)
+        for rank, tile in enumerate(tiles):
+            if rank == owner:
+                continue
+            entries = _overlap(piece.box, tile) * itemsize
+            if not whole and places[rank] == places[owner]:
+                sent[rank] += entries
+                received[owner] += entries
+            sent[owner] += entries + told
+            received[rank] += entries + told
+    return Traffic(tuple(sent), tuple(received), 1 + travels)
+
+
+def _overlap(one: Box, other: Box) -> int:
+    """Entries in both, without making a box: there may be a thousand ranks."""
+    entries = 1
+    for a, s, b, t in zip(one.start, one.size, other.start, other.size, strict=True):
+        entries *= max(0, min(a + s, b + t) - max(a, b))
+    return entries
+
+
+def _ring(world: int, bytes_: float) -> float:
+    """What each rank sends of an all-reduce around a ring."""
+    return 2.0 * (world - 1) / world * bytes_
+
+
+def _gram_passes(dtype: torch.dtype) -> int:
+    """How many Gram matrices are summed: two more in double precision, where one does not resolve what is small."""
+    return 4 if dtype == torch.float64 else 2
+
+
+def gram_traffic(layout: Layout, dtype: torch.dtype) -> Traffic:
+    """What travels for one matrix whose rows (columns, if it is wide) stay: sums of d x d matrices in float64."""
+    d, passes = min(layout.shape), _gram_passes(dtype)
+    each = _ring(layout.world, _NUMBER * (passes * d**2 + 1))
+    return Traffic((each,) * layout.world, (each,) * layout.world, passes + 1)
+
+
+def gram_operations(layout: Layout, geometry: Geometry, dtype: torch.dtype) -> Operations:
+    """Operations of the rank with most rows: Gram matrices and products of its rows, the small factor in full."""
+    d, passes = min(layout.shape), _gram_passes(dtype)
+    rows = max(tile.numel for tile in layout.tiles) / d
+    small = operations(geometry, d, d, torch.float64)
+    own = Operations(0.0, 4.0 * passes * rows * d**2 + (passes - 1) * _EIGENDECOMPOSITION * d**3)
+    return own + small
+
+
+def gram_is_cheaper(
+    view: MatrixView,
+    layout: Layout,
+    geometry: Geometry,
+    dtype: torch.dtype,
+    alike: int = 1,
+    machine: Machine | None = None,
+) -> bool:
+    """Whether `alike` matrices with spread rows are done sooner through Gram matrices than by owners.
+
+    Owners work on different matrices at once, so that their time is that of the busiest; the Gram way keeps all ranks
+    at every matrix.
+    """
+    machine = machine or Machine()
+    own = owner_traffic(layout, view, [0], dtype.itemsize)
+    share = -(-alike // layout.world)
+    m, n = view.shape
+    work = operations(geometry, m, n, dtype).times(share)
+    by_owners = seconds(work, max(own.busiest, alike * sum(own.sent) / layout.world), own.collectives, machine)
+    gram = gram_traffic(layout, dtype)
+    together = gram_operations(layout, geometry, dtype).times(alike)
+    return seconds(together, alike * gram.busiest, gram.collectives, machine) < by_owners
+
+
+def sums_traffic(layout: Layout, view: MatrixView, geometry: Geometry, numbers: int = 1) -> Traffic:
+    """What travels for geometries found from sums, in float64: lengths that are cut, and a number or two per matrix."""
+    lengths = summed_lengths(geometry, view, layout)
+    matrices = sum(k for k, _, _ in view.batches)
+    each = _ring(layout.world, _NUMBER * (lengths + numbers * matrices))
+    return Traffic((each,) * layout.world, (each,) * layout.world, 1 + (lengths > 0))

@@ -1,0 +1,193 @@
+"""State saved on some ranks and layout goes on, on any other, as if nothing had happened."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import polargrad
+from polargrad.distributed.checkpoint import load, save
+from polargrad.optim.state import initialize_state
+from tests.distributed.layouts import Place, arguments_of
+from tests.distributed.worlds import spawn
+
+SHAPES = {"table": (23, 6), "square": (8, 8), "experts": (3, 5, 4), "late": (6, 7), "scalars": (5,)}
+
+
+def placed(tensor, layout, world):
+    """A whole tensor on a layout, or on the single process."""
+    return tensor.clone() if layout == "alone" else Place(tensor.shape, layout, world).put(tensor)
+
+
+def whole(tensor):
+    """The whole of a plain tensor or DTensor."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+class Model(nn.Module):
+    """Parameters of a few shapes, on a layout."""
+
+    def __init__(self, layout, world):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        for name, shape in SHAPES.items():
+            start = torch.randn(shape, generator=generator, dtype=torch.float64)
+            setattr(self, name, nn.Parameter(placed(start, layout, world)))
+
+
+def made(layout, world):
+    """A model and its optimizer with momentum of every kind."""
+    model = Model(layout, world)
+    groups = [
+        {"params": [model.table, model.square], "lr": 0.02, "scale": "adaptive-nuclear", "method": "svd"},
+        {"params": [model.experts, model.late], "lr": 0.03, "momentum_order": "heavy-ball", "method": "svd"},
+        {"params": [model.scalars], "lr": 0.05, "rule": "adamw", "betas": (0.8, 0.9)},
+    ]
+    return model, polargrad.PolarGrad(groups, **({} if layout == "alone" else arguments_of(layout)))
+
+
+def step(model, optimizer, number, layout, world):
+    """A step along gradients that depend on the whole weights and the step's number."""
+    for name, parameter in model.named_parameters():
+        if name == "late" and number < 6:
+            continue
+        weights = whole(parameter.detach())
+        generator = torch.Generator().manual_seed(number)
+        noise = torch.randn(weights.shape, generator=generator, dtype=torch.float64)
+        parameter.grad = placed(torch.sin(weights) + 0.1 * noise, layout, world)
+    optimizer.step()
+
+
+def go(rank, world, layout, first, last, source=None, target=None):
+    """Load, step from `first` to `last`, save; the whole weights and the number that went with the checkpoint."""
+    model, optimizer = made(layout, world)
+    extra = load(source, model, optimizer) if source is not None else {"step": first}
+    assert extra["step"] == first
+    for number in range(first, last):
+        step(model, optimizer, number, layout, world)
+    if target is not None:
+        save(target, model, optimizer, step=last)
+    return {name: whole(value.detach()).clone() for name, value in model.named_parameters()}
+
+
+def chain(rank, world, folder, stages):
+    """Several stages in one set of ranks: (layout, first, last, source, target)."""
+    return [go(rank, world, layout, a, b, source, target) for layout, a, b, source, target in stages][-1]
+
+
+def of_ranks(results):
+    """The weights that every rank returned."""
+    for result in results:
+        assert result is not None
+        assert result[0] == "returned", result[1]
+    for result in results[1:]:
+        assert_same(results[0][1], result[1])
+    return results[0][1]
+
+
+def assert_same(weights, others):
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=1e-10, atol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """The weights after so many steps of one process."""
+    return {steps: go(0, 1, "alone", 0, steps) for steps in (5, 8, 18, 28)}
+
+
+def test_two_ranks_through_every_layout_and_back_to_one(uninterrupted, tmp_path):
+    a, b, c, d = (str(tmp_path / name) for name in "abcd")
+    stages = [
+        ("ddp", 0, 5, None, a),
+        ("rows", 5, 8, a, b),
+        ("columns", 8, 8, b, c),
+        ("ddp, momentum in parts", 8, 11, c, d),
+        ("ddp", 11, 18, d, None),
+    ]
+    weights = of_ranks(spawn(2, tmp_path / "ranks", chain, str(tmp_path), stages))
+    assert_same(uninterrupted[18], weights)
+    assert_same(uninterrupted[18], go(0, 1, "alone", 5, 18, a))
+    with pytest.raises(AssertionError):  # negative control
+        assert_same(uninterrupted[18], go(0, 1, "alone", 5, 17, a))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [("ddp", "rows"), ("rows", "hsdp"), ("columns", "ddp")])
+def test_saved_on_two_loaded_on_one_then_on_four_and_on_two(uninterrupted, tmp_path, first, then):
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    of_ranks(spawn(2, tmp_path / "two", go, first, 0, 5, None, a))
+    assert_same(uninterrupted[8], go(0, 1, "alone", 5, 8, a, b))
+    assert_same(uninterrupted[18], of_ranks(spawn(4, tmp_path / "four", go, then, 8, 18, b, c)))
+    assert_same(uninterrupted[28], of_ranks(spawn(2, tmp_path / "back", go, first, 18, 28, c)))
+
+
+def test_no_state_is_missing_and_options_come_along(tmp_path):
+    model, optimizer = made("alone", 1)
+    step(model, optimizer, 0, "alone", 1)
+    assert model.late not in optimizer.state
+    optimizer.param_groups[0]["lr"] = 0.5
+    save(tmp_path / "one", model, optimizer, note=["kept", 1])
+    other, restored = made("alone", 1)
+    assert load(tmp_path / "one", other, restored) == {"note": ["kept", 1]}
+    assert restored.param_groups[0]["lr"] == 0.5
+    assert restored.param_groups[2]["betas"] == (0.8, 0.9)
+    for name, parameter in model.named_parameters():
+        mine, theirs = optimizer.state[parameter], restored.state[dict(other.named_parameters())[name]]
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert set(restored.state[other.table]) == {"momentum_buffer", "dual_norm_rms", "dual_norm_weight"}
+    assert restored.state[other.scalars]["step"].item() == 1
+
+
+def test_zeros_are_what_a_first_step_finds():
+    (model, optimizer), (other, prepared) = made("alone", 1), made("alone", 1)
+    initialize_state(prepared)
+    for number in range(7):
+        step(model, optimizer, number, "alone", 1)
+        step(other, prepared, number, "alone", 1)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        for key, value in optimizer.state[mine].items():
+            assert torch.equal(value, prepared.state[theirs][key])
+            assert value.dtype == prepared.state[theirs][key].dtype
+
+
+def test_what_does_not_fit_is_named_and_nothing_is_loaded(tmp_path):
+    model, optimizer = made("alone", 1)
+    save(tmp_path / "one", model, optimizer)
+    with pytest.raises(FileExistsError, match="left as it is"):
+        save(tmp_path / "one", model, optimizer)
+    with pytest.raises(FileNotFoundError, match="not a checkpoint"):
+        load(tmp_path, model, optimizer)
+
+    wider = nn.Module()
+    wider.table = nn.Parameter(torch.zeros(23, 7, dtype=torch.float64))
+    with pytest.raises(ValueError, match="only it has") as failure:
+        load(tmp_path / "one", wider, polargrad.PolarGrad([wider.table]))
+    assert re.search(r"model.table has the shape \(23, 6\) there and \(23, 7\) here", str(failure.value))
+    assert not wider.table.any()
+
+    single = Model("alone", 1).float()
+    groups = [{"params": list(single.parameters())[:4]}, {"params": [single.scalars], "rule": "adamw"}]
+    narrower = polargrad.PolarGrad(groups, scale="adaptive-nuclear")
+    with pytest.raises(ValueError, match=r"torch.float64 there and torch.float32 here"):
+        load(tmp_path / "one", single, narrower)
+    with pytest.raises(ValueError, match="parameters that are not the model's"):
+        save(tmp_path / "two", wider, optimizer)
+    with pytest.raises(TypeError, match="JSON"):
+        save(tmp_path / "two", model, optimizer, what=object())
+    assert not (tmp_path / "two").exists()
+
+
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
+    model, optimizer = made("alone", 1)
+    save(tmp_path / "one", model, optimizer, step=3)
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    held = FileSystemReader(tmp_path / "one").read_metadata().state_dict_metadata
+    assert all(isinstance(entry, TensorStorageMetadata) for entry in held.values())
+    assert json.dumps(sorted(held)).count("optimizer.late.momentum_buffer") == 1
