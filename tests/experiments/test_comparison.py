@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -175,13 +174,12 @@ def test_a_comparison_of_two_jobs_survives_blows(text, tmp_path, blow):
     for wait in (12.0, 14.0, 16.0, 600.0):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
-            process.wait(wait)
+            process.communicate(timeout=wait)
             break
         except subprocess.TimeoutExpired:
             process.send_signal(blow)
-        _, said = process.communicate()
+        _, said = process.communicate()  # and until orphans of a parent that was killed have saved
         stopped += 1
         assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[blow], said
-        time.sleep(2.0)  # orphans of a parent that was killed save and end
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert stopped
