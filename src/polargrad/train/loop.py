@@ -257,7 +257,7 @@ def differentiate(objective: Objective, step: int) -> Tensor:
     if parts is None:
         loss = objective.loss(step)
         loss.backward()
-        return loss
+        return loss.detach()  # what the graph still holds goes before the optimizer's step
     total: Tensor | None = None
     for part in parts(step):
         part.backward()
