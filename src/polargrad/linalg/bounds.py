@@ -7,10 +7,10 @@ margin, and check what came of it.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
+
+from polargrad.linalg.tables import tabulated
 
 __all__ = ["largest_eigenvalue", "norm_bound", "smallest_eigenvalue", "spectral_norm"]
 
@@ -22,7 +22,7 @@ _VECTORS = 8
 _SMALL = 128
 
 
-@functools.lru_cache(maxsize=64)
+@tabulated
 def _start(n: int, vectors: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(n, vectors): random, so that no matrix is orthogonal to it by its structure, and always the same."""
     generator = torch.Generator().manual_seed(0)

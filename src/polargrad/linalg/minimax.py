@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from polargrad.linalg.coefficients import CUBIC, QUINTIC, Coefficients
+from polargrad.linalg.tables import tabulated
 
 # mpmath is imported where it is used: importing it takes longer than all of this package, and few calls need it.
 
@@ -93,7 +93,7 @@ def minimax_odd(low: float, high: float, degree: int = 5) -> Coefficients:
         return _as_coefficients(_exchange(mpmath.mpf(low), mpmath.mpf(high), degree))
 
 
-@functools.lru_cache(maxsize=256)
+@tabulated
 def composition(
     lower_bound: float, steps: int, *, degree: int = 5, cushion: float = CUSHION
 ) -> tuple[Coefficients, ...]:

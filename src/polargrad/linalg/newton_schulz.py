@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -24,6 +23,7 @@ from polargrad.linalg.kernels import gram, hermitian_product
 from polargrad.linalg.kernels.symmetric import blocked
 from polargrad.linalg.method import Iterate, PolarMethod, register
 from polargrad.linalg.minimax import CUSHION, composition, with_safety
+from polargrad.linalg.tables import tabulated
 
 __all__ = ["NewtonSchulz", "PolynomialMethod", "iterate_polynomials", "normalize_frobenius"]
 
@@ -71,7 +71,7 @@ def _add_product(C: Tensor, A: Tensor, B: Tensor, *, beta: float, alpha: float =
     return torch.baddbmm(C, A, B, beta=beta, alpha=alpha)
 
 
-@functools.lru_cache(maxsize=256)
+@tabulated
 def accuracy_class(schedule: tuple[Coefficients, ...], least: float) -> tuple[float, float]:
     """(floor, deviation): |p(x) - 1| <= deviation for every x in [floor, 1], with a deviation of at least `least`."""
     low, high = image(schedule, _CLASS_FROM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from polargrad.linalg.kernels import gram, hermitian_product, product
 from polargrad.linalg.method import Iterate, PolarMethod, register
 from polargrad.linalg.minimax import composition
 from polargrad.linalg.newton_schulz import iterate_polynomials
+from polargrad.linalg.tables import tabulated
 from polargrad.linalg.tall import is_tall
 
 __all__ = ["QDWH", "double_precision", "halley_weights", "orthonormalize"]
@@ -151,7 +151,7 @@ def _polynomial_step(X: Tensor, G: Tensor, row: Coefficients) -> Tensor:
     return product(X, P)
 
 
-@functools.cache
+@tabulated
 def _polynomials(lower: float, eps: float) -> tuple[tuple[Coefficients, ...], float]:
     """Minimax quintics that take [lower, 1] to 1 up to rounding, the last one a cubic if that will do.
 

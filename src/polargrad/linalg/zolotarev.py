@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
+
+from polargrad.linalg.tables import tabulated
 
 __all__ = ["MAX_DEGREE", "Zolotarev", "zolotarev", "zolotarev_schedule"]
 
@@ -28,7 +29,7 @@ class Zolotarev(NamedTuple):
     lower: float
 
 
-@functools.lru_cache(maxsize=256)
+@tabulated
 def zolotarev(lower: float, degree: int) -> Zolotarev:
     """The best approximation of 1 on [lower, 1] by odd rational functions of type (2 degree + 1, 2 degree), scaled.
 
