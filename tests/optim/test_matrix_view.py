@@ -75,6 +75,23 @@ def test_a_step_is_that_of_the_matrices_alone(shape, options, batches, scale):
         torch.testing.assert_close(W, p.detach(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", ["nuclear", "mean-singular", "rms", "adaptive-nuclear", "none", "spectral"])
+def test_the_heads_of_an_output_projection_are_blocks_of_its_columns(scale):
+    W = torch.nn.Parameter(torch.randn(10, 12, dtype=torch.float64))
+    blocks = [torch.nn.Parameter(block.clone()) for block in W.detach().split(4, dim=1)]
+    common = {"lr": 0.1, "scale": scale, "method": "svd", "weight_decay": 0.1, "nesterov": True}
+    whole = polargrad.PolarGrad([W], layout="transposed", heads=3, **common)
+    # The scale by shape sees the blocks as (size, out), which is never tall here: 1 in place of sqrt(10 / 4).
+    alone = polargrad.PolarGrad(blocks, **{**common, "scale": "none" if scale == "spectral" else scale})
+    for _ in range(3):
+        W.grad = torch.randn(10, 12, dtype=torch.float64)
+        for block, gradient in zip(blocks, W.grad.split(4, dim=1), strict=True):
+            block.grad = gradient.clone()
+        whole.step()
+        alone.step()
+    torch.testing.assert_close(W.detach(), torch.cat([b.detach() for b in blocks], dim=1), rtol=1e-12, atol=1e-12)
+
+
 def test_one_broken_head_is_skipped_alone():
     W = torch.nn.Parameter(torch.ones(4, 12))
     W.grad = torch.randn(4, 12)

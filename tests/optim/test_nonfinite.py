@@ -205,3 +205,19 @@ def test_scaled_and_clipped_gradients_as_with_adamw():
     scaler.update()
     assert torch.equal(W, moved)
     assert scaler.get_scale() == 512.0
+
+
+def test_a_lost_model_is_told_once_and_briefly():
+    """After an absurd learning rate every gradient is NaN: one short warning, however many steps follow."""
+    model = torch.nn.Sequential(*[torch.nn.Linear(3, 3) for _ in range(6)])
+    optimizer = polargrad.PolarGrad(polargrad.parameter_groups(model))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(5):
+            for p in model.parameters():
+                p.grad = torch.full_like(p, torch.nan)
+            optimizer.step()
+    assert optimizer.skipped == 5 * 12
+    (warning,) = caught
+    assert "and 4 others" in str(warning.message)
+    assert "too large a learning rate" in str(warning.message)

@@ -1,10 +1,13 @@
 """Roles on real transformers models, rules, and what a person reads."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import polargrad
+from polargrad.optim import routing
 from polargrad.optim.routing import ROLES, roles
 
 transformers = pytest.importorskip("transformers")
@@ -192,6 +195,26 @@ def test_errors(arguments, message):
 def test_a_rule_of_another_form():
     with pytest.raises(TypeError, match="a rule starts with"):
         polargrad.parameter_groups(nn.Linear(2, 2), rules=[(3, "head")])
+
+
+def test_options_are_laid_over_the_role_and_the_table_shows_what_stays():
+    model = nn.Sequential(nn.Linear(4, 3, bias=False))
+    table = polargrad.describe_groups(polargrad.parameter_groups(model, hidden={"scale": "nuclear", "lr": 0.1}))
+    for option in ("scale=nuclear", "lr=0.1", "nesterov=True", "method=newton-schulz", "max_steps=5"):
+        assert f" {option}" in table.splitlines()[0]
+    bare = polargrad.describe_groups(polargrad.parameter_groups(model, defaults={"hidden": {"scale": "nuclear"}}))
+    assert "nesterov" not in bare
+    assert "method" not in bare
+
+
+def test_the_guide_has_the_rates_of_every_role():
+    guide = (Path(__file__).parents[2] / "docs" / "optimizer.md").read_text()
+    rows = [line.split("|")[1:4] for line in guide.splitlines() if line.startswith("| `")]
+    told = {role.strip(" `"): (rule.strip(" `"), rate.strip()) for role, rule, rate in (r for r in rows if len(r) == 3)}
+    for role in ROLES:
+        default = routing._DEFAULTS[role]
+        assert told[role][0] == default["rule"]
+        assert float(told[role][1]) == default["lr"]
 
 
 def test_the_table_counts_everything():

@@ -28,6 +28,10 @@ def matrices_within(batches: Sequence[Tensor], limit: float) -> Tensor:
     return torch.cat([torch.linalg.vector_norm(batch, torch.inf, dim=(-2, -1)) <= limit for batch in batches])
 
 
+# So many parameters are named in a warning.
+_NAMED = 8
+
+
 class SkipLedger:
     """How often each parameter's update was skipped.
 
@@ -65,9 +69,12 @@ class SkipLedger:
         fresh = [key for key, count in skips.items() if count > self._reported.get(key, 0)]
         self._reported, self.seen = skips, False
         if fresh:
+            names = ", ".join(name(*key) for key in sorted(fresh)[:_NAMED])
+            others = f" and {len(fresh) - _NAMED} others" if len(fresh) > _NAMED else ""
             warnings.warn(
-                f"skipped updates of {', '.join(name(*key) for key in sorted(fresh))}: the gradient, or the direction "
-                "computed from it, holds NaN or infinity; weights and state stayed as they were",
+                f"skipped updates of {names}{others}: the gradient, or the direction computed from it, holds NaN or "
+                "infinity; weights and state stayed as they were. If that is every parameter, the loss itself is not "
+                "finite, as after too large a learning rate",
                 stacklevel=4,
             )
         return sum(skips.values())

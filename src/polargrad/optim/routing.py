@@ -222,7 +222,9 @@ def parameter_groups(
         defaults: options per role instead of the built-in ones; a role of the model that they lack is an error.
         partial: the module is a part of the model, such as a pipeline stage: rules and options that concern the other
             parts are no error.
-        **options: a mapping of group options per role, laid over the role's default, for example
+        **options: a mapping of group options per role, laid over the role's default: what it does not name stays, so
+            that `hidden={"scale": "nuclear"}` keeps Nesterov momentum and the 5 quintic steps, and `describe_groups`
+            shows what is in force. `defaults` starts from nothing instead. For example
             `head={"rule": "polar", "lr": 0.3, "scale": "nuclear", "method": "qdwh"}`.
 
     Returns:
