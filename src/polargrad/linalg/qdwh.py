@@ -66,7 +66,7 @@ def _image_of_bound(lower: float, a: float, b: float, c: float) -> float:
     return min(lower * (a + b * lower**2) / (1.0 + c * lower**2), 1.0)
 
 
-@functools.lru_cache(maxsize=256)
+@tabulated
 def halley_weights(lower: float, tolerance: float) -> tuple[tuple[float, float, float], ...]:
     """The weights step by step, until the lower bound has reached 1 - tolerance.
 
