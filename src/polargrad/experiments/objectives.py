@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -175,6 +176,7 @@ def _corpus(
         words = load_tokenizer(tokenizer) if tokenizer else vocabulary_of(source, vocabulary, held_out=held_out)
         with preparation(source.name) as progress:
             encoded = tokenize(source, words, held_out=held_out, progress=progress)
-        name, checksum = source.name, encoded.train.checksum
+        parts = encoded.train.checksum + encoded.held_out.checksum
+        name, checksum = source.name, hashlib.sha256(parts.encode()).hexdigest()
     facts = {"corpus": name, "corpus_checksum": checksum, "tokenizer_checksum": words.checksum}
     return {**facts, "corpus_tokens": len(encoded.train.tokens)}, encoded

@@ -138,7 +138,7 @@ def tokenize(
         number = len(shards)
         place = _Place(folder / f"train-{number:05d}.tokens", folder / f"held_out-{number:05d}.tokens")
         shards.append(_found(place, {**facts, "first": first}) or writer.write(place, {**facts, "first": first}))
-    train, kept = (_token_file([paths[i] for paths, *_ in shards], shards, dtype, tokenizer) for i in (0, 1))
+    train, kept = (_token_file(shards, part, dtype, tokenizer) for part in (0, 1))
     if not len(train.tokens):
         raise ValueError(f"{source.name} has no text in it; give a source with text")
     return EncodedCorpus(train, kept)
@@ -153,15 +153,15 @@ class _Shard(NamedTuple):
     place: _Place
     next: int
     last: bool
-    checksum: str
+    checksums: tuple[str, str]
 
 
 def _found(place: _Place, facts: dict[str, Any]) -> _Shard | None:
     """A shard that is there and whole."""
-    header = verified_header(place.train, **facts)
-    if header is None or verified_header(place.held_out, **facts) is None:
+    train, held_out = (verified_header(path, **facts) for path in place)
+    if train is None or held_out is None:
         return None
-    return _Shard(place, header["next"], header["last"], header["sha256"])
+    return _Shard(place, train["next"], train["last"], (train["sha256"], held_out["sha256"]))
 
 
 class _Writer:
@@ -199,10 +199,10 @@ class _Writer:
             if self._progress is not None:
                 self._progress(self._position, self._tokens)
         # The training file comes last: a shard without it does not count, and is written again.
-        publish(place.held_out, lambda part: _save(part, held_out, self._dtype), **facts)
+        kept = publish(place.held_out, lambda part: _save(part, held_out, self._dtype), **facts)
         ending = {"next": self._position, "last": last}
         header = publish(place.train, lambda part: _save(part, train, self._dtype), **facts, **ending)
-        return _Shard(place, self._position, last, header["sha256"])
+        return _Shard(place, self._position, last, (header["sha256"], kept["sha256"]))
 
     def _encode(self, documents: Sequence[Document]) -> Iterator[np.ndarray]:
         """The tokens of each document with the one that closes it; none for a document without text."""
@@ -231,13 +231,13 @@ def _save(part: Path, arrays: Sequence[np.ndarray], dtype: np.dtype[Any]) -> Non
             array.astype(dtype, copy=False).tofile(file)
 
 
-def _token_file(
-    paths: Sequence[Path], shards: Sequence[_Shard], dtype: np.dtype[Any], tokenizer: Tokenizer
-) -> TokenFile:
+def _token_file(shards: Sequence[_Shard], part: int, dtype: np.dtype[Any], tokenizer: Tokenizer) -> TokenFile:
+    """The training (0) or the held-out (1) part of every shard, end to end."""
+    paths = [shard.place[part] for shard in shards]
     arrays = [
         np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype=dtype) for path in paths
     ]
-    checksum = hashlib.sha256("".join(shard.checksum for shard in shards).encode()).hexdigest()
+    checksum = hashlib.sha256("".join(shard.checksums[part] for shard in shards).encode()).hexdigest()
     return TokenFile(TokenShards(arrays), tokenizer.vocab_size, checksum, tokenizer.end_of_text)
 
 
