@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from polargrad.experiments.comparison_page import cross_tables, results, write_page
+from polargrad.experiments.comparison import COMPARISON, Comparison, final_losses
+from polargrad.experiments.comparison_page import cross_tables, in_order, results, write_page
 from polargrad.experiments.spread import Spread, groups
-from polargrad.experiments.store import SPEC, read_run
-from tests.runs import written_run
+from polargrad.experiments.store import SPEC, read_run, write_json
+from tests.runs import tiny_spec, written_run
 
 
 def seeded(folder, recipe, seed, curve, **options):
@@ -64,6 +65,17 @@ def test_a_seed_that_diverged_is_counted_as_missing(tmp_path):
     (group,) = groups(made)
     assert group.final.text(1) == "5.0 (1 of 2 seeds)"
     assert "5.0000 diverged" in results([group]).rows[0]
+
+
+def test_a_recipe_whose_rates_are_still_searched_for_is_no_result(runs, tmp_path):
+    recipes = tuple(tiny_spec("text.txt", name) for name in ("a", "b"))
+    asked = Comparison(recipes, seeds=(1, 2, 3), tune=True)
+    write_json(tmp_path / COMPARISON, asked.to_dict())
+    assert [group.recipe for group in in_order(groups(runs), tmp_path)] == ["a", "b"]  # neither search has ended
+    while pending := asked.tuning(recipes[1]).ask(final_losses(tmp_path)).pending:
+        for spec in pending:
+            written_run(tmp_path / spec.name, [(0, 8.0), (4, 5.0)], recipe="b")
+    assert [group.recipe for group in in_order(groups(runs), tmp_path)] == ["b"]
 
 
 def test_tables_and_page(runs, tmp_path):

@@ -163,9 +163,11 @@ def _unbracketed(folder: Path) -> list[str]:
 
 
 def in_order(found: list[Group], folder: Path) -> list[Group]:
-    """As the comparison named them; folders come by name."""
+    """As the comparison named them; those whose rates are still searched for wait until the others are all there is."""
     if not (folder / COMPARISON).is_file():
         return found
+    waiting = {name for name, tuned in _searches(folder).items() if tuned.pending}
+    found = [group for group in found if group.recipe not in waiting] or found
     order = [spec.recipe for spec in read_comparison(folder).recipes]
     return sorted(found, key=lambda group: order.index(group.recipe) if group.recipe in order else len(order))
 
