@@ -1,6 +1,7 @@
 """`polargrad pretrain` as a person meets it."""
 
 import json
+import sys
 
 import pytest
 
@@ -230,6 +231,18 @@ def test_two_processes_train_as_one(small, tmp_path):
     losses = [[record["loss"] for record in run.of_kind("step")] for run in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert list((tmp_path / "two" / "tensorboard").iterdir())
+
+
+def test_figures_go_to_a_tracker(capsys, small, tmp_path, monkeypatch):
+    stand_in = "logged = []\n\ndef init(**_): pass\n\ndef finish(): logged.append('end')\n\nlog = logged.append\n"
+    (tmp_path / "trackio.py").write_text(stand_in)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    code, _, err = _run(capsys, small, "--track", "trackio", "--tensorboard", "--out", "run")
+    assert code == 0, err
+    *logged, end = sys.modules.pop("trackio").logged
+    assert [figures["step"] for figures in logged if "train/loss" in figures] == [1, 2, 3, 4]
+    assert end == "end"
 
 
 def test_minutes_become_steps(capsys, small, tmp_path):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -22,9 +22,13 @@ from polargrad.experiments.report import write_report
 from polargrad.experiments.spec import RunSpec
 from polargrad.experiments.store import Run
 from polargrad.experiments.tensorboard import FOLDER, TensorBoard
+from polargrad.experiments.tracking import Tracker
 from polargrad.parallel_options import ParallelOptions
 from polargrad.pretrain_options import PretrainOptions, read_launch_file
 from polargrad.train import CheckpointPolicy, LoopConfig, terminal_progress
+
+if TYPE_CHECKING:
+    from polargrad.train.journal import Record
 
 __all__ = ["Pretrain", "pretrain"]
 
@@ -100,7 +104,7 @@ class Pretrain(PretrainOptions):
         if self.checkpoints.resume is not None:
             self.parallel.refuse("a run that is resumed")
             out = self.checkpoints.resume
-            with self._watching(out) as watch:
+            with self._watching(spec, out) as watch:
                 progress = terminal_progress(spec.name)
                 finished = runner.resume(out, spec, progress=progress, policy=policy, watch=watch)
             return _report(finished)
@@ -110,7 +114,7 @@ class Pretrain(PretrainOptions):
             out = self.run.out or Path("runs") / f"{spec.name}-{datetime.now():%Y%m%d-%H%M%S}"
             runner.refuse_existing(out)
             print(f"Results go to {out}", file=sys.stderr)
-            with self._watching(out) as watch:
+            with self._watching(spec, out) as watch:
                 progress = terminal_progress(spec.name)
                 finished = runner.run(spec, out, progress=progress, policy=policy, parallel=parallel, watch=watch)
         _report(finished)
@@ -145,8 +149,21 @@ class Pretrain(PretrainOptions):
             f"{analysis.duration(seconds)} ({need.tokens / seconds:,.0f} tokens/s)"
         )
 
-    def _watching(self, out: Path) -> AbstractContextManager[TensorBoard | None]:
-        return TensorBoard(out / FOLDER) if self.evaluation.tensorboard else nullcontext()
+    @contextmanager
+    def _watching(self, spec: RunSpec, out: Path) -> Iterator[Record | None]:
+        """What is given every record besides the run folder; None if nothing is."""
+        with ExitStack() as stack:
+            watchers: list[Record] = []
+            if self.evaluation.tensorboard:
+                watchers.append(stack.enter_context(TensorBoard(out / FOLDER)))
+            if self.evaluation.track != "none":
+                watchers.append(stack.enter_context(Tracker(self.evaluation.track, spec)))
+
+            def watch(record: dict[str, Any]) -> None:
+                for watcher in watchers:
+                    watcher(record)
+
+            yield watch if watchers else None
 
 
 def pretrain(arguments: Sequence[str]) -> None:

@@ -138,6 +138,9 @@ class EvaluationOptions:
         option(metavar="NAME ...", help="to look at; embedding, head, an early and a late hidden one by default"),
     ] = ()
     tensorboard: Annotated[bool, option(help="write the records for TensorBoard too, into the run folder")] = False
+    track: Annotated[
+        Literal["none", "wandb", "trackio"], option(help="send the records to a tracker too; it must be installed")
+    ] = "none"
     log_every: Annotated[int, option(metavar="N", help="steps between reads of the loss; all are recorded")] = 10
 
 

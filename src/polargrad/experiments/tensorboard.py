@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from polargrad.experiments.tracking import scalars
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -17,7 +19,7 @@ __all__ = ["FOLDER", "TensorBoard"]
 class TensorBoard:
     """Writes every figure of a run's records as a scalar, beside the records and never instead of them.
 
-    Steps become `train/...`, evaluations `eval/...` and the figures of a matrix `PARAMETER/...`; an event becomes text.
+    Their names are those of `scalars`; an event becomes text.
 
     Args:
         folder: where to write; it is made with the first record.
@@ -42,13 +44,8 @@ class TensorBoard:
         if kind == "event":
             self._writer.add_text("events", f"{record['event']}: {record.get('message', '')}", step)
             return
-        place = {"step": "train", "eval": "eval"}.get(kind, str(record.get("parameter", kind)))
-        for name, value in record.items():
-            if name == "lr":
-                for role, rate in value.items():
-                    self._writer.add_scalar(f"lr/{role}", rate, step)
-            elif name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-                self._writer.add_scalar(f"{place}/{name}", value, step)
+        for name, value in scalars(record):
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write what is left."""
