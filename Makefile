@@ -1,5 +1,5 @@
 # make demo   the main job on embedded data, ending with a report
-# make test   lint, types and tests
+# make test   lint, types, documentation and tests
 # make dist   sdist and wheel, and the wheel tried in an empty environment
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/polargrad compare adamw muon+adamw muon+polargrad
 
-test: lint types pytest
+test: lint types docs pytest
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
