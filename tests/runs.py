@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from polargrad.experiments.comparison import COMPARISON, Comparison
 from polargrad.experiments.spec import LanguageModel, RunSpec
-from polargrad.experiments.store import Run, RunFolder, read_run
+from polargrad.experiments.store import Run, RunFolder, find_runs, read_run, write_json
 from polargrad.train import LoopConfig
 
 ADAMW = {"rule": "adamw", "lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -91,3 +92,23 @@ def written_run(
         if status is not None:
             folder.finish({"status": status, "steps": last})
     return read_run(path)
+
+
+def written_grid(folder: Path, asked: Comparison, course: Callable[[RunSpec], Sequence[float | None]]) -> list[Run]:
+    """The runs of a comparison, written by hand, each with the training losses that `course` gives for its spec.
+
+    The evaluations at start and end are the first and the last loss; one that is None makes the run diverge there.
+    """
+    folder.mkdir(exist_ok=True)
+    write_json(folder / COMPARISON, asked.to_dict())
+    for spec in asked.pending({}):
+        losses = course(spec)
+        with RunFolder(folder / spec.name, spec, {"torch": "0", "device": "cpu"}) as made:
+            made.record({"kind": "eval", "step": 0, "seconds": 0.0, "val_loss": losses[0]})
+            for step, loss in enumerate(losses, start=1):
+                timed = {"seconds": float(step), "optimizer_seconds": step / 2}
+                made.record({"kind": "step", "step": step, "loss": loss, **timed, "lr": spec.learning_rates})
+            made.record({"kind": "eval", "step": len(losses), "seconds": float(len(losses)), "val_loss": losses[-1]})
+            status = "diverged" if losses[-1] is None else "finished"
+            made.finish({"status": status, "steps": len(losses)})
+    return [read_run(path) for path in find_runs(folder)]

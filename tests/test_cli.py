@@ -84,6 +84,13 @@ def test_the_recipes_are_listed(capsys):
     code, out, _ = _run(capsys, "list")
     assert code == 0
     assert all(name in out for name in ("adamw", "muon+adamw", "muon+polargrad"))
+    assert "`polargrad compare phenomena`" in out
+
+
+def test_a_comparison_cannot_be_run_as_one_recipe(capsys):
+    code, _, err = _run(capsys, "run", "phenomena")
+    assert code == 2
+    assert "`polargrad compare phenomena` runs it" in err
 
 
 def test_info_tells_the_versions(capsys):

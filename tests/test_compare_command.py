@@ -4,8 +4,9 @@ from functools import partial
 
 import pytest
 
-from polargrad import cli
+from polargrad import cli, compare
 from polargrad.experiments import budget, recipes
+from polargrad.experiments.recipes.comparisons import NamedComparison
 from polargrad.experiments.store import find_runs, read_run
 from tests.runs import tiny_spec, tiny_text
 
@@ -45,6 +46,46 @@ def test_seeds_end_with_spreads_and_a_page(capsys, tiny_recipes):
     assert (code, again) == (0, out)
 
 
+def test_a_grid_of_rates_ends_with_its_tables(capsys, tiny_recipes):
+    sweep = ("--sweep", "rates=1,3", "--seeds", "2")
+    code, out, err = _run(capsys, "compare", "adamw", "polar", *sweep, "--out", "c")
+    assert code == 0, err
+    assert "8 ended, 0 known to come" in err
+    assert "sensitivity" in out
+    assert "spikes; largest rise" in out
+    assert "Note: polar: the best rates (" in out or "Note: adamw: the best rates (" in out
+    assert "<h2>The grid</h2>" in (tiny_recipes / "c" / "report.html").read_text()
+    (tiny_recipes / "c" / "polar@rates=3@seed=43" / "summary.json").unlink()
+    code, partly, _ = _run(capsys, "report", "c")
+    assert code == 0
+    assert partly != out
+    code, _, err = _run(capsys, "resume", "c")  # only what is missing is made
+    assert (code, "8 ended, 0 known to come" in err, err.count("ended, ")) == (0, True, 1)
+
+
+def test_a_comparison_with_a_name_brings_its_grid(capsys, tiny_recipes, monkeypatch):
+    made = NamedComparison("Two.", ("adamw", "polar"), ("rates=1,2",), steps=3, look_every=1)
+    monkeypatch.setattr(compare, "COMPARISONS", {"pair": made})
+    code, _, err = _run(capsys, "compare", "pair", "--out", "c")
+    assert code == 0, err
+    runs = [read_run(path) for path in find_runs(tiny_recipes / "c")]
+    assert {run.spec.name for run in runs} == {f"{name}@rates={rate}" for name in ("adamw", "polar") for rate in (1, 2)}
+    assert {(run.spec.loop.steps, run.spec.loop.eval_every) for run in runs} == {(3, 1)}
+    code, _, err = _run(capsys, "compare", "pair", "--steps", "2", "--sweep", "rates=1", "--out", "d")
+    assert code == 0, err
+    assert {read_run(path).spec.loop.steps for path in find_runs(tiny_recipes / "d")} == {2}
+    assert len(find_runs(tiny_recipes / "d")) == 2
+    for options, complaint in (
+        (("adamw",), "names a whole comparison; give it alone"),
+        (("--tune",), "has a grid of its own"),
+        (("--steps", "0"), "at least 1"),
+    ):
+        code, _, err = _run(capsys, "compare", "pair", *options, "--out", "e")
+        assert code == 2
+        assert complaint in err
+    assert not (tiny_recipes / "e").exists()
+
+
 def test_a_search_ends_with_what_it_tried(capsys, tiny_recipes):
     code, out, err = _run(capsys, "compare", "polar", "--tune", "--extend", "0", "--out", "c")
     assert code == 0, err
@@ -65,6 +106,10 @@ def test_a_search_ends_with_what_it_tried(capsys, tiny_recipes):
         (("--tune", "--sweep", "hidden.lr=1,2"), "give it or --sweep"),
         (("--tune", "--ratio", "1"), "ratio"),
         (("--jobs", "0"), "jobs must be at least 1"),
+        (("--sweep", "warmup=1"), "the schedule of adamw, constant, has no warm-up"),
+        (("--sweep", "rates=0"), "rates takes positive numbers"),
+        (("--sweep", "elbow.lr=1"), "no recipe here has a role 'elbow'"),
+        (("--sweep", "rates=1,2", "--sweep", "hidden.lr=1"), "both set the lr of hidden"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(capsys, tiny_recipes, options, complaint):

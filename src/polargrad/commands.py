@@ -18,6 +18,7 @@ from polargrad.experiments import runner
 from polargrad.experiments.environment import LAB_PACKAGES, environment, version
 from polargrad.experiments.matrix.laboratory import EXPERIMENTS, run_experiment
 from polargrad.experiments.recipes import RECIPES, spec_of
+from polargrad.experiments.recipes.comparisons import COMPARISONS
 from polargrad.experiments.recipes.studies import STUDIES
 from polargrad.experiments.report import write_report
 from polargrad.experiments.spec import RunSpec
@@ -52,8 +53,11 @@ class ListRecipes:
             table.add_row(*terminal.texts(name, about, "", experiment.steps))
         for name, study in STUDIES.items():
             table.add_row(*terminal.texts(name, study.description, "", ""))
+        for name, comparison in COMPARISONS.items():
+            table.add_row(*terminal.texts(name, comparison.description, "", comparison.steps))
         terminal.console().print(table)
         print("`polargrad run NAME` runs one of them; `polargrad compare NAME NAME` those with learning rates.")
+        print(f"`polargrad compare {' | '.join(COMPARISONS)}` makes a whole comparison.")
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ class RunOne:
             raise SystemExit(1)
 
     def _spec(self) -> RunSpec:
+        if self.name in COMPARISONS:
+            raise ValueError(f"{self.name} is a comparison of several recipes; `polargrad compare {self.name}` runs it")
         if not self.name.endswith(".json"):
             if self.name not in RECIPES and (
                 close := difflib.get_close_matches(self.name, [*STUDIES, *EXPERIMENTS], n=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,14 +13,16 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 from polargrad import terminal
 from polargrad.arguments import option
 from polargrad.experiments import budget, comparison, comparison_page, runner, spread
+from polargrad.experiments.axes import parse_axis
 from polargrad.experiments.comparison import COMPARISON, Comparison
 from polargrad.experiments.matrix.laboratory import is_experiment, resume_experiment
 from polargrad.experiments.recipes import spec_of
+from polargrad.experiments.recipes.comparisons import COMPARISONS
 from polargrad.experiments.report import write_report
 from polargrad.experiments.spec import RunSpec
 from polargrad.experiments.store import ENDED, Run, find_runs, read_run, status_of
 from polargrad.experiments.study import PAGE, Table
-from polargrad.experiments.sweep import Axis, expand, parse_axis
+from polargrad.experiments.sweep import points
 from polargrad.parallel_options import ParallelOptions
 from polargrad.train import terminal_progress
 
@@ -38,9 +39,15 @@ class Compare:
     Example: polargrad compare adamw muon+polargrad --steps 100
 
     A sweep tries every combination of the values given; it concerns the recipes that have the role. Roles joined by +
-    move together.
+    move together. `rates` are multiples of a recipe's own learning rates, `warmup` is the schedule's, in steps.
 
     Example: polargrad compare muon+adamw --sweep hidden.lr=0.005,0.01 --sweep embedding+head.lr=0.01,0.03
+
+    Example: polargrad compare adamw muon+adamw --sweep rates=0.5,1,2 --sweep warmup=0,20
+
+    A comparison that has a name brings recipes, grid and steps; --sweep takes the place of its grid.
+
+    Example: polargrad compare phenomena --jobs 2
 
     --tune searches for every recipe's rates, by successive halving and then until no neighbouring rate is better;
     then the recipes run with the seeds that count. `polargrad resume DIR` goes on with a comparison that was stopped.
@@ -49,11 +56,14 @@ class Compare:
     """
 
     names: Positional[
-        Annotated[tuple[str, ...], option(metavar="NAME ...", help="recipes, or spec.json files of runs")]
+        Annotated[
+            tuple[str, ...],
+            option(metavar="NAME ...", help="recipes, spec.json files of runs, or one named comparison"),
+        ]
     ]
     sweep: Annotated[
         UseAppendAction[tuple[str, ...]],
-        option(metavar="ROLE.lr=V,V,...", help="values to try; may be given several times"),
+        option(metavar="WHAT=V,V,...", help="ROLE.OPTION, rates or warmup, with values; may be given several times"),
     ] = ()
     tune: Annotated[bool, option(help="search for the learning rates of every recipe first")] = False
     ratio: Annotated[float, option(metavar="R", help="between neighbouring rates of --tune")] = 2.0
@@ -79,22 +89,22 @@ class Compare:
         with self.parallel.processes() as parallel:
             if not parallel.alone:
                 self._refuse_several()
-            specs = _grid([self._spec(name) for name in self.names], self.sweep)
+            specs, sweep = self._asked()
+            made = [point.spec for point in points(specs, [parse_axis(text) for text in sweep])]
             if not parallel.chief:
-                for spec in specs:
+                for spec in made:
                     runner.assist(spec, parallel)
                 return
             out = self.out or terminal.dated("compare")
             if parallel.alone:
-                asked = Comparison(
-                    tuple(specs), tuple(range(self.seed, self.seed + self.seeds)), self.tune, self.ratio, self.extend
-                )
+                seeds = tuple(range(self.seed, self.seed + self.seeds))
+                asked = Comparison(tuple(specs), seeds, self.tune, self.ratio, self.extend, sweep)
                 runner.refuse_existing(out)
                 terminal.say_where(out)
                 comparison.begin(asked, out, **_how(self.jobs, self.threads))
             else:
                 terminal.say_where(out)
-                runner.compare(specs, out, progress=terminal_progress, parallel=parallel)
+                runner.compare(made, out, progress=terminal_progress, parallel=parallel)
         report_comparison(out)
 
     def _check(self) -> None:
@@ -110,13 +120,29 @@ class Compare:
         if given := [name for name, value in asked.items() if value]:
             raise ValueError(f"{', '.join(given)}: not with --parallel, where every process takes part in every run")
 
-    def _spec(self, name: str) -> RunSpec:
+    def _asked(self) -> tuple[list[RunSpec], tuple[str, ...]]:
+        """The recipes, and the axes of the grid over them."""
+        named = [name for name in self.names if name in COMPARISONS]
+        if not named:
+            return [self._spec(name, self.steps) for name in self.names], tuple(self.sweep)
+        if len(self.names) > 1:
+            raise ValueError(f"{named[0]} names a whole comparison; give it alone, or the recipes themselves")
+        if self.tune:
+            raise ValueError(f"{named[0]} has a grid of its own; leave --tune out, or give the recipes themselves")
+        whole = COMPARISONS[named[0]]
+        specs = [
+            whole.looked_at(self._spec(name, whole.steps if self.steps is None else self.steps))
+            for name in whole.recipes
+        ]
+        return specs, tuple(self.sweep) or whole.sweep
+
+    def _spec(self, name: str, steps: int | None) -> RunSpec:
         if name.endswith(".json"):
             spec = RunSpec.from_json(Path(name).read_text(encoding="utf-8"))
-            if (self.steps or spec.loop.steps) != spec.loop.steps or self.minutes is not None:
+            if (steps or spec.loop.steps) != spec.loop.steps or self.minutes is not None:
                 raise ValueError(f"{name} fixes its {spec.loop.steps} steps; leave --steps and --minutes out")
             return dataclasses.replace(spec, seed=self.seed)
-        spec = spec_of(name, steps=self.steps, seed=self.seed)
+        spec = spec_of(name, steps=steps, seed=self.seed)
         if self.minutes is None:
             return spec
         return spec_of(name, steps=budget.steps_within(spec, self.minutes), seed=self.seed)
@@ -162,7 +188,7 @@ def ended_runs(folder: Path) -> list[Run]:
     if not runs:
         raise FileNotFoundError(f"no run in {folder} has ended yet; `polargrad resume {folder}` goes on")
     if is_comparison(folder):
-        order = [spec.name for spec in comparison.read_comparison(folder).recipes]
+        order = list(comparison.read_comparison(folder).places)
         runs.sort(key=lambda run: order.index(run.spec.name) if run.spec.name in order else len(order))
     return runs
 
@@ -178,9 +204,11 @@ def report_comparison(folder: Path) -> None:
         runs = ended_runs(folder)
         page = comparison_page.write_page(runs, folder / PAGE)
         groups = comparison_page.in_order(spread.groups(runs), folder)
-        for made in (comparison_page.results(groups), *comparison_page.cross_tables(groups)):
+        grid = comparison_page.grid_of(runs, folder)
+        over = [] if grid is None else grid.tables()
+        for made in (comparison_page.results(groups), *comparison_page.cross_tables(groups), *over):
             _print_table(made)
-        for line in comparison_page.lead(groups, folder):
+        for line in (*([] if grid is None else grid.sentences()), *comparison_page.lead(groups, folder, runs)):
             shown.print(line)
     shown.print(f"Report: {page}")
 
@@ -189,7 +217,7 @@ def _spreads(folder: Path) -> bool:
     if not is_comparison(folder):
         return False
     asked = comparison.read_comparison(folder)
-    return asked.tune or len(asked.seeds) > 1
+    return asked.tune or len(asked.seeds) > 1 or bool(asked.sweep)
 
 
 def _print_table(made: Table) -> None:
@@ -207,13 +235,3 @@ def _how(jobs: int, threads: int | None) -> dict[str, Any]:
         "progress": terminal_progress,
         "report": lambda line: print(line, file=sys.stderr, flush=True),
     }
-
-
-def _grid(specs: Sequence[RunSpec], sweep: Sequence[str]) -> list[RunSpec]:
-    """The specs, each expanded by the axes that concern it."""
-    axes: list[Axis] = [parse_axis(text) for text in sweep]
-    known = {role for spec in specs for role in spec.optimizer}
-    for axis in axes:
-        if unknown := [role for role in axis.roles if role not in known]:
-            raise ValueError(f"no recipe here has a role {unknown[0]!r}; their roles are {', '.join(sorted(known))}")
-    return [point for spec in specs for point in expand(spec, axes)]

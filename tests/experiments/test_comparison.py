@@ -51,6 +51,24 @@ def test_seeds_are_paired_over_recipes():
     assert (first.seed, first.recipe, last.seed) == (1, "adamw", 2)
 
 
+def test_a_grid_takes_the_place_of_every_recipe():
+    whole = asked("text.txt", seeds=(1, 2), sweep=("rates=1,2",))
+    names = ["adamw@rates=1", "adamw@rates=2", "polar@rates=1", "polar@rates=2"]
+    assert answered(whole, lambda spec: 1.0) == [f"{name}@seed={seed}" for name in names for seed in (1, 2)]
+    assert list(whole.places) == [f"{name}@seed={seed}" for name in names for seed in (1, 2)]
+    assert {spec.recipe for spec in whole.pending({})} == {"adamw", "polar"}
+    place = whole.places["polar@rates=2@seed=1"]
+    assert [(axis.label, value) for axis, value in place.settings] == [("rates", 2)]
+    assert place.spec.learning_rates["hidden"] == 0.02
+    assert Comparison.from_dict(whole.to_dict()) == whole
+
+
+def test_a_comparison_written_before_there_were_grids_is_read():
+    plain = asked("text.txt").to_dict()
+    del plain["sweep"]
+    assert Comparison.from_dict(plain) == asked("text.txt")
+
+
 def test_one_seed_needs_no_name():
     assert [spec.name for spec in asked("text.txt", seeds=(7,)).pending({})] == ["adamw", "polar"]
     assert {spec.seed for spec in asked("text.txt", seeds=(7,)).pending({})} == {7}
@@ -91,6 +109,10 @@ def test_a_comparison_survives_json(text):
         ({"seeds": (1, 1)}, "different numbers"),
         ({"seeds": ()}, "at least one"),
         ({"tune": True, "ratio": 1.0}, "ratio"),
+        ({"tune": True, "sweep": ("rates=1,2",)}, "tune or sweep"),
+        ({"sweep": ("warmup=1",)}, "has no warm-up"),
+        ({"sweep": ("rates=1,1.00000001",)}, "would be made twice"),
+        ({"sweep": ("rates",)}, "cannot read the sweep"),
     ],
 )
 def test_bad_comparisons_are_errors(changes, message):

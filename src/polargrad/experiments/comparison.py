@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from polargrad.experiments import workers
 from polargrad.experiments.analysis import final_metric
+from polargrad.experiments.axes import Axis, parse_axis
 from polargrad.experiments.spec import RunSpec
 from polargrad.experiments.store import ENDED, Run, create_folder, find_runs, read_run, status_of, write_json
+from polargrad.experiments.sweep import Point, points
 from polargrad.experiments.tuning import Tuned, Tuning
 
 if TYPE_CHECKING:
@@ -40,9 +42,10 @@ class Comparison:
             not choose what is favourable for the seeds that it is judged by.
         ratio: between neighbouring rates of the search.
         limit: rounds of the search beyond its first grid.
+        sweep: axes, as `parse_axis` reads them, of a grid that takes the place of each recipe; not with `tune`.
 
     Raises:
-        ValueError: nothing to compare, equal names or seeds, a ratio or limit out of range.
+        ValueError: nothing to compare, equal names or seeds, a ratio or limit out of range, a grid that does not fit.
     """
 
     recipes: tuple[RunSpec, ...]
@@ -50,6 +53,7 @@ class Comparison:
     tune: bool = False
     ratio: float = 2.0
     limit: int = 8
+    sweep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.recipes]
@@ -59,6 +63,11 @@ class Comparison:
             raise ValueError(f"{', '.join(sorted(twice))} is there twice; give each run once")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different numbers, at least one; got {self.seeds}")
+        if self.tune and self.sweep:
+            raise ValueError("a search makes its own grid around the recipes' rates; give tune or sweep")
+        made = [point.spec.name for point in self.points]
+        if twice := {name for name in made if made.count(name) > 1}:
+            raise ValueError(f"{min(twice)} would be made twice; values of a sweep must differ in six digits")
         if self.tune:
             _ = [self.tuning(spec) for spec in self.recipes]
 
@@ -66,13 +75,28 @@ class Comparison:
         """The search for a recipe's rates."""
         return Tuning(dataclasses.replace(recipe, seed=max(self.seeds) + 1), self.ratio, self.limit)
 
+    @property
+    def axes(self) -> list[Axis]:
+        """What the grid varies; empty without one."""
+        return [parse_axis(text) for text in self.sweep]
+
+    @property
+    def points(self) -> list[Point]:
+        """The points of the grid over every recipe; without a grid the recipes."""
+        return points(self.recipes, self.axes)
+
+    @property
+    def places(self) -> dict[str, Point]:
+        """Where in the grid each run stands, by its name, in the order in which they are made; no searches."""
+        return {spec.name: point for point in self.points for spec in self._seeded(point.spec)}
+
     def pending(self, losses: Mapping[str, float | None]) -> list[RunSpec]:
         """The runs that can be made now, given the final losses of those that have ended, by name.
 
         One recipe after the other, so that what is there when a comparison is stopped is whole for the first of them.
         """
         waiting: list[RunSpec] = []
-        for recipe in self.recipes:
+        for recipe in (point.spec for point in self.points):
             chosen = recipe
             if self.tune:
                 tuned = self.tuning(recipe).ask(losses)
@@ -103,6 +127,7 @@ class Comparison:
             **plain,
             "recipes": [spec.to_dict() for spec in self.recipes],
             "seeds": list(self.seeds),
+            "sweep": list(self.sweep),
         }
 
     @classmethod
@@ -119,7 +144,8 @@ class Comparison:
             )
         try:
             recipes = tuple(RunSpec.from_dict(spec) for spec in plain.pop("recipes"))
-            return cls(recipes, tuple(plain.pop("seeds")), **plain)
+            sweep = tuple(plain.pop("sweep", ()))
+            return cls(recipes, tuple(plain.pop("seeds")), sweep=sweep, **plain)
         except (KeyError, TypeError) as error:
             raise ValueError(f"this does not describe a comparison: {error}") from error
 

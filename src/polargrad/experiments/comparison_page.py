@@ -1,22 +1,27 @@
-"""The page of a comparison over seeds: losses with their spread, who reaches whom how soon, how rates were chosen."""
+"""The page of a comparison over seeds or a grid: losses with their spread, who reaches whom, how rates were chosen."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polargrad.experiments.analysis import cautions, final_metric
 from polargrad.experiments.comparison import COMPARISON, final_losses, read_comparison
+from polargrad.experiments.grid import Grid
 from polargrad.experiments.spread import Group, groups
 from polargrad.experiments.store import FIGURES, Run
 from polargrad.experiments.study import Section, Table, render
+from polargrad.experiments.sweep import edge_notes, warmup_of
 
 if TYPE_CHECKING:
     from polargrad.experiments.plots import Figure
     from polargrad.experiments.tuning import Tuned
 
-__all__ = ["cross_tables", "in_order", "lead", "results", "write_page"]
+__all__ = ["cross_tables", "grid_of", "in_order", "lead", "results", "write_page"]
+
+AT_BEST = "Each recipe at its best point of the grid."
 
 
 def write_page(runs: Sequence[Run], page: str | Path) -> Path:
@@ -30,15 +35,21 @@ def write_page(runs: Sequence[Run], page: str | Path) -> Path:
     Returns:
         The page's path.
     """
-    from polargrad.experiments import plots, plots_spread
+    from polargrad.experiments import plots, plots_grid, plots_spread
 
     page = Path(page)
     shown = in_order(groups(runs), page.parent)
     curves = plots_spread.figures(shown)
     firsts = [group.runs[0] for group in shown]
     gradients = [figure for figure in plots.figures(firsts) if figure.section != "Loss"]
-    plots.save([*curves, *gradients], page.parent / FIGURES)
-    html = render(_title(shown), lead(shown, page.parent), _sections(runs, shown, curves, gradients, page.parent))
+    grid = grid_of(runs, page.parent)
+    over = [] if grid is None else plots_grid.figures(grid)
+    plots.save([*curves, *over, *gradients], page.parent / FIGURES)
+    sections = _sections(runs, shown, curves, gradients, page.parent)
+    if grid is not None:
+        sections[0] = dataclasses.replace(sections[0], paragraphs=[AT_BEST, *sections[0].paragraphs])
+        sections.insert(1, Section("The grid", grid.sentences(), grid.tables(), over))
+    html = render(_title(shown), lead(shown, page.parent, runs), sections)
     part = page.with_name(page.name + ".part")
     part.write_text(html, encoding="utf-8")
     part.replace(page)
@@ -61,7 +72,7 @@ def results(shown: Sequence[Group]) -> Table:
         for group in shown
     ]
     return Table(
-        ("recipe", f"final {metric}", "each seed", "steps", "seconds", "optimizer", "learning rates"),
+        ("recipe", f"final {metric}", "each seed", "steps", "seconds", "optimizer", "learning rates, warm-up"),
         rows,
         note=f"Mean ± standard deviation over the seeds {_seeds(shown)}. Seconds are those of forward, backward and "
         "optimizer.",
@@ -93,8 +104,13 @@ def cross_tables(shown: Sequence[Group]) -> list[Table]:
     return tables
 
 
-def lead(shown: Sequence[Group], folder: Path) -> list[str]:
-    """The findings in sentences."""
+def grid_of(runs: Sequence[Run], folder: Path) -> Grid | None:
+    """The grid that the comparison in a folder asked for; None without one."""
+    return Grid.of(read_comparison(folder), runs) if (folder / COMPARISON).is_file() else None
+
+
+def lead(shown: Sequence[Group], folder: Path, runs: Sequence[Run] = ()) -> list[str]:
+    """The findings in sentences, and what stands on the edge of a grid that the runs make up."""
     ranked = sorted((g for g in shown if g.final.mean is not None), key=lambda group: group.final.mean or 0.0)
     if not ranked:
         return ["Every recipe diverged."]
@@ -108,7 +124,9 @@ def lead(shown: Sequence[Group], folder: Path) -> list[str]:
                 f"steps and {reached.time_ratio.mean:.0%} of its seconds."
             )
     lines += [f"{group.recipe} diverged." for group in shown if group.final.mean is None]
-    return [*lines, *_unbracketed(folder)]
+    chosen = [next((run for run in group.runs if final_metric(run) is not None), group.runs[0]) for group in shown]
+    edges = edge_notes(runs, chosen) if grid_of(runs, folder) is not None else []
+    return [*lines, *(f"Note: {note}" for note in edges), *_unbracketed(folder)]
 
 
 def _sections(
@@ -121,7 +139,7 @@ def _sections(
         Section("Who reaches whom", (), cross_tables(shown)),
     ]
     searched = [run for run in runs if run not in finals]
-    if searched:
+    if searched and grid_of(runs, folder) is None:
         notes = [f"{name}: {_said(tuned)}" for name, tuned in _searches(folder).items()]
         sections.append(Section("Learning rates tried", notes, [_tried(searched)]))
     if gradients:
@@ -185,4 +203,5 @@ def _rates(run: Run) -> str:
     roles: dict[float, list[str]] = {}
     for role, rate in run.spec.learning_rates.items():
         roles.setdefault(rate, []).append(role)
-    return ", ".join(f"{'+'.join(sharing)} {rate:g}" for rate, sharing in roles.items())
+    rates = ", ".join(f"{'+'.join(sharing)} {rate:g}" for rate, sharing in roles.items())
+    return rates if (warmup := warmup_of(run.spec)) is None else f"{rates}; {warmup} steps"

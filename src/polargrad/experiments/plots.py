@@ -78,6 +78,11 @@ class Figure:
     section: str
     canvas: Canvas
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether it wants a page's whole width for its text to be read."""
+        return self.canvas.get_size_inches()[0] > 1.5 * _SIZE[0]
+
 
 def figures(runs: Sequence[Run]) -> list[Figure]:
     """Every figure that the runs' records allow: loss against steps and seconds, then each probed matrix.
@@ -211,14 +216,16 @@ def line_style(index: int, points: int) -> dict[str, Any]:
 
 
 def legend(canvas: Canvas, lines: Sequence[Any], names: Sequence[str]) -> None:
-    """Names under the axes, set after the fact: a label with $ or a leading _ means something to matplotlib."""
+    """Names under the axes, which keep their height; set after the fact, since matplotlib reads labels with $ or _."""
     if not lines:
         return
     shortened = [name if len(name) <= 48 else name[:47] + "…" for name in names]
     lengths = [len(name) + 6 for name in shortened]
-    columns = len(names) if sum(lengths) < 56 else max(1, 56 // max(lengths))
+    width, height = canvas.get_size_inches()
+    room = int(56 * width / _SIZE[0])
+    columns = len(names) if sum(lengths) < room else max(1, room // max(lengths))
     rows = -(-len(names) // columns)
-    canvas.set_size_inches(_SIZE[0], _SIZE[1] + 0.19 * (rows - 1))
+    canvas.set_size_inches(width, height + 0.19 * (rows - 1))
     legend = canvas.legend(lines, ["x" * len(name) for name in shortened], loc="outside lower left", ncols=columns)
     for text, name in zip(legend.get_texts(), shortened, strict=True):
         text.set_parse_math(False)

@@ -25,7 +25,8 @@ def figures(shown: Sequence[Group]) -> list[Figure]:
 def _curve(shown: Sequence[Group], key: str, short: str, long: str) -> Figure:
     objective = shown[0].runs[0].spec.objective
     title = f"{objective.metric_label.capitalize()} against {short}"
-    canvas, axes = figure_axes(title, "mean, and band from the lowest to the highest seed")
+    several = any(len(group.runs) > 1 for group in shown)
+    canvas, axes = figure_axes(title, "mean, and band from the lowest to the highest seed" if several else "")
     lines = []
     for index, group in enumerate(shown):
         points = _points(group, key, objective.metric)

@@ -188,7 +188,7 @@ def _sweep_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     best = {id(run) for run in analysis.best_of_recipe(runs)}
     return [
         {
-            "recipe": run.spec.recipe,
+            "name": run.spec.name,
             "rates": "; ".join(_rates(run)),
             "final": "diverged" if run.status == "diverged" else _figure(analysis.final_metric(run)),
             "is_best": id(run) in best,

@@ -113,7 +113,7 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     """One group for each recipe, in the order in which recipes come.
 
     Of the configurations that a recipe ran with, the one with the most steps counts, then the one with the most seeds,
-    then the one with the lowest mean of the metric.
+    then the one with the fewest seeds that diverged, then the one with the lowest mean of the metric.
     """
     found: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
@@ -125,8 +125,9 @@ def _chosen(recipe: str, candidates: list[list[Run]]) -> Group:
     made = [Group(recipe, tuple(sorted(runs, key=lambda run: run.spec.seed))) for runs in candidates]
 
     def rank(group: Group) -> tuple[Any, ...]:
-        mean = group.final.mean
-        return (-group.runs[0].spec.loop.steps, -len(group.runs), float("inf") if mean is None else mean)
+        final = group.final
+        ended = float("inf") if final.mean is None else final.mean
+        return (-group.runs[0].spec.loop.steps, -len(group.runs), -len(final.values), ended)
 
     return min(made, key=rank)
 

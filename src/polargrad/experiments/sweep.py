@@ -1,64 +1,49 @@
-"""Grids over the options of a recipe's roles, and whether the best point lies inside its grid."""
+"""Grids of runs over the axes of a sweep, and whether the best point lies inside its grid."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polargrad.experiments.analysis import best_of_recipe, final_metric, recipe_of
+from polargrad.experiments.axes import Axis, OptionAxis, text_of
 from polargrad.experiments.spec import Plain, RunSpec
 from polargrad.experiments.store import Run
 
 
 @dataclass(frozen=True)
-class Axis:
-    """Values to try for one option of one role, or of several roles that move together.
+class Point:
+    """A point of a grid.
 
     Args:
-        roles: the roles whose option is set.
-        option: the option's name, such as "lr".
-        values: what to try.
+        spec: what runs there.
+        settings: what was set, a value for each axis that concerns the recipe.
     """
 
-    roles: tuple[str, ...]
-    option: str
-    values: tuple[Plain, ...]
-
-    @property
-    def label(self) -> str:
-        """As it is written: "embedding+head.lr"."""
-        return f"{'+'.join(self.roles)}.{self.option}"
+    spec: RunSpec
+    settings: tuple[tuple[Axis, Plain], ...] = ()
 
 
-def parse_axis(text: str) -> Axis:
-    """An axis as written on the command line.
-
-    Args:
-        text: ROLE.OPTION=VALUE,VALUE,...; roles joined by + move together. Values are read as JSON, else as strings.
-
-    Returns:
-        The axis.
+def points(specs: Sequence[RunSpec], axes: Sequence[Axis]) -> list[Point]:
+    """Every point of the grids that the axes span over each spec.
 
     Raises:
-        ValueError: if the text is not of that form.
-
-    Example:
-        >>> parse_axis("embedding+head.lr=0.1,0.3")
-        Axis(roles=('embedding', 'head'), option='lr', values=(0.1, 0.3))
+        ValueError: an axis over roles that no spec has, two axes that set the same, a value that does not fit.
     """
-    place, equals, listed = text.partition("=")
-    names, dot, option = place.strip().rpartition(".")
-    roles = tuple(name.strip() for name in names.split("+"))
-    values = [value.strip() for value in listed.split(",")]
-    if not (equals and dot and option and all(roles) and all(values)):
-        raise ValueError(
-            f"cannot read the sweep {text!r}; write ROLE.OPTION=VALUE,VALUE, as in hidden.lr=0.003,0.01,0.03"
-        )
-    return Axis(roles, option, tuple(dict.fromkeys(_value(value) for value in values)))
+    known = {role for spec in specs for role in spec.optimizer}
+    for axis in axes:
+        if isinstance(axis, OptionAxis) and (unknown := [role for role in axis.roles if role not in known]):
+            raise ValueError(f"no recipe here has a role {unknown[0]!r}; their roles are {', '.join(sorted(known))}")
+    options = {option for spec in specs for given in spec.optimizer.values() for option in given}
+    options |= {axis.option for axis in axes if isinstance(axis, OptionAxis)}
+    for one, other in itertools.combinations(axes, 2):
+        shared = [(r, o) for r in sorted(known) for o in sorted(options) if one.sets(r, o) and other.sets(r, o)]
+        if shared or one.label == other.label:
+            what = f"the {shared[0][1]} of {shared[0][0]}" if shared else one.label
+            raise ValueError(f"the sweeps of {one.label} and {other.label} both set {what}; leave one out")
+    return [point for spec in specs for point in _points(spec, axes)]
 
 
 def expand(spec: RunSpec, axes: Sequence[Axis]) -> list[RunSpec]:
@@ -72,52 +57,81 @@ def expand(spec: RunSpec, axes: Sequence[Axis]) -> list[RunSpec]:
 
     Returns:
         The specs, or the spec alone if no axis concerns it.
+
+    Raises:
+        ValueError: if a value does not fit the spec.
     """
-    mine = [axis for axis in axes if any(role in spec.optimizer for role in axis.roles)]
-    points = []
+    return [point.spec for point in _points(spec, axes)]
+
+
+def _points(spec: RunSpec, axes: Sequence[Axis]) -> list[Point]:
+    mine = [axis for axis in axes if axis.concerns(spec)]
+    if not mine:
+        return [Point(spec)]
+    found = []
     for values in itertools.product(*(axis.values for axis in mine)):
-        point = spec
-        for axis, value in zip(mine, values, strict=True):
-            for role in axis.roles:
-                point = point.with_option(role, axis.option, value) if role in spec.optimizer else point
-        settings = ",".join(f"{axis.label}={_text(value)}" for axis, value in zip(mine, values, strict=True))
-        points.append(dataclasses.replace(point, name=f"{spec.name}@{settings}") if settings else point)
-    return points
+        settings = tuple(zip(mine, values, strict=True))
+        made = spec
+        for axis, value in settings:
+            made = axis.applied(made, value)
+        found.append(Point(dataclasses.replace(made, name=f"{spec.name}@{text_of(settings)}"), settings))
+    return found
 
 
-def edge_notes(runs: Sequence[Run]) -> list[str]:
-    """For each recipe's best run, the learning rates that lie on the edge of what was tried, each in a sentence.
+def edge_notes(runs: Sequence[Run], chosen: Sequence[Run] | None = None) -> list[str]:
+    """For each recipe's best run, the learning rates and warm-ups on the edge of what was tried, each in a sentence.
 
-    Roles whose rates always moved together are one axis. A rate of which one value alone was tried was not swept.
+    Roles whose rates always moved together, in whatever ratio, are one axis. What was tried at one value alone was not
+    swept, and no warm-up is shorter than none.
+
+    Args:
+        runs: all that was tried.
+        chosen: the best of each recipe; None: by the lowest final metric.
     """
     notes = []
-    for best in best_of_recipe(runs):
-        tried = [run.spec.learning_rates for run in runs if recipe_of(run) == recipe_of(best)]
+    for best in best_of_recipe(runs) if chosen is None else chosen:
+        tried = [run for run in runs if recipe_of(run) == recipe_of(best)]
         if final_metric(best) is None:
             if len(tried) > 1:
                 notes.append(f"{best.spec.recipe}: no run has a final loss; try lower rates.")
             continue
-        together: dict[tuple[float, ...], list[str]] = {}
-        for role in best.spec.learning_rates:
-            together.setdefault(tuple(rates.get(role, math.nan) for rates in tried), []).append(role)
-        for column, roles in together.items():
-            rate, values = best.spec.learning_rates[roles[0]], sorted(set(column))
-            if len(values) > 1 and rate in (values[0], values[-1]):
-                end, further = ("lowest", "lower") if rate == values[0] else ("highest", "higher")
-                notes.append(
-                    f"{best.spec.recipe}: the best {'+'.join(roles)} rate, {rate:g}, is the {end} tried; "
-                    f"try {further} ones before trusting it."
-                )
+        notes += [f"{best.spec.recipe}: {note}" for note in (*_rate_edges(best, tried), *_warmup_edges(best, tried))]
     return notes
 
 
-def _value(text: str) -> Plain:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if value is None or isinstance(value, bool | int | float | str) else text
+def _rate_edges(best: Run, tried: Sequence[Run]) -> list[str]:
+    own = best.spec.learning_rates
+    together: dict[tuple[str, ...], list[str]] = {}
+    for role, rate in own.items():
+        ratios = tuple(
+            f"{run.spec.learning_rates[role] / rate:.9g}" for run in tried if role in run.spec.learning_rates
+        )
+        together.setdefault(ratios, []).append(role)
+    notes = []
+    for ratios, roles in together.items():
+        values = [float(ratio) for ratio in ratios]
+        if min(values) == max(values) or 1.0 not in (min(values), max(values)):
+            continue
+        end, further = ("lowest", "lower") if min(values) == 1.0 else ("highest", "higher")
+        sharing: dict[float, list[str]] = {}
+        for role in roles:
+            sharing.setdefault(own[role], []).append(role)
+        each = [f"{'+'.join(names)} rate, {rate:g}" for rate, names in sharing.items()]
+        said = f"the best {each[0]}, is" if len(each) == 1 else f"the best rates ({'; '.join(each)}) are"
+        notes.append(
+            f"{said} the {end} tried; try {further} ones before trusting {'it' if len(each) == 1 else 'them'}."
+        )
+    return notes
 
 
-def _text(value: Plain) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _warmup_edges(best: Run, tried: Sequence[Run]) -> list[str]:
+    own, values = warmup_of(best.spec), {warmup_of(run.spec) for run in tried} - {None}
+    if own is None or len(values) < 2 or own not in (least := min(values), max(values)) or own == 0:  # pyright: ignore[reportArgumentType]
+        return []
+    end, further = ("shortest", "a shorter") if own == least else ("longest", "a longer")
+    return [f"the best warm-up, {own} steps, is the {end} tried; try {further} one before trusting it."]
+
+
+def warmup_of(spec: RunSpec) -> int | None:
+    """The steps of a spec's warm-up; None if its schedule knows none."""
+    return getattr(spec.schedule, "warmup", None)
