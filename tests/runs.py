@@ -103,11 +103,14 @@ def written_grid(folder: Path, asked: Comparison, course: Callable[[RunSpec], Se
     write_json(folder / COMPARISON, asked.to_dict())
     for spec in asked.pending({}):
         losses = course(spec)
+        probed = {"condition_number": 1e4 * spec.learning_rates["vector"]}
         with RunFolder(folder / spec.name, spec, {"torch": "0", "device": "cpu"}) as made:
             made.record({"kind": "eval", "step": 0, "seconds": 0.0, "val_loss": losses[0]})
             for step, loss in enumerate(losses, start=1):
                 timed = {"seconds": float(step), "optimizer_seconds": step / 2}
                 made.record({"kind": "step", "step": step, "loss": loss, **timed, "lr": spec.learning_rates})
+                for role, parameter in PROBED:
+                    made.record({"kind": "matrix", "step": step, "role": role, "parameter": parameter, **probed})
             made.record({"kind": "eval", "step": len(losses), "seconds": float(len(losses)), "val_loss": losses[-1]})
             status = "diverged" if losses[-1] is None else "finished"
             made.finish({"status": status, "steps": len(losses)})

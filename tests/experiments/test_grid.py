@@ -7,7 +7,7 @@ import pytest
 
 from polargrad.experiments.comparison import Comparison
 from polargrad.experiments.comparison_page import write_page
-from polargrad.experiments.grid import Grid, largest_rise, spikes
+from polargrad.experiments.grid import Grid, condition_number, largest_rise, spikes
 from polargrad.experiments.plots_grid import figures
 from polargrad.experiments.recipes import spec_of
 from polargrad.experiments.recipes.comparisons import COMPARISONS
@@ -99,6 +99,8 @@ def test_what_has_not_run_yet_is_a_dash(tmp_path):
     runs = written_grid(tmp_path / "c", whole, course)
     grid = Grid.of(whole, [run for run in runs if run.spec.name != "polar@warmup=4,rates=1"])
     assert grid.tables()[0].rows[-1][:4] == ("polar, warmup=4", "5.250", "–", "4.750")
+    assert "has not run yet" in grid.tables()[0].note
+    assert "has not run yet" not in Grid.of(whole, runs).tables()[0].note
     assert Grid.of(whole, []) is None
     assert Grid.of(asked(()), runs) is None
 
@@ -124,7 +126,8 @@ def marks(axes, marker):
 
 def test_figures_keep_what_diverged(tmp_path):
     drawn = {figure.key: figure.canvas for figure in figures(grid_of(tmp_path, asked()))}
-    assert list(drawn) == ["grid-final", "grid-spikes", "grid-rise", "grid-best-0", "grid-best-1"]
+    best, conditions = ["grid-best-0", "grid-best-1"], ["grid-condition-0", "grid-condition-1"]
+    assert list(drawn) == ["grid-final", "grid-spikes", "grid-rise", *best, *conditions]
     adamw, polar = drawn["grid-final"].axes
     assert (adamw.get_title("left"), polar.get_title("left")) == ("adamw", "polar")
     curves = [line for line in adamw.get_lines() if line.get_linestyle() != "None"]
@@ -138,11 +141,21 @@ def test_figures_keep_what_diverged(tmp_path):
     assert all(len(marks(drawn[key].axes[0], "X")) == 1 for key in ("grid-spikes", "grid-rise"))
     (best,) = drawn["grid-best-0"].axes
     assert [text.get_text() for text in best.get_xticklabels()] == ["0", "4"]
+    curve = drawn["grid-condition-0"].axes[1].get_lines()[0]
+    assert list(curve.get_ydata()) == pytest.approx([15.0, 30.0, 60.0])
+
+
+def test_condition_numbers_are_medians_over_looks_and_matrices(tmp_path):
+    run = written_run(tmp_path / "a", [(0, 8.0), (3, 4.0)])
+    assert condition_number(run, "head") == 100.0
+    assert condition_number(run, "hidden") is None
+    unknown = [{**record, "condition_number": None} for record in run.of_kind("matrix")]
+    assert condition_number(dataclasses.replace(run, records=tuple(unknown)), "head") is None
 
 
 def test_one_axis_is_one_panel_of_all_recipes(tmp_path):
     drawn = figures(grid_of(tmp_path, asked(("rates=0.5,1,2",), seeds=(1, 2))))
-    assert [figure.key for figure in drawn] == ["grid-final", "grid-spikes", "grid-rise"]
+    assert [figure.key for figure in drawn][:4] == ["grid-final", "grid-spikes", "grid-rise", "grid-condition-0"]
     (axes,) = drawn[0].canvas.axes
     assert len([line for line in axes.get_lines() if line.get_linestyle() != "None"]) == 2
     assert len(axes.collections) == 2  # bands over the seeds

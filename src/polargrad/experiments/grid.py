@@ -19,7 +19,7 @@ from polargrad.experiments.spread import Spread
 from polargrad.experiments.store import Run
 from polargrad.experiments.study import Table
 
-__all__ = ["Cell", "Grid", "Row", "largest_rise", "spikes"]
+__all__ = ["Cell", "Grid", "Row", "condition_number", "largest_rise", "spikes"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,13 @@ class Grid:
         begins = [record.get(metric) for cell in self.cells for run in cell.runs for record in run.of_kind("eval")[:1]]
         return max((value for value in begins if value is not None), default=None)
 
+    @property
+    def probed(self) -> list[str]:
+        """The roles whose gradients were looked at."""
+        runs = [run for cell in self.cells for run in cell.runs]
+        roles = dict.fromkeys(record["role"] for run in runs for record in run.of_kind("matrix"))
+        return [role for role in roles if any(condition_number(run, role) is not None for run in runs)]
+
     def rows(self, recipe: str | None = None) -> list[Row]:
         """One for each recipe and each setting of the other axes."""
         found: dict[tuple[str, str], list[Cell]] = {}
@@ -177,7 +184,7 @@ class Grid:
                 (row.name, *self._told(row, _final), *([_or_dash(self.sensitivity(row))] if sensitive else []))
                 for row in rows
             ],
-            note=SENSITIVITY if sensitive else "",
+            note=" ".join([SENSITIVITY] * sensitive + [NOT_YET] * any(len(row.cells) < len(heads) for row in rows)),
         )
         rough = Table(
             ("spikes; largest rise", *heads), [(row.name, *self._told(row, _roughness)) for row in rows], note=ROUGHNESS
@@ -218,6 +225,7 @@ SENSITIVITY = (
     "Sensitivity: the mean over the rates of min(loss, loss before the first step) - lowest loss of the row; what a "
     "rate chosen blindly from these costs. A run that diverged counts as one that did not move."
 )
+NOT_YET = "“–” has not run yet."
 ROUGHNESS = (
     "Of the training loss: how often it stood out from the 32 steps before it or was not finite, and the most by which "
     "it stood above the lowest before; over several seeds the mean number and the largest rise."
@@ -242,6 +250,13 @@ def largest_rise(run: Run) -> float:
         lowest = min(lowest, loss)
         rise = max(rise, loss - lowest if math.isfinite(loss) else math.inf)
     return rise
+
+
+def condition_number(run: Run, role: str) -> float | None:
+    """Of the gradients of the probed matrices of a role: the median over matrices and looks; None if none has any."""
+    looks = [record.get("condition_number") for record in run.of_kind("matrix") if record["role"] == role]
+    finite = [look for look in looks if look is not None and look > 0]
+    return statistics.median(finite) if finite else None
 
 
 def _rank(cell: Cell) -> tuple[int, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure as Canvas
@@ -17,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from polargrad.experiments.axes import Axis
-from polargrad.experiments.grid import Cell, Grid, Row
+from polargrad.experiments.grid import Cell, Grid, Row, condition_number
 from polargrad.experiments.plots import LIGHT, MUTED, Figure, legend, line_style, logarithmic, style
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class _Quantity:
 
 
 def figures(grid: Grid) -> list[Figure]:
-    """Final metric, spikes and largest rise along the grid's main axis; of several axes also the best along each."""
+    """Final metric, spikes, rise and condition numbers along the main axis; of several axes the best along each."""
     objective = grid.cells[0].runs[0].spec.objective
     unit = f"{objective.metric_label} ({objective.metric_unit})"
     limit = None if grid.start is None else 1.02 * grid.start
@@ -68,6 +69,10 @@ def figures(grid: Grid) -> list[Figure]:
             panel = _Panel(f"the best over {others}", rows)
             title = f"Final {objective.metric_label} against {axis.title}"
             drawn.append(_figure(f"grid-best-{number}", title, axis, [panel], grid.recipes, final))
+        for number, role in enumerate(grid.probed):
+            title = f"Condition number of the gradient ({role}) against {grid.along.title}"
+            condition = _Quantity("median over the run", partial(_conditions, role), kind="logarithmic")
+            drawn.append(_figure(f"grid-condition-{number}", title, grid.along, panels, names, condition))
     return drawn
 
 
@@ -143,6 +148,11 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
 def _rises(cell: Cell) -> list[float]:
     """Those of runs that came to their end: a run that diverged rises as far as it is let."""
     return [] if cell.diverged == len(cell.runs) else list(cell.rise.values)
+
+
+def _conditions(role: str, cell: Cell) -> list[float]:
+    found = [condition_number(run, role) for run in cell.runs]
+    return [value for value in found if value is not None]
 
 
 def _position(axis: Axis, value: Any) -> float:
