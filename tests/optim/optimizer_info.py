@@ -29,6 +29,7 @@ def inputs(device, dtype=None):
         ("capturable, Tensor lr", {"capturable": True, "lr": torch.tensor(0.01, device=device)}),
         ("bfloat16 momentum", {"momentum_dtype": "bfloat16"}),
         ("columns", {"geometry": "columns", "scale": "mean-singular"}),
+        ("even rows", {"row_beta": 0.9, "scale": "rms"}),
         ("auxiliary AdamW", {"rule": "adamw", "weight_decay": 0.1}),
     ]
     return [OptimizerInput(params=None, kwargs=kwargs, desc=desc) for desc, kwargs in plain]

@@ -41,12 +41,21 @@ class Reference:
 
     def __init__(self, weights, *, lr=0.02, beta=0.95, order="momentum-first", nesterov=False, scale="nuclear",
                  scope="matrix", alpha=1.0, base="rms", scale_beta=0.9, decay=0.0, cautious=False, maximize=False,
-                 oracle=polar):  # fmt: skip
+                 oracle=polar, row_beta=None):  # fmt: skip
         self.__dict__.update(locals())
         self.W = [w.copy() for w in weights]
         self.M = [np.zeros_like(w) for w in weights]
         self.v = np.zeros(len(weights))
         self.t = 0
+        self.r = [0.0] * len(weights)
+        self.stepped = 0
+
+    def even(self, i, D):
+        if self.row_beta is None:
+            return D
+        self.r[i] = self.row_beta * self.r[i] + (1 - self.row_beta) * (D**2).mean(1, keepdims=True)
+        even = D / np.sqrt(self.r[i] / (1 - self.row_beta**self.stepped))
+        return even / np.sqrt(max(D.shape))
 
     def step(self, gradients):
         G = [-g for g in gradients] if self.maximize else gradients
@@ -61,6 +70,8 @@ class Reference:
             seen = [b * M + new * g for M, g in zip(self.M, G, strict=True)] if self.nesterov else self.M
             D, nu = map(list, zip(*map(self.oracle, seen), strict=True))
         lengths = self.lengths(np.array(nu))
+        self.stepped += 1
+        D = [self.even(i, d) for i, d in enumerate(D)]
         for W, d, s in zip(self.W, D, lengths, strict=True):
             shrunk = W * (d * W >= 0) if self.cautious else W.copy()
             W -= self.lr * self.decay * shrunk

@@ -132,7 +132,7 @@ def test_loading_into_another_dtype_keeps_the_own_dtypes_of_the_state(chosen):
             own = chosen.kwargs.get("momentum_dtype") or "float64"
             if key == "step":
                 own = "float32"
-            elif key.startswith("dual_norm"):
+            elif key.startswith(("dual_norm", "row_")):
                 own = "float64" if own == "float64" else "float32"
             assert value.dtype == getattr(torch, own), key
 

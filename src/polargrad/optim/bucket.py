@@ -18,6 +18,7 @@ from polargrad.optim.functional import decay_, update_
 from polargrad.optim.matrix_view import MatrixView, matrix_view
 from polargrad.optim.momentum import Momentum
 from polargrad.optim.options import geometry_of, gradient_limit, momentum_dtype
+from polargrad.optim.rows import even_rows
 from polargrad.optim.scaling import gradient_factor, shape_factor
 from polargrad.optim.stepsize import step_size
 
@@ -202,6 +203,9 @@ def _move(group: dict[str, Any], momentum: Momentum, bucket: Bucket, found: Dire
     directions = momentum.direction(found.parts, bucket.buffers, keep)
     if keep is not None:
         directions = [torch.where(k, D, 0.0) for k, D in zip(keep, directions, strict=True)]
+    geometry = geometry_of(group)
+    if group["row_beta"] is not None:
+        directions = even_rows(bucket.view, geometry, directions, bucket.states, group["row_beta"], bucket.keep)
     sign = -1.0 if group["maximize"] else 1.0
     if group["weight_decay"]:
         rate = group["lr"] * group["weight_decay"]
@@ -209,7 +213,6 @@ def _move(group: dict[str, Any], momentum: Momentum, bucket: Bucket, found: Dire
             rate = rate.to(bucket.parameters[0].device)
         cautious = group["weight_decay_mode"] == "cautious"
         decay_(bucket.parameters, directions, rate, cautious=cautious, sign=sign, keep=keep)
-    geometry = geometry_of(group)
     factors = [shape_factor(group["scale"], group["scale_base"], geometry, m, n) for _, m, n in bucket.view.batches]
     if bucket.watched:
         bucket.update_rms = _root_mean_squares(bucket, directions, length, factors)

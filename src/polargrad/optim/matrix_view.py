@@ -51,6 +51,12 @@ class MatrixView:
         """
         return values[0].reshape(self.batches[0][0], *(1,) * (len(self.shape) - 1))
 
+    @property
+    def input_dimensions(self) -> tuple[int, ...]:
+        """The dimensions of the parameter that a row of its matrices runs over."""
+        first = 2 if len(self.shape) == 3 and self.shape[:2] == self.batches[0][:2] else 1
+        return tuple(range(first, len(self.shape)))
+
 
 @dataclass(frozen=True)
 class FusedView(MatrixView):
@@ -96,6 +102,11 @@ class FusedView(MatrixView):
         if min(self.outputs, self.inputs) == 1:
             sizes[0] = self.stack
         return torch.cat(per_row, dim=1).reshape(sizes)
+
+    @property
+    def input_dimensions(self) -> tuple[int, ...]:
+        rows = {self.outputs, 0} if min(self.outputs, self.inputs) == 1 else {self.outputs}
+        return tuple(d for d in range(len(self.shape)) if d not in rows)
 
 
 def _integers(option: str, value: Any) -> tuple[int, ...]:

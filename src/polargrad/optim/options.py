@@ -141,7 +141,9 @@ def check_options(group: Mapping[str, Any]) -> None:
     for option in ("lr", "weight_decay", "eps"):
         if not 0.0 <= float(group[option]) < math.inf:
             raise ValueError(f"{option} must be finite and at least 0, got {group[option]}")
-    decays = (("momentum", group["momentum"]), ("scale_beta", group["scale_beta"]))
+    decays = [("momentum", group["momentum"]), ("scale_beta", group["scale_beta"])]
+    if group["row_beta"] is not None:
+        decays.append(("row_beta", group["row_beta"]))
     for option, value in (*decays, *(("betas", beta) for beta in group["betas"])):
         if not 0.0 <= float(value) < 1.0:
             raise ValueError(f"{option} must lie in [0, 1), got {value}")

@@ -63,6 +63,8 @@ class PolarGrad(torch.optim.Optimizer):
         alpha: exponent in [0, 1] on the nuclear norm.
         scale_base: "rms", "spectral" or "none", what "adaptive-nuclear" multiplies.
         scale_beta: decay of its running mean square.
+        row_beta: decay of a running mean square of each row of the direction, to whose root the row is divided, so that
+            all rows move alike (NorMuon); None leaves them as they are. Rows are outputs, in a table tokens.
         geometry: the norm: "spectral" (polar factor), "left-polar" and "right-polar" (the same through the Gram matrix
             of the rows or columns, for very wide and very tall matrices), "rows", "columns", "entrywise" (sign) or
             "frobenius"; the nuclear norm above is then that geometry's dual norm.
@@ -129,6 +131,7 @@ class PolarGrad(torch.optim.Optimizer):
         alpha: float = 1.0,
         scale_base: str = "rms",
         scale_beta: float = 0.9,
+        row_beta: float | None = None,
         geometry: str = "spectral",
         method: str | PolarMethod | Mapping[str, Any] = "auto",
         max_steps: int | None = None,
@@ -158,6 +161,7 @@ class PolarGrad(torch.optim.Optimizer):
         self._distributor: Distributor | None = None
         super().__init__(params, defaults)
         self._distributor = distributor_for(process_group, self.param_groups, shard_momentum)
+        _refuse_divided_rows(self.param_groups, self._distributor)
 
     @property
     def skipped(self) -> int:
@@ -185,7 +189,9 @@ class PolarGrad(torch.optim.Optimizer):
             check_options(self.param_groups[-1])
             check_parameters(self.param_groups[-1])
             if self._distributor is not None:
-                self._distributor = distributor_for(self._process_group, self.param_groups, self._shard_momentum)
+                distributor = distributor_for(self._process_group, self.param_groups, self._shard_momentum)
+                _refuse_divided_rows(self.param_groups, distributor)
+                self._distributor = distributor
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -224,7 +230,7 @@ class PolarGrad(torch.optim.Optimizer):
             for name, value in saved["state"].get(key, {}).items():
                 if name == "momentum_buffer":
                     self.state[p][name] = self.distributor.adopt(p, value.to(p.device, dtype, copy=True))
-                elif name.startswith("dual_norm"):
+                elif name.startswith(("dual_norm", "row_")):
                     self.state[p][name] = value.to(p.device, statistics_dtype(dtype), copy=True)
         for group in self.param_groups:
             check_options(group)
@@ -333,6 +339,17 @@ class PolarGrad(torch.optim.Optimizer):
                 list(keep.unbind()) if masked and keep is not None else None,
                 parts.part,
             )
+
+
+def _refuse_divided_rows(groups: Sequence[Mapping[str, Any]], distributor: Distributor) -> None:
+    for group in groups:
+        if group["rule"] == "polar" and group["row_beta"] is not None:
+            for i, p in enumerate(group["params"]):
+                if distributor.part(p).shape != p.shape:
+                    raise ValueError(
+                        f"row_beta={group['row_beta']} evens out the rows of whole matrices, and "
+                        f"{parameter_name(group, i)} is divided among ranks; set row_beta=None, or keep copies (DistributedDataParallel)"
+                    )
 
 
 def _refuse_nonfinite(group: dict[str, Any], positions: list[int], distributor: Distributor) -> None:

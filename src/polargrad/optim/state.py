@@ -11,6 +11,7 @@ from polargrad.optim.functional import statistics_dtype
 from polargrad.optim.matrix_view import matrix_view
 from polargrad.optim.options import momentum_dtype
 from polargrad.optim.polargrad import PolarGrad
+from polargrad.optim.rows import initial_rows
 
 __all__ = ["initialize_state"]
 
@@ -44,8 +45,11 @@ def _initial(optimizer: PolarGrad, p: Tensor, group: dict[str, Any]) -> dict[str
         }
     dtype = momentum_dtype(group, p)
     state = {"momentum_buffer": optimizer.distributor.zeros(p, dtype)}
+    view = matrix_view(p.shape, group)
     if group["scale"] == "adaptive-nuclear":
-        count = sum(k for k, _, _ in matrix_view(p.shape, group).batches)
+        count = sum(k for k, _, _ in view.batches)
         for key in ("dual_norm_rms", "dual_norm_weight"):
             state[key] = torch.zeros(count, dtype=statistics_dtype(dtype), device=p.device)
+    if group["row_beta"] is not None:
+        state |= initial_rows(view, dtype, p.device)
     return state

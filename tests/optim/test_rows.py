@@ -1,0 +1,67 @@
+"""Rows of directions evened out by their running mean square."""
+
+import pytest
+import torch
+
+import polargrad
+from polargrad.geometry import Spectral
+from polargrad.optim.matrix_view import matrix_view
+from polargrad.optim.rows import even_rows
+from tests.optim.test_trajectories import CLOSE, distance
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize(("order", "scale"), [("momentum-first", "rms"), ("polar-first", "nuclear")])
+def test_follows_the_reference(order, scale, capturable):
+    ours = {"momentum_order": order, "scale": scale, "row_beta": 0.8}
+    theirs = {"order": order, "scale": scale, "row_beta": 0.8}
+    assert distance(ours, theirs, capturable=capturable) < CLOSE
+    assert distance({**ours, "row_beta": 0.7}, theirs, capturable=capturable) > 1e-4
+    assert distance({**ours, "row_beta": None}, theirs, capturable=capturable) > 1e-4
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-100, 1e100])
+def test_first_step_has_rows_as_the_average_one_of_a_polar_factor(scale):
+    D = scale * torch.randn(3, 7, 4, dtype=torch.float64) * torch.logspace(-8, 0, 7, dtype=torch.float64)[:, None]
+    (even,) = even_rows(matrix_view((3, 7, 4)), Spectral(), [D], [{}], 0.9, None)
+    assert ((even.square().sum(2) / (4 / 7) - 1).abs() < 100 * torch.finfo(torch.float64).eps * 7).all()
+
+
+def test_zero_rows_and_zero_matrices_stay_zero():
+    D = torch.zeros(2, 3, 4)
+    D[1, 0] = 1.0
+    (even,) = even_rows(matrix_view((2, 3, 4)), Spectral(), [D], [{}], 0.9, None)
+    assert torch.equal(even != 0, D != 0)
+    assert (even[1, 0].square().sum() - 1).abs() < 1e-5
+
+
+def test_matrices_that_do_not_step_keep_their_state():
+    state: dict[str, torch.Tensor] = {}
+    view = matrix_view((2, 3, 4))
+    even_rows(view, Spectral(), [torch.ones(2, 3, 4)], [state], 0.5, None)
+    before = {key: value.clone() for key, value in state.items()}
+    even_rows(view, Spectral(), [torch.full((2, 3, 4), 2.0)], [state], 0.5, torch.tensor([True, False]))
+    assert torch.equal(state["row_rms"][1], before["row_rms"][1])
+    assert state["row_weight"][1] == before["row_weight"][1]
+    assert (state["row_rms"][0] > before["row_rms"][0]).all()
+    assert state["row_weight"][0] > before["row_weight"][0]
+
+
+def test_rows_are_outputs_however_they_are_stored():
+    G = torch.randn(6, 4, dtype=torch.float64) * torch.logspace(-3, 0, 6, dtype=torch.float64)[:, None]
+    steps = []
+    for layout, gradient in (("auto", G), ("transposed", G.mT.contiguous())):
+        W = torch.nn.Parameter(torch.zeros_like(gradient))
+        optimizer = polargrad.PolarGrad([W], lr=1.0, scale="rms", layout=layout, row_beta=0.9, method="svd")
+        W.grad = gradient
+        optimizer.step()
+        steps.append(W.detach() if layout == "auto" else W.detach().mT)
+    assert (steps[0] - steps[1]).abs().max() < 100 * torch.finfo(torch.float64).eps
+    lengths = steps[0].norm(dim=1)
+    assert (lengths.max() - lengths.min()) < 1e-12
+
+
+@pytest.mark.parametrize("beta", [1.0, -0.1, float("nan")])
+def test_a_decay_out_of_range(beta):
+    with pytest.raises(ValueError, match=r"row_beta must lie in \[0, 1\)"):
+        polargrad.PolarGrad([torch.nn.Parameter(torch.zeros(2, 2))], row_beta=beta)
