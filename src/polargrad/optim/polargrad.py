@@ -348,7 +348,8 @@ def _refuse_divided_rows(groups: Sequence[Mapping[str, Any]], distributor: Distr
                 if distributor.part(p).shape != p.shape:
                     raise ValueError(
                         f"row_beta={group['row_beta']} evens out the rows of whole matrices, and "
-                        f"{parameter_name(group, i)} is divided among ranks; set row_beta=None, or keep copies (DistributedDataParallel)"
+                        f"{parameter_name(group, i)} is divided among ranks; set row_beta=None, or keep copies "
+                        "(DistributedDataParallel)"
                     )
 
 
