@@ -68,6 +68,9 @@ class Compare:
     tune: Annotated[bool, option(help="search for the learning rates of every recipe first")] = False
     ratio: Annotated[float, option(metavar="R", help="between neighbouring rates of --tune")] = 2.0
     extend: Annotated[int, option(metavar="N", help="rounds in which --tune may go beyond its first grid")] = 8
+    halving: Annotated[
+        bool, option(help="whether --tune begins with a grid of shortened runs, or at the recipe's own rates")
+    ] = True
     seeds: Annotated[int, option(metavar="N", help="how many, from --seed on; figures show bands")] = 1
     seed: Annotated[int, option(metavar="N", help="of the initial weights and of the batches")] = 42
     steps: Annotated[int | None, option(metavar="N", help="optimizer steps; the recipe's own number by default")] = None
@@ -98,7 +101,7 @@ class Compare:
             out = self.out or terminal.dated("compare")
             if parallel.alone:
                 seeds = tuple(range(self.seed, self.seed + self.seeds))
-                asked = Comparison(tuple(specs), seeds, self.tune, self.ratio, self.extend, sweep)
+                asked = Comparison(tuple(specs), seeds, self.tune, self.ratio, self.extend, self.halving, sweep)
                 runner.refuse_existing(out)
                 terminal.say_where(out)
                 comparison.begin(asked, out, **_how(self.jobs, self.threads))

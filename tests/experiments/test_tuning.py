@@ -77,6 +77,15 @@ def test_the_grid_grows_until_the_best_rate_lies_inside(hidden, tables):
     assert len(tried) >= 5
 
 
+def test_without_halving_every_run_has_full_length():
+    losses, tuned = searched(tuning(limit=20, halving=False), bowl(0.08, 1e-4))
+    assert {name.rpartition("=")[2] for name in losses} == {"200"}
+    _, halved = searched(tuning(limit=20), bowl(0.08, 1e-4))
+    assert tuned.bracketed
+    assert tuned.best.learning_rates == halved.best.learning_rates
+    assert len(losses) < 3 * len(tuned.best.learning_rates) * (tuned.extensions + 1)
+
+
 def test_at_the_limit_the_best_stands_and_is_not_called_bracketed():
     _, tuned = searched(tuning(limit=2), bowl(10.0, 3e-3))
     assert not tuned.bracketed

@@ -42,6 +42,7 @@ class Comparison:
             not choose what is favourable for the seeds that it is judged by.
         ratio: between neighbouring rates of the search.
         limit: rounds of the search beyond its first grid.
+        halving: whether the search has a first grid, of shortened runs.
         sweep: axes, as `parse_axis` reads them, of a grid that takes the place of each recipe; not with `tune`.
 
     Raises:
@@ -53,6 +54,7 @@ class Comparison:
     tune: bool = False
     ratio: float = 2.0
     limit: int = 8
+    halving: bool = True
     sweep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class Comparison:
 
     def tuning(self, recipe: RunSpec) -> Tuning:
         """The search for a recipe's rates."""
-        return Tuning(dataclasses.replace(recipe, seed=max(self.seeds) + 1), self.ratio, self.limit)
+        return Tuning(dataclasses.replace(recipe, seed=max(self.seeds) + 1), self.ratio, self.limit, self.halving)
 
     @property
     def axes(self) -> list[Axis]:

@@ -48,12 +48,14 @@ class Tuning:
 
     The first grid has the rates c / ratio, c and c * ratio on every axis, c being the recipe's own; it runs a quarter
     of the steps, the best third of it half of them, the best third of those all. From the best of these the search goes
-    to whichever neighbour (one rate times or over the ratio) is better, at full length, until none is.
+    to whichever neighbour (one rate times or over the ratio) is better, at full length, until none is. Without halving
+    it starts at the recipe's own rates.
 
     Args:
         base: the recipe at its own rates and full length; its seed is that of the search.
         ratio: between neighbouring rates.
         limit: rounds of the search after the first grid; at the end of them the best so far stands, unbracketed.
+        halving: whether there is a first grid. Short runs may want other rates than long ones.
 
     Raises:
         ValueError: a ratio of at most 1, or a negative limit.
@@ -62,6 +64,7 @@ class Tuning:
     base: RunSpec
     ratio: float = 2.0
     limit: int = 8
+    halving: bool = True
 
     def __post_init__(self) -> None:
         if not self.ratio > 1:
@@ -82,7 +85,8 @@ class Tuning:
     def rungs(self) -> list[int]:
         """Steps of each rung, the last one's all of them."""
         full = self.base.loop.steps
-        return [*(steps for steps in (full // 4, full // 2) if steps >= LEAST_STEPS), full]
+        short = (full // 4, full // 2) if self.halving else ()
+        return [*(steps for steps in short if steps >= LEAST_STEPS), full]
 
     def spec(self, point: Point, steps: int) -> RunSpec:
         """The run at a point of the grid: only its end is evaluated, and no gradient is looked at."""
@@ -104,7 +108,8 @@ class Tuning:
 
     def ask(self, losses: Mapping[str, float | None]) -> Tuned:
         """What to run next, given the final losses of the runs that have ended by name; None for one that diverged."""
-        points: Sequence[Point] = list(itertools.product((-1, 0, 1), repeat=len(self.axes)))
+        offsets = (-1, 0, 1) if self.halving else (0,)
+        points: Sequence[Point] = list(itertools.product(offsets, repeat=len(self.axes)))
         for steps in self.rungs:
             if pending := self._missing(points, steps, losses):
                 return Tuned(pending, None, False, 0)

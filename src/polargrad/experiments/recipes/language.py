@@ -1,7 +1,7 @@
 """Pre-training of a small decoder: the same model and batches under each optimizer.
 
 The model is a Qwen2 of 1.9 million parameters on the sources of the Python standard library. After a short warm-up the
-rates stay constant, then fall linearly to zero over the last 40% of the steps; their sizes come from docs/log.md.
+rates stay constant, then fall linearly to zero over the last 70% of the steps; their sizes come from docs/log.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from polargrad.train import LoopConfig, WarmupLinearDecay
 
 STEPS = 150
 WARMUP = 10
+DECAY = 0.7
 ROLES = ("hidden", "embedding", "head", "vector")
 
 # Embedding, head, and one early and one late hidden matrix.
@@ -31,7 +32,7 @@ def recipe(name: str, *, steps: int | None = None, seed: int = 42) -> RunSpec:
         name=name,
         objective=LanguageModel(),
         optimizer={role: chosen[role] for role in ROLES},
-        schedule=WarmupLinearDecay(total=total, warmup=min(WARMUP, total // 10), decay_fraction=0.4),
+        schedule=WarmupLinearDecay(total=total, warmup=min(WARMUP, total // 10), decay_fraction=DECAY),
         loop=LoopConfig(steps=total, eval_every=10, probe_every=10),
         seed=seed,
         probe=PROBED,

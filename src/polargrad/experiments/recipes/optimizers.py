@@ -16,31 +16,50 @@ Options = dict[str, Plain]
 Optimizer = dict[str, Options]
 
 HIDDEN = ("hidden", "conv", "expert")
-TABLES = ("embedding", "head")
+# Of AdamW on matrices: runs of a few hundred steps want a shorter memory than 0.9.
+SHORT = (0.8, 0.95)
 
 
 def by_role(
-    hidden: Options, tables: Options, positions: Options | None = None, vectors: Options | None = None
+    hidden: Options,
+    embedding: Options,
+    head: Options | None = None,
+    *,
+    positions: Options | None = None,
+    vectors: Options | None = None,
 ) -> Optimizer:
     """Options for every role, from those of the hidden matrices and of the tables of tokens.
 
     Args:
         hidden: of hidden matrices, convolutions and experts.
-        tables: of embedding and head.
+        embedding: of the table at the input.
+        head: of the table at the output; None: those of the embedding.
         positions: of tables of positions; None: AdamW.
         vectors: of norms, biases and scalars; None: AdamW without weight decay.
     """
     return {
         **{role: dict(hidden) for role in HIDDEN},
-        **{role: dict(tables) for role in TABLES},
+        "embedding": dict(embedding),
+        "head": dict(head or embedding),
         "position": dict(positions or adamw_options(1e-2, weight_decay=0.0)),
         "vector": dict(vectors or adamw_options(3e-2, weight_decay=0.0)),
     }
 
 
-def adamw_options(lr: float, *, weight_decay: float = 0.1) -> Options:
+def everywhere(options: Options, *, hidden: float) -> Optimizer:
+    """One rule for every role, which the comparators of other libraries want."""
+    at = {lr: {**options, "lr": lr} for lr in (hidden, 3e-2, 1e-2)}
+    return by_role(at[hidden], at[3e-2], positions=at[1e-2], vectors=at[3e-2])
+
+
+def adamw_options(lr: float, *, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1) -> Options:
     """AdamW with the betas of language models."""
-    return {"rule": "adamw", "lr": lr, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": weight_decay}
+    return {"rule": "adamw", "lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay}
+
+
+def adamw_tables(embedding: float = 5e-2, head: float = 2e-2) -> tuple[Options, Options]:
+    """AdamW on embedding and head, at a rate each."""
+    return adamw_options(embedding, betas=SHORT), adamw_options(head, betas=SHORT)
 
 
 def muon_options(lr: float, **changed: Plain) -> Options:
@@ -48,7 +67,7 @@ def muon_options(lr: float, **changed: Plain) -> Options:
     return {
         "rule": "polar",
         "lr": lr,
-        "momentum": 0.95,
+        "momentum": 0.9,
         "nesterov": True,
         "scale": "rms",
         "method": "newton-schulz",
@@ -72,19 +91,39 @@ def polargrad_options(lr: float, **changed: Plain) -> Options:
     }
 
 
+def even_options(lr: float, **changed: Plain) -> Options:
+    """The polar factor at AdamW's update size, its rows evened out; exact up to rounding, through the Gram matrix."""
+    return {
+        "rule": "polar",
+        "lr": lr,
+        "momentum": 0.7,
+        "nesterov": True,
+        "scale": "rms",
+        "row_beta": 0.99,
+        "method": "auto",
+        "weight_decay": 0.0,
+        **changed,
+    }
+
+
 def adamw() -> Optimizer:
     """AdamW on every parameter."""
-    return by_role(adamw_options(1e-3), adamw_options(3e-2))
+    return by_role(adamw_options(1e-3, betas=SHORT), *adamw_tables(3e-2, 1.5e-2))
 
 
 def muon_adamw() -> Optimizer:
     """Muon on hidden matrices, AdamW on embedding, head and vectors."""
-    return by_role(muon_options(5e-3), adamw_options(5e-2))
+    return by_role(muon_options(5e-3), *adamw_tables())
 
 
 def muon_polargrad() -> Optimizer:
     """Muon on hidden matrices, PolarGrad on embedding and head, AdamW on vectors (arXiv 2505.21799, section 6.4)."""
-    return by_role(muon_options(3e-3), polargrad_options(0.2))
+    return by_role(muon_options(4e-3), polargrad_options(0.2))
+
+
+def even_rows() -> Optimizer:
+    """Muon on hidden matrices, polar factors with even rows on the head, AdamW on embedding and vectors."""
+    return by_role(muon_options(5e-3), adamw_tables()[0], even_options(2e-2))
 
 
 def polargrad() -> Optimizer:
@@ -100,13 +139,13 @@ def polar_first() -> Optimizer:
 
 def adaptive() -> Optimizer:
     """Muon on hidden matrices with each one's nuclear norm over its own recent size, AdamW on the rest."""
-    return by_role(muon_options(5e-3, scale="adaptive-nuclear"), adamw_options(5e-2))
+    return by_role(muon_options(5e-3, scale="adaptive-nuclear"), *adamw_tables())
 
 
 def group() -> Optimizer:
     """Muon on hidden matrices with their summed nuclear norm over its recent size, AdamW on the rest."""
     shared: Options = {"scale": "adaptive-nuclear", "scope": "group", "scale_beta": 0.99}
-    return by_role(muon_options(5e-3, **shared), adamw_options(5e-2))
+    return by_role(muon_options(5e-3, **shared), *adamw_tables())
 
 
 def one_sided() -> Optimizer:
@@ -125,7 +164,7 @@ def rownorm() -> Optimizer:
 def soap() -> Optimizer:
     """SOAP of pytorch-optimizer on every parameter (arXiv 2409.11321)."""
     options: Options = {"rule": "soap", "betas": (0.95, 0.95), "precondition_frequency": 10, "weight_decay": 0.0}
-    return by_role({**options, "lr": 3e-3}, {**options, "lr": 3e-2}, {**options, "lr": 1e-2}, {**options, "lr": 3e-2})
+    return everywhere(options, hidden=3e-3)
 
 
 def shampoo() -> Optimizer:
@@ -136,7 +175,7 @@ def shampoo() -> Optimizer:
         "preconditioning_compute_steps": 10,
         "weight_decay": 0.0,
     }
-    return by_role({**options, "lr": 1e-3}, {**options, "lr": 3e-2}, {**options, "lr": 1e-2}, {**options, "lr": 3e-2})
+    return everywhere(options, hidden=1e-3)
 
 
 OPTIMIZERS: Mapping[str, Callable[[], Optimizer]] = MappingProxyType(
@@ -144,6 +183,7 @@ OPTIMIZERS: Mapping[str, Callable[[], Optimizer]] = MappingProxyType(
         "adamw": adamw,
         "muon+adamw": muon_adamw,
         "muon+polargrad": muon_polargrad,
+        "even-rows": even_rows,
         "polargrad": polargrad,
         "polar-first": polar_first,
         "adaptive": adaptive,
