@@ -92,13 +92,13 @@ def polargrad_options(lr: float, **changed: Plain) -> Options:
 
 
 def even_options(lr: float, **changed: Plain) -> Options:
-    """The polar factor at AdamW's update size, its rows evened out; exact up to rounding, through the Gram matrix."""
+    """The polar factor with even rows; inputs of entries +-1 have their outputs moved by `lr`, root mean square."""
     return {
         "rule": "polar",
         "lr": lr,
         "momentum": 0.7,
         "nesterov": True,
-        "scale": "rms",
+        "scale": "spectral",
         "row_beta": 0.99,
         "method": "auto",
         "weight_decay": 0.0,
@@ -122,8 +122,8 @@ def muon_polargrad() -> Optimizer:
 
 
 def even_rows() -> Optimizer:
-    """Muon on hidden matrices, polar factors with even rows on the head, AdamW on embedding and vectors."""
-    return by_role(muon_options(5e-3), adamw_tables()[0], even_options(2e-2))
+    """Muon on hidden matrices, polar factors with even rows on the head, AdamW on the rest; rates for any width."""
+    return by_role(muon_options(0.014, scale="spectral"), adamw_tables()[0], even_options(0.056))
 
 
 def polargrad() -> Optimizer:
