@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import polargrad
+from polargrad.experiments.recipes import spec_of
 from polargrad.optim import routing
 from polargrad.optim.routing import ROLES, roles
 
@@ -171,7 +172,7 @@ def test_the_first_rule_wins_and_overrides_the_role():
 def test_a_rule_may_name_a_role_only():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
     groups = polargrad.parameter_groups(model, rules=[("1.*", "head")])
-    assert [(group["role"], group["rule"]) for group in groups] == [("embedding", "adamw"), ("head", "adamw")]
+    assert [(group["role"], group["rule"]) for group in groups] == [("embedding", "adamw"), ("head", "polar")]
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,15 @@ def test_a_part_of_a_model_leaves_what_concerns_the_others_unused():
     part = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
     asked = {"rules": [("output.weight", "head"), ("1.weight", {"lr": 0.5})], "head": {"lr": 0.1}}
     groups = polargrad.parameter_groups(part, partial=True, **asked)
-    assert [(g["role"], g["lr"]) for g in groups] == [("hidden", 0.5), ("embedding", 0.03), ("vector", 0.03)]
+    others = [(role, routing._DEFAULTS[role]["lr"]) for role in ("embedding", "vector")]
+    assert [(g["role"], g["lr"]) for g in groups] == [("hidden", 0.5), *others]
     with pytest.raises(ValueError, match="unknown role tail"):
         polargrad.parameter_groups(part, partial=True, tail={})
+
+
+def test_the_defaults_are_the_recipe_that_won():
+    won = spec_of("even-rows").optimizer
+    ours = polargrad.PolarGrad(polargrad.parameter_groups(qwen2()))
+    assert {group["role"] for group in ours.param_groups} == set(won)
+    for group in ours.param_groups:
+        assert {key: group[key] for key in won[group["role"]]} == dict(won[group["role"]])

@@ -15,26 +15,33 @@ ROLES = ("hidden", "embedding", "head", "conv", "expert", "position", "vector")
 
 _MUON: dict[str, Any] = {
     "rule": "polar",
-    "lr": 5e-3,
-    "momentum": 0.95,
+    "lr": 0.014,
+    "momentum": 0.9,
     "nesterov": True,
-    "scale": "rms",
+    "scale": "spectral",
     "method": "newton-schulz",
     "max_steps": 5,
 }
-_ADAMW: dict[str, Any] = {"rule": "adamw", "lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
-_ADAMW_FAST = {**_ADAMW, "lr": 3e-2}
-# Rates of hidden, embedding, head and vector: the sweep of 2026-11-21 in docs/log.md (a decoder of 1.9 million
-# parameters, 150 steps). Convolutions and experts take the hidden rate, positions a third of the
-# embedding's; both are unmeasured.
+_EVEN: dict[str, Any] = {
+    "rule": "polar",
+    "lr": 0.056,
+    "momentum": 0.7,
+    "nesterov": True,
+    "scale": "spectral",
+    "row_beta": 0.99,
+    "method": "auto",
+}
+_ADAMW: dict[str, Any] = {"rule": "adamw", "lr": 3e-2, "betas": (0.9, 0.95), "eps": 1e-8}
+# The recipe that won the comparison of 2026-11-22 in docs/log.md. Convolutions and experts take the hidden rate, positions
+# a third of that of the vectors; both are unmeasured.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "hidden": _MUON,
     "conv": _MUON,
     "expert": _MUON,
-    "embedding": _ADAMW_FAST,
-    "head": _ADAMW_FAST,
-    "position": _ADAMW,
-    "vector": _ADAMW_FAST,
+    "embedding": {**_ADAMW, "lr": 5e-2, "betas": (0.8, 0.95), "weight_decay": 0.1},
+    "head": _EVEN,
+    "position": {**_ADAMW, "lr": 1e-2},
+    "vector": _ADAMW,
 }
 
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -225,7 +232,7 @@ def parameter_groups(
         **options: a mapping of group options per role, laid over the role's default: what it does not name stays, so
             that `hidden={"scale": "nuclear"}` keeps Nesterov momentum and the 5 quintic steps, and `describe_groups`
             shows what is in force. `defaults` starts from nothing instead. For example
-            `head={"rule": "polar", "lr": 0.3, "scale": "nuclear", "method": "qdwh"}`.
+            `head={"rule": "adamw", "lr": 0.01}`.
 
     Returns:
         Groups with named parameters and a "role"; `describe_groups` prints them.
@@ -240,7 +247,7 @@ def parameter_groups(
         >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.Linear(3, 5))
         >>> groups = parameter_groups(model, rules=[("2.weight", "head")], hidden={"lr": 0.02})
         >>> [(g["role"], g["rule"], len(g["params"])) for g in groups]
-        [('hidden', 'polar', 1), ('embedding', 'adamw', 1), ('head', 'adamw', 1), ('vector', 'adamw', 2)]
+        [('hidden', 'polar', 1), ('embedding', 'adamw', 1), ('head', 'polar', 1), ('vector', 'adamw', 2)]
     """
     found = list(_find(model))
     rules = [(predicate, {"role": then} if isinstance(then, str) else dict(then)) for predicate, then in rules]
