@@ -32,8 +32,8 @@ _EVEN: dict[str, Any] = {
     "method": "auto",
 }
 _ADAMW: dict[str, Any] = {"rule": "adamw", "lr": 3e-2, "betas": (0.9, 0.95), "eps": 1e-8}
-# The recipe that won the comparison of 2026-11-22 in docs/log.md. Convolutions and experts take the hidden rate, positions
-# a third of that of the vectors; both are unmeasured.
+# The recipe that won the comparison of 2026-11-22 in docs/log.md. Convolutions and experts take the hidden rate and
+# positions a third of that of the vectors; both are unmeasured.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "hidden": _MUON,
     "conv": _MUON,
