@@ -44,6 +44,16 @@ VARIANTS: dict[str, tuple[list[tuple[int, ...]], dict[str, object]]] = {
     "split": ([(12, 5), (12, 60)], {"split": [6, 4, 2], "heads": [3, 2, 1], "scale": "adaptive-nuclear"}),
     "transposed": ([(5, 12), (40, 3), (4, 3, 6)], {"layout": "transposed", "geometry": "rows"}),
     "transposed experts": ([(5, 4, 6)], {"layout": "transposed", "split": [4, 2], "scale": "adaptive-nuclear"}),
+    "even rows": (SHAPES, {"row_beta": 0.9, "scale": "rms", "weight_decay": 0.1}),
+    "even rows capturable": (SHAPES, {"row_beta": 0.9, "scale": "rms", "capturable": True}),
+    "even rows polar-first": (SHAPES, {"row_beta": 0.9, "momentum_order": "polar-first"}),
+    "even rows sums": (SHAPES, {"row_beta": 0.9, "scale": "rms", "geometry": "columns"}),
+    "even rows split": ([(12, 5), (12, 60)], {"row_beta": 0.9, "scale": "rms", "split": [6, 4, 2], "heads": [3, 2, 1]}),
+    "even rows transposed": ([(5, 12), (40, 3), (4, 3, 6)], {"row_beta": 0.9, "scale": "rms",
+                                                             "layout": "transposed"}),
+    "even rows transposed experts": ([(5, 4, 6)], {"row_beta": 0.9, "layout": "transposed", "split": [4, 2],
+                                                   "scale": "adaptive-nuclear"}),
+    "even rows thin": ([(1, 7), (7, 1), (1, 5, 3)], {"row_beta": 0.9, "scale": "rms"}),
     "convolution": ([(6, 2, 3)], {"layout": "convolution"}),
     "adamw": ([(9, 5), (7,), (2,), (3, 4, 2)], {"rule": "adamw", "weight_decay": 0.1}),
     "adamw cautious": ([(9, 5), (7,), (1,)], {"rule": "adamw", "weight_decay": 0.1, "weight_decay_mode": "cautious"}),
@@ -53,7 +63,8 @@ VARIANTS: dict[str, tuple[list[tuple[int, ...]], dict[str, object]]] = {
 # A few that between them take every way through the code, on fewer shapes, for every run of the tests.
 FEW = ("momentum-first nuclear", "polar-first adaptive-nuclear", "group nuclear", "right-polar", "left-polar",
        "rows momentum-first", "columns polar-first", "frobenius heavy-ball", "smoothness entrywise", "polyak",
-       "capturable", "split", "transposed experts", "adamw cautious")  # fmt: skip
+       "capturable", "split", "transposed experts", "adamw cautious", "even rows", "even rows split",
+       "even rows transposed experts")  # fmt: skip
 FEW_SHAPES = [(9, 5), (2, 3), (33, 3), (5, 4, 3), (9, 5)]
 
 

@@ -22,6 +22,7 @@ VARIANTS = [
     {"scale": "mean-singular", "geometry": "rows"},
     {"step_rule": "smoothness", "smoothness": 2.0},
     {"momentum_dtype": "bfloat16", "scale": "spectral", "workspace": 1},
+    {"row_beta": 0.9, "scale": "rms"},
 ]
 # A fixed number of steps, no value looked at: what the guide names for graphs.
 METHODS = [

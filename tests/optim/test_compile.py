@@ -15,6 +15,7 @@ VARIANTS = [
     {"scale": "adaptive-nuclear", "scope": "group"},
     {"scale": "mean-singular", "geometry": "rows"},
     {"step_rule": "smoothness", "smoothness": 2.0},
+    {"row_beta": 0.9, "scale": "rms"},
 ]
 METHODS = ["newton-schulz", "polar-express", "qdwh", "svd"]
 SHAPES = [(4, 3), (4, 3), (5, 3, 2), (6, 3, 2, 2)]

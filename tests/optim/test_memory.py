@@ -32,6 +32,7 @@ def test_a_step_stays_within_its_workspace(order, capturable, method):
         {},
         {"weight_decay": 0.1, "weight_decay_mode": "cautious", "scale": "adaptive-nuclear"},
         {"step_rule": "smoothness", "smoothness": 1.0},
+        {"row_beta": 0.9, "scale": "rms"},
     ]
     for more in variants:
         assert held(SHAPES, workspace=ALL, **options, **more) <= ALL

@@ -5,9 +5,16 @@ import torch
 
 import polargrad
 from polargrad.geometry import Spectral
+from polargrad.optim.distributor import SingleProcess
 from polargrad.optim.matrix_view import matrix_view
 from polargrad.optim.rows import even_rows
 from tests.optim.test_trajectories import CLOSE, distance
+
+
+def evened(direction, state, beta, keep=None):
+    view = matrix_view(direction.shape)
+    (even,) = even_rows(view, Spectral(), [direction], [direction], [state], beta, keep, SingleProcess())
+    return even
 
 
 @pytest.mark.parametrize("capturable", [False, True])
@@ -23,24 +30,23 @@ def test_follows_the_reference(order, scale, capturable):
 @pytest.mark.parametrize("scale", [1.0, 1e-100, 1e100])
 def test_first_step_has_rows_as_the_average_one_of_a_polar_factor(scale):
     D = scale * torch.randn(3, 7, 4, dtype=torch.float64) * torch.logspace(-8, 0, 7, dtype=torch.float64)[:, None]
-    (even,) = even_rows(matrix_view((3, 7, 4)), Spectral(), [D], [{}], 0.9, None)
+    even = evened(D, {}, 0.9)
     assert ((even.square().sum(2) / (4 / 7) - 1).abs() < 100 * torch.finfo(torch.float64).eps * 7).all()
 
 
 def test_zero_rows_and_zero_matrices_stay_zero():
     D = torch.zeros(2, 3, 4)
     D[1, 0] = 1.0
-    (even,) = even_rows(matrix_view((2, 3, 4)), Spectral(), [D], [{}], 0.9, None)
+    even = evened(D, {}, 0.9)
     assert torch.equal(even != 0, D != 0)
     assert (even[1, 0].square().sum() - 1).abs() < 1e-5
 
 
 def test_matrices_that_do_not_step_keep_their_state():
     state: dict[str, torch.Tensor] = {}
-    view = matrix_view((2, 3, 4))
-    even_rows(view, Spectral(), [torch.ones(2, 3, 4)], [state], 0.5, None)
+    evened(torch.ones(2, 3, 4), state, 0.5)
     before = {key: value.clone() for key, value in state.items()}
-    even_rows(view, Spectral(), [torch.full((2, 3, 4), 2.0)], [state], 0.5, torch.tensor([True, False]))
+    evened(torch.full((2, 3, 4), 2.0), state, 0.5, torch.tensor([True, False]))
     assert torch.equal(state["row_rms"][1], before["row_rms"][1])
     assert state["row_weight"][1] == before["row_weight"][1]
     assert (state["row_rms"][0] > before["row_rms"][0]).all()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from polargrad.geometry import Geometry
 from polargrad.optim.distributor import Directions, Distributor, Question
 from polargrad.optim.functional import decay_, update_
 from polargrad.optim.matrix_view import MatrixView, matrix_view
@@ -95,6 +96,12 @@ class Bucket:
             self.view.spread([next(parts) if f == 1.0 else next(parts) * f for f in factors]) for _ in self.wholes
         ]
         return [self._distributor.narrow(p, s, kept=kept) for p, s in zip(self.wholes, spread, strict=True)]
+
+    def evened(self, directions: list[Tensor], geometry: Geometry, beta: float) -> list[Tensor]:
+        """The directions with their rows evened out, for matrices that `keep` says step."""
+        return even_rows(
+            self.view, geometry, self.wholes, directions, self.states, beta, self.keep, self._distributor
+        )
 
 
 class Observer(Protocol):
@@ -205,7 +212,7 @@ def _move(group: dict[str, Any], momentum: Momentum, bucket: Bucket, found: Dire
         directions = [torch.where(k, D, 0.0) for k, D in zip(keep, directions, strict=True)]
     geometry = geometry_of(group)
     if group["row_beta"] is not None:
-        directions = even_rows(bucket.view, geometry, directions, bucket.states, group["row_beta"], bucket.keep)
+        directions = bucket.evened(directions, geometry, group["row_beta"])
     sign = -1.0 if group["maximize"] else 1.0
     if group["weight_decay"]:
         rate = group["lr"] * group["weight_decay"]

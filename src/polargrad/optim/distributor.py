@@ -100,6 +100,20 @@ class Distributor(Protocol):
         """
         ...
 
+    def row_zeros(self, view: MatrixView, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """One number per row, in the view's `row_shape`, living where the parameter's rows do."""
+        ...
+
+    def row_lengths(self, view: MatrixView, parameters: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
+        """The Euclidean lengths of whole rows, as far as the rows are here.
+
+        Args:
+            view: of each parameter.
+            parameters: as the group has them, `alike`.
+            lengths: of what is here of their rows.
+        """
+        ...
+
     def alike(self, parameter: Tensor) -> Hashable:
         """Parameters that are to be asked about together give the same."""
         ...
@@ -176,6 +190,14 @@ class SingleProcess:
     def narrow(self, parameter: Tensor, spread: Tensor, *, kept: bool = False) -> Tensor:
         """The whole."""
         return spread
+
+    def row_zeros(self, view: MatrixView, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of all rows."""
+        return torch.zeros(view.row_shape, dtype=dtype, device=parameter.device)
+
+    def row_lengths(self, view: MatrixView, parameters: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
+        """Those: rows are whole."""
+        return list(lengths)
 
     def alike(self, parameter: Tensor) -> Hashable:
         """All are."""

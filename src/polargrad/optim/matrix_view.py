@@ -57,6 +57,12 @@ class MatrixView:
         first = 2 if len(self.shape) == 3 and self.shape[:2] == self.batches[0][:2] else 1
         return tuple(range(first, len(self.shape)))
 
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one number per row, which broadcasts against the parameter."""
+        inputs = self.input_dimensions
+        return tuple(1 if d in inputs else size for d, size in enumerate(self.shape))
+
 
 @dataclass(frozen=True)
 class FusedView(MatrixView):

@@ -161,7 +161,6 @@ class PolarGrad(torch.optim.Optimizer):
         self._distributor: Distributor | None = None
         super().__init__(params, defaults)
         self._distributor = distributor_for(process_group, self.param_groups, shard_momentum)
-        _refuse_divided_rows(self.param_groups, self._distributor)
 
     @property
     def skipped(self) -> int:
@@ -189,9 +188,7 @@ class PolarGrad(torch.optim.Optimizer):
             check_options(self.param_groups[-1])
             check_parameters(self.param_groups[-1])
             if self._distributor is not None:
-                distributor = distributor_for(self._process_group, self.param_groups, self._shard_momentum)
-                _refuse_divided_rows(self.param_groups, distributor)
-                self._distributor = distributor
+                self._distributor = distributor_for(self._process_group, self.param_groups, self._shard_momentum)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -339,18 +336,6 @@ class PolarGrad(torch.optim.Optimizer):
                 list(keep.unbind()) if masked and keep is not None else None,
                 parts.part,
             )
-
-
-def _refuse_divided_rows(groups: Sequence[Mapping[str, Any]], distributor: Distributor) -> None:
-    for group in groups:
-        if group["rule"] == "polar" and group["row_beta"] is not None:
-            for i, p in enumerate(group["params"]):
-                if distributor.part(p).shape != p.shape:
-                    raise ValueError(
-                        f"row_beta={group['row_beta']} evens out the rows of whole matrices, and "
-                        f"{parameter_name(group, i)} is divided among ranks; set row_beta=None, or keep copies "
-                        "(DistributedDataParallel)"
-                    )
 
 
 def _refuse_nonfinite(group: dict[str, Any], positions: list[int], distributor: Distributor) -> None:

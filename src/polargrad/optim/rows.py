@@ -20,68 +20,81 @@ import torch
 from torch import Tensor
 
 from polargrad.geometry import Geometry
+from polargrad.optim.distributor import Distributor
 from polargrad.optim.functional import statistics_dtype
 from polargrad.optim.matrix_view import MatrixView
 
 __all__ = ["even_rows", "initial_rows"]
 
 
-def initial_rows(view: MatrixView, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """The state before the first step: sqrt(v) of every row, to broadcast; 1 - beta^t of every matrix, (K,)."""
-    inputs, wide = set(view.input_dimensions), statistics_dtype(dtype)
-    sizes = [1 if d in inputs else size for d, size in enumerate(view.shape)]
-    matrices = sum(k for k, _, _ in view.batches)
+def initial_rows(
+    view: MatrixView, parameter: Tensor, dtype: torch.dtype, distributor: Distributor
+) -> dict[str, Tensor]:
+    """The state before the first step, for directions of `dtype`: sqrt(v) of every row; 1 - beta^t per matrix, (K,)."""
+    wide, matrices = statistics_dtype(dtype), sum(k for k, _, _ in view.batches)
     return {
-        "row_rms": torch.zeros(sizes, dtype=wide, device=device),
-        "row_weight": torch.zeros(matrices, dtype=wide, device=device),
+        "row_rms": distributor.row_zeros(view, parameter, wide),
+        "row_weight": torch.zeros(matrices, dtype=wide, device=parameter.device),
     }
 
 
 def even_rows(
     view: MatrixView,
     geometry: Geometry,
+    parameters: Sequence[Tensor],
     directions: Sequence[Tensor],
     states: Sequence[dict[str, Any]],
     beta: float,
     keep: Tensor | None,
+    distributor: Distributor,
 ) -> list[Tensor]:
     """The directions with their rows evened out.
 
     Args:
-        view: how each parameter is seen as matrices.
+        view: how each whole parameter is seen as matrices.
         geometry: gives r.
-        directions: of whole parameters, not modified.
+        parameters: as the group has them.
+        directions: the parts that are here, not modified.
         states: of the parameters; `row_rms` and `row_weight` are made where they are missing.
         beta: decay of the running mean square.
         keep: bool (K,), matrices that step; the states of the others stay as they are. None: all.
+        distributor: knows what is here, and the lengths of rows that are not here as a whole.
     """
+    for p, D, state in zip(parameters, directions, states, strict=True):
+        if "row_rms" not in state:
+            state.update(initial_rows(view, p, D.dtype, distributor))
+    wide = statistics_dtype(directions[0].dtype)
+    lengths = [torch.linalg.vector_norm(D.to(wide), dim=view.input_dimensions, keepdim=True) for D in directions]
+    lengths = distributor.row_lengths(view, parameters, lengths)
     kept = [None] * len(states) if keep is None else keep.split(len(keep) // len(states))
-    found = zip(directions, states, kept, strict=True)
-    return [_evened(view, geometry, D, state, beta, wanted) for D, state, wanted in found]
+    found = zip(parameters, directions, states, lengths, kept, strict=True)
+    return [_evened(view, geometry, *one, beta, distributor) for one in found]
 
 
 def _evened(
-    view: MatrixView, geometry: Geometry, direction: Tensor, state: dict[str, Any], beta: float, keep: Tensor | None
+    view: MatrixView,
+    geometry: Geometry,
+    parameter: Tensor,
+    direction: Tensor,
+    state: dict[str, Any],
+    length: Tensor,
+    keep: Tensor | None,
+    beta: float,
+    distributor: Distributor,
 ) -> Tensor:
-    if "row_rms" not in state:
-        state.update(initial_rows(view, direction.dtype, direction.device))
-    rms, weight = state["row_rms"], state["row_weight"]
-    wide = direction.to(rms.dtype)
+    sizes = [k for k, _, _ in view.batches]
+    _, _, n = view.batches[0]
+    rms, weight = distributor.part(state["row_rms"]), state["row_weight"]
     # Roots rather than squares: nothing over- or underflows that the direction itself does not.
-    row = torch.linalg.vector_norm(wide, dim=view.input_dimensions, keepdim=True)
-    new_rms = torch.hypot(math.sqrt(beta) * rms, math.sqrt((1 - beta) * row.numel() / wide.numel()) * row)
+    new_rms = torch.hypot(math.sqrt(beta) * rms, math.sqrt((1 - beta) / n) * length)
     new_weight = beta * weight + (1 - beta)
     if keep is not None:
-        new_rms = torch.where(_spread(view, keep), new_rms, rms)
+        spread = distributor.narrow(parameter, view.spread(list(keep.split(sizes))))
+        new_rms = torch.where(spread, new_rms, rms)
         new_weight = torch.where(keep, new_weight, weight)
     rms.copy_(new_rms)
     weight.copy_(new_weight)
     even = [math.sqrt(geometry.squared_length(m, n) / (m * n)) for _, m, n in view.batches]
-    length = [part.sqrt() * f for part, f in zip(weight.split([k for k, _, _ in view.batches]), even, strict=True)]
-    factor = torch.where(rms > 0, view.spread(length) / rms, 0.0)
-    return (wide * factor).to(direction.dtype)
-
-
-def _spread(view: MatrixView, values: Tensor) -> Tensor:
-    """Numbers (K,) of matrices, to broadcast against the parameter."""
-    return view.spread(list(values.split([k for k, _, _ in view.batches])))
+    average = [part.sqrt() * f for part, f in zip(weight.split(sizes), even, strict=True)]
+    factor = torch.where(rms > 0, distributor.narrow(parameter, view.spread(average)) / rms, 0.0)
+    return (direction.to(rms.dtype) * factor).to(direction.dtype)

@@ -51,5 +51,5 @@ def _initial(optimizer: PolarGrad, p: Tensor, group: dict[str, Any]) -> dict[str
         for key in ("dual_norm_rms", "dual_norm_weight"):
             state[key] = torch.zeros(count, dtype=statistics_dtype(dtype), device=p.device)
     if group["row_beta"] is not None:
-        state |= initial_rows(view, dtype, p.device)
+        state |= initial_rows(view, p, dtype, optimizer.distributor)
     return state
