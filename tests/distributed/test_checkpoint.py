@@ -13,7 +13,7 @@ from polargrad.optim.state import initialize_state
 from tests.distributed.layouts import Place, arguments_of
 from tests.distributed.worlds import spawn
 
-SHAPES = {"table": (23, 6), "square": (8, 8), "experts": (3, 5, 4), "late": (6, 7), "scalars": (5,)}
+SHAPES = {"table": (23, 6), "square": (8, 8), "experts": (3, 5, 4), "late": (6, 7), "head": (11, 6), "scalars": (5,)}
 
 
 def placed(tensor, layout, world):
@@ -43,6 +43,7 @@ def made(layout, world):
     groups = [
         {"params": [model.table, model.square], "lr": 0.02, "scale": "adaptive-nuclear", "method": "svd"},
         {"params": [model.experts, model.late], "lr": 0.03, "momentum_order": "heavy-ball", "method": "svd"},
+        {"params": [model.head], "lr": 0.02, "scale": "rms", "row_beta": 0.9, "method": "svd"},
         {"params": [model.scalars], "lr": 0.05, "rule": "adamw", "betas": (0.8, 0.9)},
     ]
     return model, polargrad.PolarGrad(groups, **({} if layout == "alone" else arguments_of(layout)))
@@ -133,12 +134,13 @@ def test_no_state_is_missing_and_options_come_along(tmp_path):
     other, restored = made("alone", 1)
     assert load(tmp_path / "one", other, restored) == {"note": ["kept", 1]}
     assert restored.param_groups[0]["lr"] == 0.5
-    assert restored.param_groups[2]["betas"] == (0.8, 0.9)
+    assert restored.param_groups[3]["betas"] == (0.8, 0.9)
     for name, parameter in model.named_parameters():
         mine, theirs = optimizer.state[parameter], restored.state[dict(other.named_parameters())[name]]
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert set(restored.state[other.table]) == {"momentum_buffer", "dual_norm_rms", "dual_norm_weight"}
+    assert set(restored.state[other.head]) == {"momentum_buffer", "row_rms", "row_weight"}
     assert restored.state[other.scalars]["step"].item() == 1
 
 
@@ -171,7 +173,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(tmp_path):
     assert not wider.table.any()
 
     single = Model("alone", 1).float()
-    groups = [{"params": list(single.parameters())[:4]}, {"params": [single.scalars], "rule": "adamw"}]
+    groups = [{"params": list(single.parameters())[:5]}, {"params": [single.scalars], "rule": "adamw"}]
     narrower = polargrad.PolarGrad(groups, scale="adaptive-nuclear")
     with pytest.raises(ValueError, match=r"torch.float64 there and torch.float32 here"):
         load(tmp_path / "one", single, narrower)

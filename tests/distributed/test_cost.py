@@ -73,7 +73,9 @@ def compare(rank, world, names):
         "smoothness": {"method": "svd", "step_rule": "smoothness", "smoothness": 10.0},
     }
     for name in names:
-        cases = {"polar": {"method": "newton-schulz", "max_steps": 5}, **(others if name in ("ddp", "hsdp") else {})}
+        muon = {"method": "newton-schulz", "max_steps": 5}
+        even = {"even rows": {**muon, "row_beta": 0.9}}
+        cases = {"polar": muon, **(others if name in ("ddp", "hsdp") else even)}
         for label, options in cases.items():
             torch.manual_seed(0)
             sent, planned, routes = steps(name, world, options)
@@ -140,6 +142,18 @@ def test_alone_nothing_travels():
     assert made.lines[0].route is Route.HERE
     assert made.sent == (0.0,)
     assert made.collectives == 0
+
+
+def test_running_figures_of_rows_live_with_the_rows():
+    W = nn.Parameter(torch.empty(64, 16, device="meta"))
+    held = {}
+    for dims in ((0,), (1,), (None,)):
+        layouts = {W: Layout((64, 16), (4,), dims)}
+        plain, even = (plan(polargrad.PolarGrad([W], row_beta=b).param_groups, layouts) for b in (None, 0.9))
+        assert sum(even.sent) - sum(plain.sent) == (4 * 2 * (3 / 4) * 8 * 64 if dims == (1,) else 0)
+        assert even.collectives - plain.collectives == (dims == (1,))
+        held[dims] = even.state - plain.state
+    assert held == {(0,): 4 * 16, (1,): 4 * 64, (None,): 4 * 64}
 
 
 def test_impossible_machines_and_mixed_meshes_are_refused():

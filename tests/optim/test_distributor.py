@@ -43,7 +43,9 @@ def _run(distributor=None, **options):
 
 
 @pytest.mark.parametrize("order", ["momentum-first", "polar-first", "heavy-ball"])
-@pytest.mark.parametrize("options", [{}, {"scale": "adaptive-nuclear", "scope": "group"}, {"workspace": 1}, {"row_beta": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"scale": "adaptive-nuclear", "scope": "group"}, {"workspace": 1}, {"row_beta": 0.9}], ids=str
+)
 def test_the_protocol_leaves_room_for_overlap(options, order):
     distributor = Overlapped()
     ours = _run(distributor, momentum_order=order, **options)

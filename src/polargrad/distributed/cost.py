@@ -6,6 +6,7 @@ come from three figures of the machine. Each function is of shapes and layouts a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 
 from polargrad.distributed.layout import Box, Layout
 from polargrad.distributed.pieces import pieces_of
+from polargrad.distributed.rows import rows_are_cut
 from polargrad.distributed.sums import summed_lengths
 from polargrad.geometry import Geometry, LeftPolar, RightPolar, Spectral
 from polargrad.linalg import PolarMethod, resolve_method
@@ -31,6 +33,7 @@ __all__ = [
     "gram_traffic",
     "operations",
     "owner_traffic",
+    "rows_traffic",
     "seconds",
     "sums_traffic",
 ]
@@ -90,6 +93,14 @@ class Traffic(NamedTuple):
     sent: tuple[float, ...]
     received: tuple[float, ...]
     collectives: int
+
+    def plus(self, other: Traffic) -> Traffic:
+        """Both, one after the other."""
+        sent, received = (
+            tuple(a + b for a, b in zip(*both, strict=True))
+            for both in ((self.sent, other.sent), (self.received, other.received))
+        )
+        return Traffic(sent, received, self.collectives + other.collectives)
 
     @property
     def busiest(self) -> float:
@@ -235,6 +246,13 @@ def gram_is_cheaper(
     gram = gram_traffic(layout, dtype)
     together = gram_operations(layout, geometry, dtype).times(alike)
     return seconds(together, alike * gram.busiest, gram.collectives, machine) < by_owners
+
+
+def rows_traffic(layout: Layout, view: MatrixView) -> Traffic:
+    """What travels to even out the rows of one parameter: their squared lengths, in float64, where they are cut."""
+    cut = rows_are_cut(view, layout)
+    each = _ring(layout.world, _NUMBER * math.prod(view.row_shape)) if cut else 0.0
+    return Traffic((each,) * layout.world, (each,) * layout.world, int(cut))
 
 
 def sums_traffic(layout: Layout, view: MatrixView, geometry: Geometry, numbers: int = 1) -> Traffic:

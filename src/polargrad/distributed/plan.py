@@ -21,13 +21,16 @@ from polargrad.distributed.cost import (
     gram_traffic,
     operations,
     owner_traffic,
+    rows_traffic,
     seconds,
     sums_traffic,
 )
 from polargrad.distributed.layout import Layout
 from polargrad.distributed.pieces import assign, pieces_of
 from polargrad.distributed.routing import Route, routes_of_all
+from polargrad.distributed.rows import rows_of
 from polargrad.geometry import Geometry
+from polargrad.optim.functional import statistics_dtype
 from polargrad.optim.matrix_view import MatrixView, matrix_view
 from polargrad.optim.options import geometry_of, momentum_dtype, parameter_name
 
@@ -209,7 +212,12 @@ def _polar(
                 each[owner] += _work(piece.view, geometry, dtype)
                 workspace = max(workspace, 4.0 * piece.box.numel * dtype.itemsize)
             work = tuple(each)
-    return Line(name, role, layout, route, matrices, work, traffic, workspace, float(max(tiles)))
+    state = max(tiles)
+    if group["row_beta"] is not None:
+        traffic = traffic.plus(rows_traffic(layout, view))
+        rows = [rows_of(view, tile).numel * statistics_dtype(dtype).itemsize for tile in layout.tiles]
+        state = max(momentum + own for momentum, own in zip(tiles, rows, strict=True))
+    return Line(name, role, layout, route, matrices, work, traffic, workspace, float(state))
 
 
 def _here(

@@ -17,7 +17,8 @@ from polargrad.distributed.gram import gram_passes
 from polargrad.distributed.layout import Layout, layout_of, root_of
 from polargrad.distributed.pieces import assign
 from polargrad.distributed.routing import Route, routes_of_all
-from polargrad.distributed.sums import by_sums, matrix_index, matrix_sums, narrowed, rows_of, summed_rows
+from polargrad.distributed.rows import row_lengths, row_zeros
+from polargrad.distributed.sums import by_sums, matrix_index, matrix_sums, narrowed
 from polargrad.optim.distributor import Directions, Distributor, Question, SingleProcess, register
 from polargrad.optim.matrix_view import MatrixView, matrix_view
 from polargrad.optim.nonfinite import all_within
@@ -178,28 +179,15 @@ class ManyProcesses:
         layout = (self._kept if kept else self._layouts)[parameter]
         return narrowed(spread, layout, self._communicator.here)
 
-    def row_zeros(self, view: MatrixView, parameter: Any, dtype: torch.dtype) -> Tensor:
+    def row_zeros(self, view: MatrixView, parameter: Tensor, dtype: torch.dtype) -> Tensor:
         """Of all rows of a copy; a DTensor cut as the rows of a DTensor are."""
         if not _is_distributed(parameter):
             return torch.zeros(view.row_shape, dtype=dtype, device=parameter.device)
-        from torch.distributed.tensor import DTensor, Replicate
-
-        placements = [
-            Replicate() if getattr(one, "dim", None) in view.input_dimensions else one for one in parameter.placements
-        ]
-        size = rows_of(view, self._layouts[parameter].tiles[self._communicator.here]).size
-        here = torch.zeros(size, dtype=dtype, device=parameter.device)
-        stride = torch.empty(view.row_shape, device="meta").stride()
-        return DTensor.from_local(
-            here, parameter.device_mesh, placements, run_check=False, shape=torch.Size(view.row_shape), stride=stride
-        )
+        return row_zeros(view, parameter, dtype, self._layouts[parameter].tiles[self._communicator.here])
 
     def row_lengths(self, view: MatrixView, parameters: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
-        """Those that are here, where rows are whole; else from one sum over the ranks."""
-        layout = self._layouts[parameters[0]]
-        if not layout.cut & set(view.input_dimensions):
-            return list(lengths)
-        return summed_rows(lengths, view, layout, self._communicator)
+        """Those that are here where rows are whole, otherwise from a sum over the ranks."""
+        return row_lengths(lengths, view, self._layouts[parameters[0]], self._communicator)
 
     def alike(self, parameter: Tensor) -> Hashable:
         """The layout."""

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from polargrad.distributed.communicator import Communicator
-from polargrad.distributed.layout import Box, Layout
+from polargrad.distributed.layout import Layout
 from polargrad.geometry import Columns, Entrywise, Frobenius, Geometry, Rows
 from polargrad.optim.distributor import Directions, Question
 from polargrad.optim.functional import statistics_dtype
 from polargrad.optim.matrix_view import MatrixView
 from polargrad.optim.oracle import Oracle
 
-__all__ = ["by_sums", "matrix_index", "matrix_sums", "needs_sums", "rows_of", "summed_lengths", "summed_rows"]
+__all__ = ["by_sums", "matrix_index", "matrix_sums", "needs_sums", "summed_lengths"]
 
 
 def matrix_index(view: MatrixView, layout: Layout, here: int, device: torch.device) -> Tensor:
@@ -106,32 +106,6 @@ def by_sums(
     yield
     columns = (total() / layout.copies).to(wide).view(-1, len(sources) * each)
     return Directions(parts, columns[0], columns[1] if oracle.squared_lengths else None)
-
-
-def rows_of(view: MatrixView, tile: Box) -> Box:
-    """The rows of a tile, as a box of the view's `row_shape`."""
-    inputs = set(view.input_dimensions)
-    start = tuple(0 if d in inputs else a for d, a in enumerate(tile.start))
-    return Box(start, tuple(1 if d in inputs else s for d, s in enumerate(tile.size)))
-
-
-def summed_rows(
-    lengths: Sequence[Tensor], view: MatrixView, layout: Layout, communicator: Communicator
-) -> list[Tensor]:
-    """The lengths of whole rows, of those of the parts of them that are here, by one all-reduce of the squares.
-
-    Args:
-        lengths: of each parameter, in the shape of `row_shape` as far as rows are here.
-        view: of each parameter.
-        layout: of each parameter.
-        communicator: the ranks; each of them calls, whatever it holds.
-    """
-    squares = lengths[0].new_zeros((len(lengths), *view.row_shape), dtype=torch.float64)
-    here = rows_of(view, layout.tiles[communicator.here]).within(Box((0,) * len(view.shape), view.row_shape))
-    for square, length in zip(squares, lengths, strict=True):
-        square[here] = length.double().square()
-    whole = (communicator.all_reduce(squares)() / layout.copies).sqrt()
-    return [of_one[here].to(length.dtype) for of_one, length in zip(whole, lengths, strict=True)]
 
 
 def _squares(sources: Sequence[Tensor], geometry: Geometry, view: MatrixView, index: Tensor, each: int) -> list[Tensor]:

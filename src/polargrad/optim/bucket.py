@@ -99,9 +99,7 @@ class Bucket:
 
     def evened(self, directions: list[Tensor], geometry: Geometry, beta: float) -> list[Tensor]:
         """The directions with their rows evened out, for matrices that `keep` says step."""
-        return even_rows(
-            self.view, geometry, self.wholes, directions, self.states, beta, self.keep, self._distributor
-        )
+        return even_rows(self.view, geometry, self.wholes, directions, self.states, beta, self.keep, self._distributor)
 
 
 class Observer(Protocol):
