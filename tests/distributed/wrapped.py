@@ -97,7 +97,7 @@ def _trained(kind, world, which, steps):
     optimizers = []
     for one, process_group in ((alone, None), (model, group)):
         options = {role: dict(own) for role, own in OPTIONS[which].items()}
-        groups = polargrad.parameter_groups(one, **options)
+        groups = polargrad.parameter_groups(one, rules=[("head.weight", "head")], **options)
         for own in groups:
             if own.get("method") == "newton-schulz":  # in double precision, which is what is compared
                 own["method"] = {"name": "newton-schulz", "dtype": None}
