@@ -15,7 +15,7 @@ ROLES = ("hidden", "embedding", "head", "conv", "expert", "position", "vector")
 
 _MUON: dict[str, Any] = {
     "rule": "polar",
-    "lr": 0.014,
+    "lr": 0.028,
     "momentum": 0.9,
     "nesterov": True,
     "scale": "spectral",

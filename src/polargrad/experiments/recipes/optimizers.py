@@ -1,7 +1,7 @@
 """Optimizers for whole models: functions that return options for every role a model may have.
 
-Learning rates are for the demo's model (1.9 million parameters, 150 steps): those of AdamW, Muon and PolarGrad on
-embedding and head come from the sweeps in docs/log.md, the others are carried over from them. Larger models and other
+Learning rates are for the demo's model (1.9 million parameters) and 200 steps: those of `adamw`, `muon+adamw` and
+`even-rows` come from the comparison of 2026-11-22 in docs/log.md, the others from earlier sweeps or from those. Larger models and other
 numbers of steps want their own. Convolutions and experts follow the hidden matrices.
 """
 
@@ -57,7 +57,7 @@ def adamw_options(lr: float, *, betas: tuple[float, float] = (0.9, 0.95), weight
     return {"rule": "adamw", "lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay}
 
 
-def adamw_tables(embedding: float = 5e-2, head: float = 2e-2) -> tuple[Options, Options]:
+def adamw_tables(embedding: float = 5e-2, head: float = 5e-3) -> tuple[Options, Options]:
     """AdamW on embedding and head, at a rate each."""
     return adamw_options(embedding, betas=SHORT), adamw_options(head, betas=SHORT)
 
@@ -108,7 +108,7 @@ def even_options(lr: float, **changed: Plain) -> Options:
 
 def adamw() -> Optimizer:
     """AdamW on every parameter."""
-    return by_role(adamw_options(1e-3, betas=SHORT), *adamw_tables(3e-2, 1.5e-2))
+    return by_role(adamw_options(1e-3, betas=SHORT), *adamw_tables(6e-2, 1.5e-2))
 
 
 def muon_adamw() -> Optimizer:
@@ -123,7 +123,7 @@ def muon_polargrad() -> Optimizer:
 
 def even_rows() -> Optimizer:
     """Muon on hidden matrices, polar factors with even rows on the head, AdamW on the rest; rates for any width."""
-    return by_role(muon_options(0.014, scale="spectral"), adamw_tables()[0], even_options(0.056))
+    return by_role(muon_options(0.028, scale="spectral"), adamw_tables()[0], even_options(0.056))
 
 
 def polargrad() -> Optimizer:
