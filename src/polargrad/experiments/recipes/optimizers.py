@@ -1,8 +1,8 @@
 """Optimizers for whole models: functions that return options for every role a model may have.
 
 Learning rates are for the demo's model (1.9 million parameters) and 200 steps: those of `adamw`, `muon+adamw` and
-`even-rows` come from the comparison of 2026-11-22 in docs/log.md, the others from earlier sweeps or from those. Larger models and other
-numbers of steps want their own. Convolutions and experts follow the hidden matrices.
+`even-rows` come from the comparison of 2026-11-22 in docs/log.md, the others from earlier sweeps or from those. Larger
+models and other numbers of steps want their own. Convolutions and experts follow the hidden matrices.
 """
 
 from __future__ import annotations
