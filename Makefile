@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/polargrad compare adamw muon+adamw muon+polargrad
+	$(BIN)/polargrad compare adamw muon+adamw even-rows
 
 test: lint types docs pytest
 
