@@ -100,11 +100,7 @@ def footprint(spec: RunSpec, devices: int = 1) -> Footprint:
     blocks = model.layers * (model.hidden_size if model.activation_checkpointing else block)
     kept = blocks + (block if model.activation_checkpointing else 0)
     tokens = spec.loop.steps * model.batch * model.sequence
-    lookups = sum(
-        p.numel()
-        for name, p in named.items()
-        if found[name] == "position" or (found[name] == "embedding" and model.untied)
-    )
+    lookups = sum(p.numel() for name, p in named.items() if found[name] in ("position", "embedding"))
     idle = sum(p.numel() for name, p in named.items() if found[name] == "expert")
     idle -= idle * model.experts_per_token // model.experts
     attention = 12 * model.layers * model.hidden_size * model.sequence

@@ -80,15 +80,15 @@ def _owned_role(module: nn.Module, p: Tensor) -> str:
 
 
 def _role_and_layout(modules: Sequence[nn.Module], p: Tensor, told: _Told) -> tuple[str, str]:
-    """One parameter may be used by several modules: a lookup table stays one whatever else it is tied to."""
+    """One parameter may be used by several modules: a head is one whatever else it is tied to, then a lookup table."""
     # Whether it is this module's matrix, and not its bias.
     weighing = [m for m in modules if getattr(m, "weight", None) is p]
+    if told.heads.intersection(weighing):
+        return "head", "auto"
     tables = [m for m in weighing if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
     if tables:
         return ("position" if told.positions.issuperset(tables) else "embedding"), "auto"
     for module in weighing:
-        if module in told.heads:
-            return "head", "auto"
         if isinstance(module, _CONVOLUTIONS):
             swapped = isinstance(module, _TRANSPOSED_CONVOLUTIONS)
             return "conv", "transposed-convolution" if swapped else "convolution"
@@ -148,10 +148,11 @@ def _ask(model: nn.Module, method: str) -> Any:
 def roles(model: nn.Module) -> dict[str, str]:
     """The role of every trainable parameter, by its qualified name; a shared parameter appears once.
 
-    - "embedding": the weight of an `nn.Embedding`, a tied head included. Where the model has several and says which is
+    - "embedding": the weight of an `nn.Embedding`. Where the model has several and says which is
       the one of its input (`get_input_embeddings`), the others are "position": positions, segments, relative biases;
       and so are bare parameters (1, ...) that are broadcast over the batch.
-    - "head": the weight of what `model.get_output_embeddings()` returns, when untied.
+    - "head": the weight of what `model.get_output_embeddings()` returns, a tied embedding included: its
+      gradients are a head's first of all, and so are the steps that it bears.
     - "conv": convolution kernels. "expert": bare 3-D weights, one matrix per expert.
     - "hidden": every other matrix. "vector": biases, norms, scalars, and bare parameters with one dimension above 1.
 

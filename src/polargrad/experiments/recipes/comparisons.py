@@ -41,7 +41,7 @@ COMPARISONS: Mapping[str, NamedComparison] = MappingProxyType(
         "phenomena": NamedComparison(
             "AdamW, Muon and Muon + PolarGrad with and without warm-up at half to eight times their rates.",
             ("adamw", "muon+adamw", "muon+polargrad"),
-            ("warmup=0,10,40", "rates=0.5,1,2,4,8"),
+            ("warmup=0,10,30", "rates=0.5,1,2,4,8"),
             steps=100,
             look_every=25,
         ),
