@@ -26,13 +26,13 @@ from typing import Any
 
 import torch
 
-from polargrad.experiments.objectives import build_objective
-from polargrad.experiments.recipes import spec_of
-from polargrad.experiments.runner import build_optimizer
-from polargrad.experiments.store import RunFolder
+from polargrad.lab.matrix.problems import MatrixQuadratic, ProblemObjective
+from polargrad.lab.recipes import spec_of
+from polargrad.lab.run.folder import RunFolder
+from polargrad.lab.run.objectives import build_objective
+from polargrad.lab.run.runner import build_optimizer
+from polargrad.lab.train import CheckpointPolicy, Checkpoints, LoopConfig, train
 from polargrad.optim import PolarGrad
-from polargrad.problems import MatrixQuadratic, ProblemObjective
-from polargrad.train import CheckpointPolicy, Checkpoints, LoopConfig, train
 
 Seconds = tuple[float, float]
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import polargrad
+from polargrad.lab.matrix.problems import MatrixQuadratic, ProblemObjective
 from polargrad.linalg.qdwh import halley_weights
-from polargrad.problems import MatrixQuadratic, ProblemObjective
 
 LR = 4e-8
 WEIGHTS = halley_weights(torch.finfo(torch.float32).eps, 1e-6)[:2]

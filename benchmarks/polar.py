@@ -5,7 +5,7 @@ The same as `polargrad bench polar`; see `python benchmarks/polar.py --help`.
 
 import sys
 
-from polargrad.cli import main
+from polargrad.lab.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["bench", "polar", *sys.argv[1:]]))

@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 import polargrad
-from polargrad.train import WarmupLinearDecay, lr_scheduler
+from polargrad.lab.train import WarmupLinearDecay, lr_scheduler
 
 STEPS = 12
 ACCUMULATION = 2

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 import polargrad
-from polargrad.train import WarmupLinearDecay
+from polargrad.lab.train import WarmupLinearDecay
 
 STEPS = 12
 VOCABULARY = 64

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import polargrad
-from polargrad.train import WarmupLinearDecay, lr_scheduler
+from polargrad.lab.train import WarmupLinearDecay, lr_scheduler
 
 STEPS = 20
 VOCABULARY = 64

@@ -19,7 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from polargrad.integrations import torchtitan
-from polargrad.train import WarmupLinearDecay
+from polargrad.lab.train import WarmupLinearDecay
 
 STEPS = 12
 VOCABULARY = 64

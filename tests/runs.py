@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from polargrad.experiments.comparison import COMPARISON, Comparison
-from polargrad.experiments.spec import LanguageModel, RunSpec
-from polargrad.experiments.store import Run, RunFolder, find_runs, read_run, write_json
-from polargrad.train import LoopConfig
+from polargrad.lab.compare.comparison import COMPARISON, Comparison
+from polargrad.lab.run.folder import Run, RunFolder, find_runs, read_run, write_json
+from polargrad.lab.run.spec import LanguageModel, RunSpec
+from polargrad.lab.train import LoopConfig
 
 ADAMW = {"rule": "adamw", "lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8}
 POLAR = {"rule": "polar", "lr": 0.01, "momentum": 0.95, "scale": "rms", "method": "svd"}

@@ -11,9 +11,22 @@ import pytest
 import polargrad
 
 SOURCE = Path(polargrad.__file__).parent
-# Each layer may import itself and the layers to its left.
-ORDER = ["linalg", "geometry", "optim", "diagnostics", "distributed", "train", "integrations", "experiments", "cli"]
-APART = ["problems", "lm"]  # know only torch; used by experiments
+# Each layer and the others that it may import besides itself.
+LIBRARY = ("linalg", "geometry", "optim", "diagnostics", "distributed")
+BASE = (*LIBRARY, "lab.train", "lab.lm", "lab.matrix")
+ALLOWED = {
+    **{layer: LIBRARY[:position] for position, layer in enumerate(LIBRARY)},
+    "lab.train": LIBRARY,
+    "integrations": (*LIBRARY, "lab.train"),
+    "lab.lm": (*LIBRARY, "lab.train"),
+    "lab.matrix": (*LIBRARY, "lab.train"),
+    "lab.run": (*BASE, "lab.recipes"),
+    "lab.recipes": (*BASE, "lab.run"),
+    "lab.compare": (*BASE, "lab.recipes", "lab.run"),
+    "lab.studies": (*BASE, "lab.recipes", "lab.run", "lab.compare"),
+    "lab.report": (*BASE, "lab.recipes", "lab.run", "lab.compare", "lab.studies"),
+    "lab.cli": (*BASE, "lab.recipes", "lab.run", "lab.compare", "lab.studies", "lab.report"),
+}
 LABORATORY = {
     *("transformers", "tokenizers", "tyro", "rich", "matplotlib", "tensorboard", "jinja2", "sklearn", "numpy"),
     *("accelerate", "datasets", "lightning"),
@@ -35,34 +48,32 @@ def _imports(path):
 
 
 def _layer(module):
+    """The layer of a module: one folder of the library, or one of the laboratory."""
     parts = module.split(".")
-    return parts[1] if parts[0] == "polargrad" and len(parts) > 1 else None
+    if parts[0] != "polargrad":
+        return None
+    name = ".".join(parts[1:3] if parts[1:2] == ["lab"] else parts[1:2])
+    return name if name in ALLOWED else None
 
 
 def _violations(layer, imported):
     """The imported layers that `layer` may not know."""
-    known = ORDER + APART
-    used = {name for name in map(_layer, imported) if name in known}
-    if layer in APART:
-        allowed = {layer}
-    else:
-        allowed = set(ORDER[: ORDER.index(layer) + 1]) | (
-            set(APART) if ORDER.index(layer) >= ORDER.index("experiments") else set()
-        )
-    return used - allowed
+    return {name for name in map(_layer, imported) if name} - {layer, *ALLOWED[layer]}
 
 
-@pytest.mark.parametrize("layer", ORDER + APART)
+@pytest.mark.parametrize("layer", ALLOWED)
 def test_imports_go_one_way(layer):
-    files = sorted(SOURCE.glob("*.py") if layer == "cli" else (SOURCE / layer).rglob("*.py"))
-    for path in files:
-        assert not _violations(layer, _imports(path)), path
+    wrong = {}
+    for path in sorted((SOURCE / layer.replace(".", "/")).rglob("*.py")):
+        if found := _violations(layer, _imports(path)):
+            wrong[str(path.relative_to(SOURCE))] = found
+    assert not wrong
 
 
 def test_the_import_rule_can_fail():
     assert _violations("linalg", ["polargrad.optim.polargrad"]) == {"optim"}
-    assert _violations("lm", ["polargrad.train.loop"]) == {"train"}
-    assert not _violations("experiments", ["polargrad.lm.models", "polargrad.linalg"])
+    assert _violations("lab.lm", ["polargrad.lab.run.spec"]) == {"lab.run"}
+    assert not _violations("lab.run", ["polargrad.lab.lm.models", "polargrad.linalg"])
 
 
 def test_a_relative_import_is_seen(tmp_path, monkeypatch):
@@ -92,7 +103,7 @@ def test_the_bridges_leave_their_frameworks_alone():
 
 
 def test_what_is_imported_later_is_found_and_listed():
-    for name in ("experiments", "integrations", "lm", "problems", "train"):
+    for name in ("integrations", "lab"):
         assert getattr(polargrad, name).__name__ == f"polargrad.{name}"
         assert name in dir(polargrad)
     assert polargrad.__version__

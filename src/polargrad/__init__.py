@@ -10,11 +10,8 @@ from polargrad.linalg import PolarMethod, PolarResult, Status, polar, polar_fact
 from polargrad.optim import PolarGrad, describe_groups, parameter_groups
 
 if TYPE_CHECKING:
-    from polargrad import experiments as experiments
     from polargrad import integrations as integrations
-    from polargrad import lm as lm
-    from polargrad import problems as problems
-    from polargrad import train as train
+    from polargrad import lab as lab
 
     __version__: str
 
@@ -33,7 +30,7 @@ __all__ = [
 ]
 
 # Imported when first asked for, so that `import polargrad` stays quick.
-_LATER = ("experiments", "integrations", "lm", "problems", "train")
+_LATER = ("integrations", "lab")
 
 
 def __getattr__(name: str) -> object:

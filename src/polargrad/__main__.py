@@ -1,6 +1,6 @@
 """`python -m polargrad` is `polargrad`."""
 
-from polargrad.cli import main
+from polargrad.lab.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

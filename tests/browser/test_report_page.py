@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from polargrad.experiments.report import write_report
+from polargrad.lab.report.report import write_report
 from tests.runs import written_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

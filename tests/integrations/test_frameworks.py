@@ -6,7 +6,7 @@ from torch import nn
 
 import polargrad
 from polargrad.integrations import lightning, transformers
-from polargrad.train import WarmupLinearDecay
+from polargrad.lab.train import WarmupLinearDecay
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import polargrad
-from polargrad.experiments.recipes import spec_of
+from polargrad.lab.recipes import spec_of
 from polargrad.optim import routing
 from polargrad.optim.routing import ROLES, roles
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from polargrad.lab.train import lr_scheduler
 from polargrad.optim import PolarGrad, parameter_groups
 from polargrad.optim.routing import Rule
-from polargrad.train import lr_scheduler
 
 __all__ = ["configure_optimizers"]
 
@@ -27,7 +27,7 @@ def configure_optimizers(
     Args:
         module: the LightningModule itself, or what of it is to be trained.
         schedule: step, counted from 0, to what every group's rate is multiplied by; moved on after every optimizer
-            step. `polargrad.train` has some. None: constant rates.
+            step. `polargrad.lab.train` has some. None: constant rates.
         rules: as for `polargrad.parameter_groups`, and so are the others.
         defaults: options per role instead of the built-in ones.
         **options: a mapping of group options per role.

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from polargrad.lab.train import lr_scheduler
 from polargrad.optim import PolarGrad, parameter_groups
 from polargrad.optim.routing import Rule
-from polargrad.train import lr_scheduler
 
 __all__ = ["LRSchedulersContainer", "OptimizersContainer", "build_lr_schedulers", "build_optimizers"]
 
@@ -238,7 +238,7 @@ class LRSchedulersContainer:
 
 
 def build_lr_schedulers(optimizers: OptimizersContainer, schedule: Callable[[int], float]) -> LRSchedulersContainer:
-    """The schedulers of a container; `polargrad.train` has schedules.
+    """The schedulers of a container; `polargrad.lab.train` has schedules.
 
     Example:
         >>> from torch import nn

@@ -1,0 +1,104 @@
+"""The way in from a shell: explains itself, says in one sentence what went wrong, and ends with a telling exit code.
+
+0 done    1 failed    2 bad input    130 interrupted by Ctrl-C    143 stopped by SIGTERM
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import polargrad
+
+# Which extra brings which package, by the names under which they are imported.
+_EXTRA = {
+    **dict.fromkeys(("numpy", "transformers", "tokenizers", "tyro", "rich", "matplotlib"), "lab"),
+    **dict.fromkeys(("tensorboard", "jinja2", "sklearn"), "lab"),
+    "datasets": "data",
+    "pytorch_optimizer": "comparators",
+    **dict.fromkeys(("accelerate", "lightning"), "integrations"),
+}
+
+_BAD_INPUT = (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+_INTRODUCTION = """\
+polargrad: optimizing matrices by polar decomposition.
+
+  polargrad list                               what can be run: recipes, matrix problems, studies
+  polargrad run adamw --steps 50               one of them, into a new folder
+  polargrad compare adamw muon+polargrad       several on the same data, and a report
+  polargrad pretrain --model laptop             one language model, every option from a file or flags
+  polargrad resume runs/monday                 go on with a run or a comparison that was stopped
+  polargrad report runs/monday runs/tuesday    folders of runs as one HTML page
+  polargrad bench polar --shapes 1024x256      every polar method, timed and certified
+  polargrad plan --model demo --mesh 2x4x1     an optimizer step on many GPUs, on paper
+  polargrad info                               versions and machine, for a bug report
+
+`polargrad COMMAND --help` shows the options of each. Begin with
+
+  polargrad compare adamw muon+adamw muon+polargrad
+
+Results go to a new folder under runs/, or to --out; nothing is ever overwritten. Ctrl-C saves first and says how to go
+on. An error is one sentence; `--debug` shows its traceback, `--version` the version.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted by Ctrl-C, 143 stopped by SIGTERM.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: what follows the program's name; the process's own by default.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 stopped by SIGTERM.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_INTRODUCTION, end="")
+        return 0
+    if given[0] == "--version":
+        print(f"polargrad {polargrad.__version__}")
+        return 0
+    try:
+        from polargrad.lab.cli.commands import dispatch
+
+        dispatch(given)
+        sys.stdout.flush()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt as interruption:
+        code = 143 if getattr(interruption, "signal", "") == "SIGTERM" else 130
+        return _say(str(interruption) or "interrupted before anything was recorded", code)
+    except BrokenPipeError:
+        # The reader went away, as in `polargrad list | head -1`; nothing more may be written, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        return _say(*_explained(error))
+    return 0
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """An error in one sentence with its remedy, and the exit code."""
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if missing in _EXTRA:
+        return f'{missing} is not installed, which this command needs; pip install "polargrad[{_EXTRA[missing]}]"', 1
+    if isinstance(error, _BAD_INPUT):
+        return str(error), 2
+    if isinstance(error, ConnectionError | PermissionError) or (isinstance(error, ImportError) and error.name is None):
+        return str(error), 1  # ours, which say what to do
+    return f"{type(error).__name__}: {error}; run again with --debug for the traceback", 1
+
+
+def _say(message: str, code: int) -> int:
+    rank = os.environ.get("RANK", "0")
+    speaker = "polargrad" if rank == "0" else f"polargrad, rank {rank}"
+    print(f"{speaker}: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""Several runs: axes, grids, tuning, statistics over seeds."""

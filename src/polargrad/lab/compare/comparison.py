@@ -1,0 +1,228 @@
+"""A comparison: which runs it consists of, which of them are still to be made, and making them.
+
+    DIR/comparison.json    what was asked for, so that a comparison that was stopped can go on
+    DIR/NAME/              a run folder for each run
+    DIR/report.html
+
+Runs of one seed see the same batches in the same order under every recipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polargrad.lab.compare.analysis import final_metric
+from polargrad.lab.compare.axes import Axis, parse_axis
+from polargrad.lab.compare.sweep import Point, points
+from polargrad.lab.compare.tuning import Tuned, Tuning
+from polargrad.lab.run import workers
+from polargrad.lab.run.folder import ENDED, Run, create_folder, find_runs, read_run, status_of, write_json
+from polargrad.lab.run.spec import RunSpec
+
+if TYPE_CHECKING:
+    from polargrad.lab.train import Progress
+
+COMPARISON = "comparison.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison consists of, complete: made equal, it asks for the same runs.
+
+    Args:
+        recipes: one spec each, at full length. Their names must differ.
+        seeds: every recipe runs with each of them.
+        tune: whether the learning rates are searched for first, with the seed after the last of `seeds`: the search may
+            not choose what is favourable for the seeds that it is judged by.
+        ratio: between neighbouring rates of the search.
+        limit: rounds of the search beyond its first grid.
+        halving: whether the search has a first grid, of shortened runs.
+        sweep: axes, as `parse_axis` reads them, of a grid that takes the place of each recipe; not with `tune`.
+
+    Raises:
+        ValueError: nothing to compare, equal names or seeds, a ratio or limit out of range, a grid that does not fit.
+    """
+
+    recipes: tuple[RunSpec, ...]
+    seeds: tuple[int, ...] = (42,)
+    tune: bool = False
+    ratio: float = 2.0
+    limit: int = 8
+    halving: bool = True
+    sweep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.recipes]
+        if not names:
+            raise ValueError("there is nothing to compare; give at least one recipe")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"{', '.join(sorted(twice))} is there twice; give each run once")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different numbers, at least one; got {self.seeds}")
+        if self.tune and self.sweep:
+            raise ValueError("a search makes its own grid around the recipes' rates; give tune or sweep")
+        made = [point.spec.name for point in self.points]
+        if twice := {name for name in made if made.count(name) > 1}:
+            raise ValueError(f"{min(twice)} would be made twice; values of a sweep must differ in six digits")
+        if self.tune:
+            _ = [self.tuning(spec) for spec in self.recipes]
+
+    def tuning(self, recipe: RunSpec) -> Tuning:
+        """The search for a recipe's rates."""
+        return Tuning(dataclasses.replace(recipe, seed=max(self.seeds) + 1), self.ratio, self.limit, self.halving)
+
+    @property
+    def axes(self) -> list[Axis]:
+        """What the grid varies; empty without one."""
+        return [parse_axis(text) for text in self.sweep]
+
+    @property
+    def points(self) -> list[Point]:
+        """The points of the grid over every recipe; without a grid the recipes."""
+        return points(self.recipes, self.axes)
+
+    @property
+    def places(self) -> dict[str, Point]:
+        """Where in the grid each run stands, by its name, in the order in which they are made; no searches."""
+        return {spec.name: point for point in self.points for spec in self._seeded(point.spec)}
+
+    def pending(self, losses: Mapping[str, float | None]) -> list[RunSpec]:
+        """The runs that can be made now, given the final losses of those that have ended, by name.
+
+        One recipe after the other, so that what is there when a comparison is stopped is whole for the first of them.
+        """
+        waiting: list[RunSpec] = []
+        for recipe in (point.spec for point in self.points):
+            chosen = recipe
+            if self.tune:
+                tuned = self.tuning(recipe).ask(losses)
+                if tuned.pending:
+                    waiting += tuned.pending
+                    continue
+                chosen = _at_rates_of(recipe, tuned)
+            waiting += [spec for spec in self._seeded(chosen) if spec.name not in losses]
+        return waiting
+
+    def searches(self, losses: Mapping[str, float | None]) -> dict[str, Tuned]:
+        """How far the search has come for each recipe; empty without one."""
+        return {spec.name: self.tuning(spec).ask(losses) for spec in self.recipes} if self.tune else {}
+
+    def _seeded(self, spec: RunSpec) -> list[RunSpec]:
+        if len(self.seeds) == 1 and not self.tune:
+            return [dataclasses.replace(spec, seed=self.seeds[0])]
+        return [
+            dataclasses.replace(spec, name=f"{spec.name}@seed={seed}", recipe=spec.recipe, seed=seed)
+            for seed in self.seeds
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        plain = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        return {
+            "format": FORMAT,
+            **plain,
+            "recipes": [spec.to_dict() for spec in self.recipes],
+            "seeds": list(self.seeds),
+            "sweep": list(self.sweep),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: a format of another version, or keys that do not belong.
+        """
+        plain = dict(data)
+        if (written := plain.pop("format", None)) != FORMAT:
+            raise ValueError(
+                f"the comparison has format {written!r}, this version reads {FORMAT}; use the version that wrote it"
+            )
+        try:
+            recipes = tuple(RunSpec.from_dict(spec) for spec in plain.pop("recipes"))
+            sweep = tuple(plain.pop("sweep", ()))
+            return cls(recipes, tuple(plain.pop("seeds")), sweep=sweep, **plain)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this does not describe a comparison: {error}") from error
+
+
+def begin(comparison: Comparison, path: str | Path, **options: Any) -> list[Run]:
+    """Make every run of a comparison in a new folder. Options and errors are those of `go_on`.
+
+    Raises:
+        FileExistsError: if the folder exists.
+    """
+    path = Path(path)
+    create_folder(path)
+    write_json(path / COMPARISON, comparison.to_dict())
+    return go_on(path, **options)
+
+
+def go_on(
+    path: str | Path,
+    *,
+    jobs: int = 1,
+    threads: int | None = None,
+    progress: Callable[[str], Progress | None] = lambda _label: None,
+    report: Callable[[str], None] = lambda _line: None,
+) -> list[Run]:
+    """Make the runs of a comparison that are still to be made; one that was stopped goes on from its checkpoint.
+
+    Args:
+        path: the folder of the comparison.
+        jobs: how many runs at a time, each in a process of its own; 1: one after the other in this one.
+        threads: of each run; None: one if there are several jobs, else as torch has it.
+        progress: makes what is told of one run's way from the run's label; for several jobs these write to stderr.
+        report: takes a line for each run that ends.
+
+    Returns:
+        Every run, in the order of the folders' names.
+
+    Raises:
+        FileNotFoundError: if the folder is not a comparison's.
+        Interrupted: on Ctrl-C or SIGTERM, when the runs under way are saved.
+        RuntimeError: if a job died, as by lack of memory.
+    """
+    path = Path(path)
+    comparison = read_comparison(path)
+    losses = final_losses(path)
+
+    def ended(name: str) -> None:
+        losses[name] = final_metric(read_run(path / name))
+        said = "diverged" if losses[name] is None else f"{losses[name]:.4f}"
+        report(f"{len(losses)} ended, {len(comparison.pending(losses))} known to come: {name} {said}")
+
+    workers.carry_out(lambda: comparison.pending(losses), ended, path, jobs=jobs, threads=threads, progress=progress)
+    return [read_run(folder) for folder in find_runs(path)]
+
+
+def read_comparison(path: Path) -> Comparison:
+    """What a folder's comparison asked for.
+
+    Raises:
+        FileNotFoundError: if it is not the folder of a comparison.
+        ValueError: if its file cannot be read.
+    """
+    if not (path / COMPARISON).is_file():
+        raise FileNotFoundError(f"{path} is not a comparison: it has no {COMPARISON}")
+    try:
+        return Comparison.from_dict(json.loads((path / COMPARISON).read_bytes()))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path / COMPARISON} cannot be read: {error}; restore it, or compare anew") from error
+
+
+def final_losses(path: Path) -> dict[str, float | None]:
+    """The final metric of every run of a comparison that has ended, by name; None for one that diverged."""
+    folders: Sequence[Path] = sorted(spec.parent for spec in path.glob("[!.]*/spec.json"))
+    return {folder.name: final_metric(read_run(folder)) for folder in folders if status_of(folder) in ENDED}
+
+
+def _at_rates_of(recipe: RunSpec, tuned: Tuned) -> RunSpec:
+    assert tuned.best is not None
+    return dataclasses.replace(recipe, optimizer=tuned.best.optimizer)

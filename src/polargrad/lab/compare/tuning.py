@@ -1,0 +1,165 @@
+"""Learning rates by successive halving, then by a search that ends only where no neighbour is better.
+
+Everything here is a function of the runs that have ended: asked with their losses, it says which runs come next. A
+comparison that was stopped therefore goes on by being asked again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.train import Schedule
+
+# A rung keeps this part of its points, and has twice the steps of the one before.
+SURVIVORS = 1 / 3
+# Rungs of fewer steps say too little.
+LEAST_STEPS = 20
+# Rates of norms and biases stay the recipe's own.
+FIXED_ROLES = ("vector", "position")
+
+Point = tuple[int, ...]  # of the grid: steps of the ratio away from the recipe's own rates, one for each axis
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What is known of a recipe's rates.
+
+    Args:
+        pending: runs to be made before more can be said; empty when the search is over.
+        best: the run with the lowest loss at full length so far; None before there is one.
+        bracketed: whether the search ended with a worse neighbour on either side of every rate.
+        extensions: rounds that the search took beyond the first grid.
+    """
+
+    pending: tuple[RunSpec, ...]
+    best: RunSpec | None
+    bracketed: bool
+    extensions: int
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The search for one recipe's rates.
+
+    The first grid has the rates c / ratio, c and c * ratio on every axis, c being the recipe's own; it runs a quarter
+    of the steps, the best third of it half of them, the best third of those all. From the best of these the search goes
+    to whichever neighbour (one rate times or over the ratio) is better, at full length, until none is. Without halving
+    it starts at the recipe's own rates.
+
+    Args:
+        base: the recipe at its own rates and full length; its seed is that of the search.
+        ratio: between neighbouring rates.
+        limit: rounds of the search after the first grid; at the end of them the best so far stands, unbracketed.
+        halving: whether there is a first grid. Short runs may want other rates than long ones.
+
+    Raises:
+        ValueError: a ratio of at most 1, or a negative limit.
+    """
+
+    base: RunSpec
+    ratio: float = 2.0
+    limit: int = 8
+    halving: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.ratio > 1:
+            raise ValueError(f"the ratio between neighbouring rates must be above 1; got {self.ratio}")
+        if self.limit < 0:
+            raise ValueError(f"the limit on the search's rounds must not be negative; got {self.limit}")
+
+    @property
+    def axes(self) -> list[tuple[str, ...]]:
+        """The roles whose rates move together: those with equal options."""
+        alike: dict[str, list[str]] = {}
+        for role, options in self.base.optimizer.items():
+            if role not in FIXED_ROLES:
+                alike.setdefault(repr(sorted(options.items())), []).append(role)
+        return [tuple(roles) for roles in alike.values()]
+
+    @property
+    def rungs(self) -> list[int]:
+        """Steps of each rung, the last one's all of them."""
+        full = self.base.loop.steps
+        short = (full // 4, full // 2) if self.halving else ()
+        return [*(steps for steps in short if steps >= LEAST_STEPS), full]
+
+    def spec(self, point: Point, steps: int) -> RunSpec:
+        """The run at a point of the grid: only its end is evaluated, and no gradient is looked at."""
+        spec, settings = self.base, []
+        for roles, offset in zip(self.axes, point, strict=True):
+            rate = float(f"{self.base.learning_rates[roles[0]] * self.ratio**offset:.3g}")
+            settings.append(f"{'+'.join(roles)}.lr={rate:g}")
+            for role in roles:
+                spec = spec.with_option(role, "lr", rate)
+        loop = dataclasses.replace(spec.loop, steps=steps, eval_every=0, probe_every=0)
+        return dataclasses.replace(
+            spec,
+            name=f"{self.base.name}@{','.join(settings)},steps={steps}",
+            recipe=self.base.recipe,
+            schedule=shortened(spec.schedule, self.base.loop.steps, steps),
+            loop=loop,
+            probe=(),
+        )
+
+    def ask(self, losses: Mapping[str, float | None]) -> Tuned:
+        """What to run next, given the final losses of the runs that have ended by name; None for one that diverged."""
+        offsets = (-1, 0, 1) if self.halving else (0,)
+        points: Sequence[Point] = list(itertools.product(offsets, repeat=len(self.axes)))
+        for steps in self.rungs:
+            if pending := self._missing(points, steps, losses):
+                return Tuned(pending, None, False, 0)
+            points = self._ranked(points, steps, losses)
+            if steps != self.rungs[-1]:
+                points = points[: max(1, math.ceil(len(points) * SURVIVORS))]
+        return self._search(set(points), losses)
+
+    def _search(self, known: set[Point], losses: Mapping[str, float | None]) -> Tuned:
+        full = self.base.loop.steps
+        for extensions in itertools.count():
+            best = self._ranked(known, full, losses)[0]
+            new = [point for point in _neighbours(best) if point not in known]
+            if not new or extensions == self.limit:
+                return Tuned((), self.spec(best, full), not new, extensions)
+            if pending := self._missing(new, full, losses):
+                return Tuned(pending, self.spec(best, full), False, extensions)
+            known.update(new)
+        raise AssertionError
+
+    def _missing(self, points: Iterable[Point], steps: int, losses: Mapping[str, float | None]) -> tuple[RunSpec, ...]:
+        specs = (self.spec(point, steps) for point in points)
+        return tuple(spec for spec in specs if spec.name not in losses)
+
+    def _ranked(self, points: Iterable[Point], steps: int, losses: Mapping[str, float | None]) -> list[Point]:
+        """Lowest loss first; among equals, as where all diverged, the lowest rates."""
+
+        def key(point: Point) -> tuple[float, Point]:
+            loss = losses[self.spec(point, steps).name]
+            return math.inf if loss is None else loss, point
+
+        return sorted(points, key=key)
+
+
+def shortened(schedule: Schedule, full: int, steps: int) -> Schedule:
+    """The schedule of a run of `full` steps, squeezed into `steps`.
+
+    Example:
+        >>> from polargrad.lab.train import WarmupLinearDecay
+        >>> shortened(WarmupLinearDecay(total=200, warmup=10, decay_fraction=0.4), 200, 50)
+        WarmupLinearDecay(total=50, warmup=2, decay_fraction=0.4)
+    """
+    lengths = {
+        entry.name: max(1 if entry.name != "warmup" else 0, getattr(schedule, entry.name) * steps // full)
+        for entry in fields(schedule)
+        if entry.name in ("total", "warmup", "every")
+    }
+    return dataclasses.replace(schedule, **lengths)
+
+
+def _neighbours(point: Point) -> list[Point]:
+    """The points that differ by one in one place."""
+    return [(*point[:axis], point[axis] + move, *point[axis + 1 :]) for axis in range(len(point)) for move in (1, -1)]

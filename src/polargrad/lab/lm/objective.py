@@ -1,0 +1,169 @@
+"""Next-token prediction on a file of tokens, as an objective of the training loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor
+
+from polargrad.lab.lm.batches import WindowBatches, window_count
+from polargrad.lab.lm.tokenization import TokenFile
+
+
+class LanguageModelObjective:
+    """Mean cross-entropy of the next token over windows of a token file.
+
+    `loss(step) = -1/(B S) sum_{b,s} log p(x[b, s+1] | x[b, :s+1])` over B windows of S + 1 tokens. A step's batch is a
+    function of (seed, step) alone (`WindowBatches`), which makes runs paired and resumable.
+
+    Args:
+        module: gives logits (B, S, V) as `module(input_ids=(B, S)).logits`; its device is where batches go.
+        train: tokens to train on.
+        held_out: tokens to evaluate on.
+        batch_size: B, windows in a step.
+        sequence: S, predicted tokens in a window.
+        seed: of the order of the windows.
+        evaluation_windows: held-out windows that `evaluate` averages over, spread evenly over the file and always the
+            same; all of them where there are fewer.
+        shuffle: "documents" or "windows", what an epoch puts in a new order.
+        accumulation: parts of equal size that a step's batch is differentiated in, to save memory; a divisor of B.
+        autocast: the dtype of the forward pass where torch deems it safe (`torch.autocast`), the weights keeping their
+            own; None: no conversion.
+        forward: called as `module` would be; None: `module` itself. `DistributedDataParallel(module)`, for example.
+        group: ranks that divide every batch and the evaluation among them: `loss` is the mean over this rank's part,
+            `evaluate` over all. None: no division.
+
+    Raises:
+        ValueError: a file is shorter than one window, the vocabulary is larger than the module's, the windows are
+            longer than the module's positions, a size is below 1, or the parts are not of equal size.
+    """
+
+    unit = "token"
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        train: TokenFile,
+        held_out: TokenFile,
+        *,
+        batch_size: int = 16,
+        sequence: int = 128,
+        seed: int = 0,
+        evaluation_windows: int = 256,
+        shuffle: str = "windows",
+        accumulation: int = 1,
+        autocast: torch.dtype | None = None,
+        forward: Callable[..., Any] | None = None,
+        group: torch.distributed.ProcessGroup | None = None,
+    ) -> None:
+        for name, size in (("evaluation_windows", evaluation_windows), ("accumulation", accumulation)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}")
+        self.batches = WindowBatches(train, batch_size=batch_size, sequence=sequence, seed=seed, shuffle=shuffle)
+        self._rank, self._ranks = (0, 1) if group is None else (group.rank(), group.size())
+        if batch_size % (accumulation * self._ranks):
+            ranks = f" times {self._ranks} ranks" if self._ranks > 1 else ""
+            raise ValueError(
+                f"accumulation {accumulation}{ranks} does not divide the batch of {batch_size} windows; choose a "
+                "divisor of it"
+            )
+        _check_fit(module, train, sequence)
+        self.module = module
+        self._forward = module if forward is None else forward
+        self._group = group
+        self.batch_size = batch_size
+        self.sequence = sequence
+        self.seed = seed
+        self.accumulation = accumulation
+        self.units_per_step = batch_size * sequence
+        self._autocast = autocast
+        self._balancing = float(getattr(getattr(module, "config", None), "router_aux_loss_coef", 0.0))
+        self._held_out = held_out.tokens
+        available = window_count(held_out, sequence, "held-out")
+        count = min(evaluation_windows, available)
+        self._evaluation_starts = np.arange(count) * available // count * sequence
+
+    def batch(self, step: int) -> Tensor:
+        """The windows (B, S + 1) of a step, int64; steps count from 0."""
+        return self._placed(self.batches.batch(step))
+
+    def loss(self, step: int) -> Tensor:
+        """The mean cross-entropy of a step's batch in nats, with a mixture's balancing loss; steps count from 0."""
+        return self._objective(self._share(step))
+
+    def parts(self, step: int) -> Iterator[Tensor]:
+        """The summands of `loss(step)`, one for each part of the batch, made as they are asked for."""
+        for part in self._share(step).chunk(self.accumulation):
+            yield self._objective(part) / self.accumulation
+
+    def evaluate(self) -> dict[str, float]:
+        """The mean cross-entropy over the fixed held-out windows, in nats: `{"val_loss": ...}`."""
+        total = torch.zeros((), dtype=torch.float64, device=next(self.module.parameters()).device)
+        at_once = self.batch_size // (self.accumulation * self._ranks)
+        for at in range(0, len(self._evaluation_starts), at_once * self._ranks):
+            own = at + self._rank * at_once
+            starts = self._evaluation_starts[own : own + at_once]
+            # A rank that has nothing left still takes part in the forward pass, in which sharded weights travel.
+            asked = starts if len(starts) else self._evaluation_starts[:1]
+            windows = self._held_out[asked[:, None] + np.arange(self.sequence + 1)]
+            total += self._cross_entropy(self._placed(windows))[0].double() * len(starts)
+        if self._group is not None:
+            torch.distributed.all_reduce(total, group=self._group)
+        return {"val_loss": float(total) / len(self._evaluation_starts)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the data the run is, as plain data."""
+        return self.batches.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Return to where a run was.
+
+        Raises:
+            ValueError: the state is of other data or of another order of batches.
+        """
+        self.batches.load_state_dict(state)
+
+    def _share(self, step: int) -> Tensor:
+        """This rank's part of a step's batch."""
+        return self.batch(step).chunk(self._ranks)[self._rank]
+
+    def _placed(self, windows: np.ndarray) -> Tensor:
+        batch = torch.from_numpy(windows.astype(np.int64, copy=False))
+        device = next(self.module.parameters()).device
+        # Pinned, so that the copy does not wait for the steps that the device has still to finish.
+        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+
+    def _objective(self, windows: Tensor) -> Tensor:
+        loss, balance = self._cross_entropy(windows)
+        return loss if balance is None else loss + self._balancing * balance
+
+    def _cross_entropy(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The loss, and for a mixture of experts how unevenly the tokens went to them."""
+        with self._casting(windows.device):
+            output = self._forward(input_ids=windows[:, :-1])
+        loss = F.cross_entropy(output.logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+        return loss, getattr(output, "aux_loss", None)
+
+    def _casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self._autocast)
+
+
+def _check_fit(module: torch.nn.Module, train: TokenFile, sequence: int) -> None:
+    config = getattr(module, "config", None)
+    known = getattr(config, "vocab_size", None)
+    if known is not None and train.vocab_size > known:
+        raise ValueError(
+            f"the text has a vocabulary of {train.vocab_size} tokens and the model one of {known}: build the model "
+            f"with vocab_size={train.vocab_size}"
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and sequence > longest:
+        raise ValueError(f"sequence {sequence} is longer than the model's {longest} positions: build it for {sequence}")

@@ -1,0 +1,141 @@
+"""The page of a matrix experiment, made from its run folders alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from polargrad.lab.matrix.experiment import Experiment
+from polargrad.lab.matrix.objectives import MATRIX_OBJECTIVES
+from polargrad.lab.report.study import Section, Table, render
+from polargrad.lab.run.folder import Run
+
+__all__ = ["final_gaps", "is_matrix_run", "results", "sentences", "write_page"]
+
+COLUMNS = ("configuration", "step size", "start", "quarter", "half", "end", "lowest", "ms/step", "optimizer", "status")
+_HELD_OUT = "held_out_rmse"
+
+
+def is_matrix_run(run: Run) -> bool:
+    """Whether a run minimized a matrix problem."""
+    return isinstance(run.spec.objective, MATRIX_OBJECTIVES)
+
+
+def final_gaps(runs: Sequence[Run]) -> dict[str, float | None]:
+    """The gap of each configuration at its last evaluation, the median over its seeds; None where one diverged."""
+    gaps: dict[str, list[float | None]] = {}
+    for run in runs:
+        gap = None if run.status == "diverged" else run.of_kind("eval")[-1]["gap"]
+        gaps.setdefault(run.spec.recipe, []).append(gap)
+    return {
+        name: None if None in values else statistics.median(v for v in values if v is not None)
+        for name, values in gaps.items()
+    }
+
+
+def results(runs: Sequence[Run]) -> Table:
+    """One row for each run: the gap on the way and at the end, and what a step cost."""
+    label = runs[0].spec.objective.metric_label
+    note = f"Start to lowest: {label}, in float64. Times are of this machine under its load then."
+    rows = [_row(run) for run in runs]
+    if not any(_HELD_OUT in record for run in runs for record in run.of_kind("eval")):
+        return Table(COLUMNS, rows, note)
+    held_out = [run.of_kind("eval")[-1].get(_HELD_OUT) for run in runs]
+    return Table(
+        (*COLUMNS[:-1], "held out", COLUMNS[-1]),
+        [[*row[:-1], _gap(error), row[-1]] for row, error in zip(rows, held_out, strict=True)],
+        f"{note} Held out: root mean squared error of entries that were not observed, at the end.",
+    )
+
+
+def write_page(experiment: Experiment, runs: Sequence[Run], page: str | Path, *, preset: str) -> Path:
+    """Write figures and page of an experiment's runs.
+
+    Args:
+        experiment: what the runs belong to.
+        runs: at least one.
+        page: the file to write; figures go into `figures` beside it. What is there is replaced, since it holds nothing
+            that the records do not.
+        preset: whose notes the page carries.
+
+    Returns:
+        The page's path.
+    """
+    from polargrad.lab.matrix.figures import figures
+    from polargrad.lab.report.plots import save
+    from polargrad.lab.run.folder import FIGURES
+
+    page = Path(page)
+    drawn = figures(experiment, runs)
+    save(drawn, page.parent / FIGURES)
+    objective = runs[0].spec.objective
+    sizes = ", ".join(f"{key} {value}" for key, value in vars(objective).items())
+    seeds = sorted({run.spec.seed for run in runs})
+    lead = [
+        f"{experiment.formula}. {sizes}. Preset {preset}, "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}.",
+        *sentences(runs),
+    ]
+    plain = [figure for figure in drawn if not figure.key.startswith("momentum-")]
+    momentum = [figure for figure in drawn if figure.key.startswith("momentum-")]
+    sections = [Section("Results", tuple(experiment.notes.get(preset, ())), (results(runs),))]
+    if plain:
+        sections.append(Section("Figures", figures=plain))
+    if momentum:
+        sections.append(Section("With momentum", figures=momentum))
+    page.write_text(render(experiment.title, lead, sections), encoding="utf-8")
+    return page
+
+
+def sentences(runs: Sequence[Run]) -> list[str]:
+    """The lowest and the highest end, and what went wrong in which run."""
+    gaps = final_gaps(runs)
+    finished = {name: gap for name, gap in gaps.items() if gap is not None}
+    said = []
+    if finished:
+        best = min(finished, key=lambda name: finished[name])
+        worst = max(finished, key=lambda name: finished[name])
+        said.append(f"Lowest at the end: {best}, {finished[best]:.2g}; highest: {worst}, {finished[worst]:.2g}.")
+    for run in runs:
+        said += [
+            f"{run.spec.name} diverged at step {event['step']}: {event['message']}."
+            for event in run.of_kind("event")
+            if event["event"] == "diverged"
+        ]
+    if skipping := [run.spec.name for run in runs if run.status != "diverged" and _skipped(run)]:
+        said.append(f"Gradients with NaN or infinity were left out in {', '.join(skipping)}.")
+    return said
+
+
+def _skipped(run: Run) -> bool:
+    return any(event["event"] == "skipped" for event in run.of_kind("event"))
+
+
+def _row(run: Run) -> list[str]:
+    evaluations, steps = run.of_kind("eval"), run.of_kind("step")
+    total = run.spec.loop.steps
+
+    def at(step: float) -> str:
+        near = [record for record in evaluations if record["step"] <= step]
+        return _gap(near[-1]["gap"]) if near and evaluations[-1]["step"] >= step else "–"
+
+    gaps = [record["gap"] for record in evaluations if record["gap"] is not None]
+    count, seconds = (steps[-1]["step"], steps[-1]["seconds"]) if steps else (0, 0.0)
+    share = steps[-1]["optimizer_seconds"] / seconds if steps and seconds else None
+    return [
+        run.spec.name,
+        ", ".join(f"{rate:g}" for rate in run.spec.learning_rates.values()),
+        at(0),
+        at(total / 4),
+        at(total / 2),
+        at(total),
+        _gap(min(gaps, default=None)),
+        f"{1e3 * seconds / count:.2f}" if count else "–",
+        "–" if share is None else f"{share:.0%}",
+        run.status,
+    ]
+
+
+def _gap(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2e}"

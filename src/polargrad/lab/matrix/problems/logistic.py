@@ -1,0 +1,159 @@
+"""Matrix logistic regression: convex, not strongly, with stochastic gradients."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from polargrad.lab.matrix.problems.base import (
+    Point,
+    Problem,
+    check_matrix,
+    check_product,
+    check_sizes,
+    generator,
+    uniform,
+)
+
+
+class MatrixLogistic(Problem):
+    """f(X) = sum_ij softplus(-C_ij (A X B)_ij), labels C = +-1; a step sees a batch of rows, drawn with replacement.
+
+    grad f = A^T (-C * sigmoid(-C * (A X B))) B^T, summed over the rows of the batch.
+
+    Args:
+        A: (N, m).
+        B: (n, q).
+        C: (N, q), each entry -1 or 1.
+        X: (m, n), the initial point.
+        batch: rows in a step; None takes all.
+        seed: of the batches. They continue the stream that drew an initial point of X's size.
+
+    Raises:
+        TypeError: a matrix that is not real floating point.
+        ValueError: shapes that do not fit together, NaN or infinity, labels other than -1 and 1.
+
+    Example:
+        >>> A, B, C = torch.eye(2), torch.eye(2), torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        >>> problem = MatrixLogistic(A, B, C, torch.zeros(2, 2), batch=None)
+        >>> round(float(problem.value(problem.start)), 4)
+        2.7726
+
+    Source: Lau, Long, Su, arXiv 2505.21799, section 6.2.
+    """
+
+    name: ClassVar[str] = "logistic"
+    unit: ClassVar[str] = "sample"
+
+    def __init__(self, A: Tensor, B: Tensor, C: Tensor, X: Tensor, *, batch: int | None = 1000, seed: int = 0) -> None:
+        for key, value in (("A", A), ("B", B), ("C", C)):
+            check_matrix(key, value)
+        super().__init__({"X": X})
+        check_product(C=(C, (A.shape[0], B.shape[1])), X=(X, (A.shape[1], B.shape[0])))
+        if not bool((C.abs() == 1.0).all()):
+            raise ValueError("C must hold the labels -1 and 1; map yours to them, for example 2 * C - 1 for 0 and 1")
+        if batch is not None:
+            check_sizes(batch=batch)
+        self.A, self.B, self.C = A, B, C
+        self.batch = batch
+        self.units_per_step = A.shape[0] if batch is None else batch
+        self._batches = _Batches(seed, X.shape, A.shape[0], self.units_per_step)
+
+    @classmethod
+    def draw(
+        cls,
+        seed: int,
+        *,
+        rows: int = 10000,
+        m: int = 1000,
+        n: int = 100,
+        columns: int = 400,
+        batch: int | None = 1000,
+    ) -> Self:
+        """A (rows, m), B (n, columns) standard normal; C (rows, columns) is 1 where a normal draw exceeds 0.5, else -1.
+
+        The numbers are those of `torch.manual_seed(seed)` before A, B, C, and once more before X, uniform on (-1, 1),
+        and the batches.
+        """
+        check_sizes(rows=rows, m=m, n=n, columns=columns)
+        data = generator(seed)
+        A = torch.randn(rows, m, generator=data)
+        B = torch.randn(n, columns, generator=data)
+        C = (torch.randn(rows, columns, generator=data) > 0.5).to(A.dtype) * 2.0 - 1.0
+        return cls(A, B, C, uniform(m, n, draw=generator(seed)), batch=batch, seed=seed)
+
+    def value(self, point: Point) -> Tensor:
+        """The sum over all entries; `gap` divides by their number."""
+        return F.softplus(-self.C * ((self.A @ point["X"]) @ self.B)).sum()
+
+    def step_value(self, point: Point, step: int) -> Tensor:
+        """The sum over the entries of the step's rows."""
+        if self.batch is None:
+            return self.value(point)
+        rows = self._batches(step).to(self.A.device)
+        return F.softplus(-self.C[rows] * ((self.A[rows] @ point["X"]) @ self.B)).sum()
+
+    def residual(self, point: Point) -> Tensor:
+        """sigmoid(A X B) - (C + 1) / 2, (N, q): predicted probability minus label."""
+        return torch.sigmoid((self.A @ point["X"]) @ self.B) - (self.C + 1.0) / 2.0
+
+    def gap(self, point: Point) -> float:
+        """The mean of softplus over all entries minus its optimum, in float64."""
+        wide = {key: value.detach().double() for key, value in point.items()}
+        with torch.no_grad():
+            return float(self.float64.value(wide)) / self.C.numel() - self.minimum
+
+    @cached_property
+    def minimum(self) -> float:
+        """The optimum of the mean loss, to about 1e-12.
+
+        The curvature of softplus is at most 1/4, so X - 4 (A^T A)^{-1} G (B B^T)^{-1} minimizes a quadratic that lies
+        above f: the value falls with every step, and fast where the logits stay small.
+
+        Raises:
+            ValueError: separable or rank-deficient data, for which there is no minimizer to find.
+        """
+        f, A, B = self.float64, self.A.double(), self.B.double()
+        left, left_info = torch.linalg.cholesky_ex(A.mT @ A)
+        right, right_info = torch.linalg.cholesky_ex(B @ B.mT)
+        if left_info or right_info:
+            raise ValueError(
+                "the optimum needs A of full column rank and B of full row rank; give more rows or columns"
+            )
+        X = torch.zeros_like(self.start["X"], dtype=torch.float64)
+        best = float(f.value({"X": X}))
+        for _ in range(500):
+            G = torch.cholesky_solve(f.gradients({"X": X})["X"], left)
+            X = X - 4.0 * torch.cholesky_solve(G.mT, right).mT
+            now = float(f.value({"X": X}))
+            if best - now <= 1e-13 * best:
+                return min(best, now) / self.C.numel()
+            best = now
+        raise ValueError(
+            "the optimum is not reached in 500 steps: the labels are separable or nearly so; give more rows"
+        )
+
+    @cached_property
+    def smoothness(self) -> float:
+        """L <= sigma_max(A)^2 sigma_max(B)^2 / 4, of the sum over all rows."""
+        spectral = [float(torch.linalg.matrix_norm(M.double(), 2)) for M in (self.A, self.B)]
+        return (spectral[0] * spectral[1]) ** 2 / 4.0
+
+
+class _Batches:
+    """The rows of each step, drawn in order from one stream and kept, so that any step can be asked for again."""
+
+    def __init__(self, seed: int, start: torch.Size, rows: int, batch: int) -> None:
+        self._draw = generator(seed)
+        uniform(*start, draw=self._draw)
+        self._rows, self._batch = rows, batch
+        self._drawn: list[Tensor] = []
+
+    def __call__(self, step: int) -> Tensor:
+        while len(self._drawn) <= step:
+            self._drawn.append(torch.randint(0, self._rows, (self._batch,), generator=self._draw))
+        return self._drawn[step]

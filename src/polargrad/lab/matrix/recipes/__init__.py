@@ -1,0 +1,1 @@
+"""The paper's matrix experiments and those beyond it, by name."""

@@ -1,0 +1,326 @@
+"""Run folders: written once, line by line while the run goes, and read back with care.
+
+    DIR/spec.json  environment.json  records.jsonl  summary.json  figures/  checkpoints/  discarded.jsonl
+
+A folder without summary.json is a run that was killed; its records still count. A run that is resumed goes on after the
+records that its checkpoint knows of; those after them are moved to discarded.jsonl and made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from polargrad.lab.run.spec import RunSpec
+
+SPEC, ENVIRONMENT, RECORDS, SUMMARY, FIGURES, CHECKPOINTS, DISCARDED = (
+    "spec.json",
+    "environment.json",
+    "records.jsonl",
+    "summary.json",
+    "figures",
+    "checkpoints",
+    "discarded.jsonl",
+)
+ENDED = ("finished", "diverged")
+
+# What each kind of record must hold for figures and tables to be drawn from it. Other kinds are kept as they are.
+_FIGURE = (int, float, type(None))  # null where it was not finite
+REQUIRED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "step": {"step": int, "loss": _FIGURE, "seconds": _FIGURE, "optimizer_seconds": _FIGURE},
+    "eval": {"step": int, "seconds": _FIGURE},
+    "matrix": {"step": int, "role": str, "parameter": str},
+    "event": {"step": int, "event": str},
+}
+
+
+class RecordError(ValueError):
+    """A file of a run folder that cannot be read as what it should be."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds, read back.
+
+    Args:
+        path: the folder.
+        spec: what ran.
+        environment: where it ran.
+        records: every record, in order.
+        summary: how it ended; None for a run that was killed before it could say.
+    """
+
+    path: Path
+    spec: RunSpec
+    environment: Mapping[str, Any]
+    records: tuple[Mapping[str, Any], ...]
+    summary: Mapping[str, Any] | None
+
+    @property
+    def status(self) -> str:
+        """How it ended: finished, diverged, interrupted, or unfinished where no summary was written."""
+        return "unfinished" if self.summary is None else str(self.summary.get("status", "unfinished"))
+
+    def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
+        """The records of one kind, in order."""
+        return [record for record in self.records if record["kind"] == kind]
+
+
+class RunFolder:
+    """A new run folder, open for records.
+
+    Args:
+        path: the folder; it must not exist, its parents may.
+        spec: written at once.
+        environment: plain data, written at once.
+
+    Raises:
+        FileExistsError: if the folder exists. Nothing in it is touched.
+    """
+
+    def __init__(self, path: str | Path, spec: RunSpec, environment: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        refuse_existing(self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Filled under another name, so that a kill leaves a whole run folder or none.
+        made = Path(tempfile.mkdtemp(prefix=".new-", dir=self.path.parent))
+        made.chmod(0o777 & ~_umask())
+        write_json(made / ENVIRONMENT, environment)
+        (made / SPEC).write_text(spec.to_json(), encoding="utf-8")
+        self._records = (made / RECORDS).open("xb")
+        made.rename(self.path)
+        self._lock()
+
+    @classmethod
+    def reopen(cls, path: str | Path, position: int) -> Self:
+        """The folder of a run that did not come to its end, open for the records after `position`.
+
+        Args:
+            path: the run folder.
+            position: what `position()` was when the checkpoint was made that the run goes on from; 0: from the start.
+
+        Raises:
+            FileExistsError: if the run has ended, or another process is writing it.
+            RecordError: if there are fewer records than the checkpoint knows of.
+        """
+        folder = cls.__new__(cls)
+        folder.path = Path(path)
+        if (ended := status_of(folder.path)) in ENDED:
+            raise FileExistsError(f"{path} has {ended} and is left as it is; give another --out to run it again")
+        folder._records = (folder.path / RECORDS).open("r+b")
+        try:
+            folder._lock()
+            folder._discard_after(position)
+        except BaseException:
+            folder.close()
+            raise
+        (folder.path / SUMMARY).unlink(missing_ok=True)  # it says "interrupted"
+        return folder
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Append one record as one line and flush it, so that a killed run keeps all but the line it was writing.
+
+        Raises:
+            ValueError: if a figure is NaN or infinite, which JSON has no word for; the training loop writes null and an
+                event in its place.
+        """
+        line = json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
+        self._records.write(line.encode())
+        self._records.flush()
+
+    def position(self) -> int:
+        """How many bytes of records are on the disk by now."""
+        self._records.flush()
+        os.fsync(self._records.fileno())
+        return self._records.tell()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write how the run ended."""
+        write_json(self.path / SUMMARY, summary)
+
+    def close(self) -> None:
+        """Close the records; the folder stays."""
+        self._records.close()
+
+    def _lock(self) -> None:
+        """Keep other processes from writing here as long as this one lives."""
+        try:
+            import fcntl
+        except ImportError:  # a system without such locks
+            return
+        try:
+            fcntl.flock(self._records, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(f"{self.path} is being written by another process; wait for it, or stop it") from None
+
+    def _discard_after(self, position: int) -> None:
+        size = self._records.seek(0, os.SEEK_END)
+        if size < position:
+            raise RecordError(
+                f"{self.path / RECORDS} has {size} bytes, and its checkpoint knows of {position}; restore the file, or "
+                "run again in another folder"
+            )
+        self._records.seek(position)
+        if rest := self._records.read():
+            with (self.path / DISCARDED).open("ab") as file:
+                file.write(rest if rest.endswith(b"\n") else rest + b"\n")
+            self._records.seek(position)
+            self._records.truncate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def status_of(path: str | Path) -> str:
+    """How a run ended as its folder says; "unfinished" where it does not say."""
+    path = Path(path) / SUMMARY
+    return str(_read_json(path).get("status", "unfinished")) if path.is_file() else "unfinished"
+
+
+def create_folder(path: Path) -> None:
+    """Make a folder that is new.
+
+    Raises:
+        FileExistsError: if there is one, or a file of that name.
+    """
+    refuse_existing(path)
+    path.mkdir(parents=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Say early, before any work, that a folder exists.
+
+    Raises:
+        FileExistsError: if it does.
+    """
+    if path.exists():
+        raise FileExistsError(
+            f"{path} exists and is left as it is; give another --out, or delete it if it is not wanted. If it is of a "
+            f"run that was stopped, `polargrad resume {path}` goes on"
+        )
+
+
+def read_run(path: str | Path) -> Run:
+    """A run folder, read back whole.
+
+    Raises:
+        FileNotFoundError: if the folder or one of its files is missing.
+        RecordError: if a file cannot be read, with its name, the line and what to do.
+    """
+    path = Path(path)
+    return Run(
+        path=path,
+        spec=read_spec(path),
+        environment=read_environment(path),
+        records=tuple(read_records(path / RECORDS)),
+        summary=_read_json(path / SUMMARY) if (path / SUMMARY).is_file() else None,
+    )
+
+
+def read_spec(path: Path) -> RunSpec:
+    """What a run folder says ran in it; raises what `read_run` raises."""
+    if not (path / SPEC).is_file():
+        raise FileNotFoundError(
+            f"{path} is not a run folder: it has no {SPEC}; give a folder that `polargrad run` made"
+        )
+    try:
+        return RunSpec.from_dict(_read_json(path / SPEC))
+    except RecordError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise RecordError(f"{path / SPEC} does not describe a run: {error}") from error
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """Where a run began; empty if its folder does not say."""
+    return _read_json(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else {}
+
+
+def find_runs(path: str | Path) -> list[Path]:
+    """The run folders that a folder is or holds, by name; a comparison holds one for each of its runs.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = Path(path)
+    if (path / SPEC).is_file():
+        return [path]
+    found = sorted(spec.parent for spec in path.glob(f"[!.]*/{SPEC}")) if path.is_dir() else []
+    if not found:
+        reason = "holds no run" if path.is_dir() else "is not a folder"
+        raise FileNotFoundError(f"{path} {reason}; give a folder that `polargrad run` or `polargrad compare` made")
+    return found
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Every record of a file, in order.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        RecordError: for a line that is not a record, with file, line and what to do.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; without its records a run cannot be reported, run it again")
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            records.append(_parse(line))
+        except ValueError as error:
+            raise RecordError(
+                f"{path}, line {number}: {error}; the run was probably cut short or the file edited. "
+                f"Delete line {number} to use the other records, or run again"
+            ) from None
+    return records
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """The record on one line, or a ValueError that says why it is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError(f"not readable as JSON: {line[:60].decode('utf-8', 'replace')!r}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        raise ValueError("not an object with a kind")
+    for key, kind in REQUIRED.get(record["kind"], {}).items():
+        if key not in record:
+            raise ValueError(f"the {record['kind']} record lacks {key}")
+        if isinstance(record[key], bool) or not isinstance(record[key], kind):
+            raise ValueError(f"{key} of the {record['kind']} record is {record[key]!r}")
+    return record
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RecordError(f"{path} is not readable as JSON ({error}); restore it, or run again") from None
+    if not isinstance(data, dict):
+        raise RecordError(f"{path} holds a {type(data).__name__} where an object is expected; restore it, or run again")
+    return data
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """A new file, all of it or none."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

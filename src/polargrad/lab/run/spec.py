@@ -1,0 +1,220 @@
+"""A run, frozen: what is minimized, by which optimizer, under which schedule, for how long.
+
+A spec is plain data. It round-trips through JSON, checks itself when it is made, and has a hash of its content, so that
+a run folder says exactly what ran and two runs can be told to be the same experiment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from polargrad.lab.matrix.objectives import MATRIX_OBJECTIVES, MatrixObjective
+from polargrad.lab.run.language_model import LanguageModel
+from polargrad.lab.train import Constant, LoopConfig, Schedule, schedule_from_dict
+
+Plain = None | bool | int | float | str | tuple["Plain", ...] | Mapping[str, "Plain"]
+
+FORMAT = 1
+
+
+ObjectiveSpec = LanguageModel | MatrixObjective
+OBJECTIVES: Mapping[str, type[ObjectiveSpec]] = MappingProxyType(
+    {objective.kind: objective for objective in (LanguageModel, *MATRIX_OBJECTIVES)}
+)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run, complete: made equal, it repeats the run.
+
+    Args:
+        name: what the run is called; also the name of its folder in a comparison.
+        objective: what is minimized.
+        optimizer: role ("hidden", "embedding", "head", "vector", ...) -> options of that parameter group.
+        schedule: step -> multiplier of every group's learning rate.
+        loop: number of steps, evaluation, logging and divergence.
+        seed: of the initial weights and of the batches; equal seeds see equal batches.
+        probe: names of the matrices whose gradients are measured every `loop.probe_every` steps.
+        recipe: what this run is a variant of; a sweep groups its runs by it. Defaults to `name`.
+        description: one line for people.
+
+    Raises:
+        ValueError: for a name that cannot be a folder, an optimizer without roles, a rate that is not a positive
+            number, a schedule shorter than the run, or anything that is not plain data.
+
+    Example:
+        >>> spec = RunSpec("adamw", LanguageModel(), {"hidden": {"rule": "adamw", "lr": 3e-3}})
+        >>> RunSpec.from_json(spec.to_json()) == spec
+        True
+    """
+
+    name: str
+    objective: ObjectiveSpec
+    optimizer: Mapping[str, Mapping[str, Plain]]
+    schedule: Schedule = field(default_factory=Constant)
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=100))
+    seed: int = 42
+    probe: tuple[str, ...] = ()
+    recipe: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        if not _is_int(self.seed) or self.seed < 0:
+            raise ValueError(f"seed is {self.seed!r}; give a whole number of at least 0")
+        if not self.optimizer:
+            raise ValueError("optimizer is empty; give at least one role with its options")
+        for role, options in self.optimizer.items():
+            _check_role(role, options)
+        self.schedule(self.loop.steps - 1)  # refuses a step beyond its end
+        object.__setattr__(self, "optimizer", _freeze(self.optimizer, "optimizer"))
+        object.__setattr__(self, "probe", tuple(self.probe))
+        object.__setattr__(self, "recipe", self.recipe or self.name)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.content_hash))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (RunSpec.from_dict, (self.to_dict(),))
+
+    @property
+    def content_hash(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of what runs: everything but name, recipe and description."""
+        content = {k: v for k, v in self.to_dict().items() if k not in ("name", "recipe", "description")}
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The base learning rate of every role."""
+        return {role: options["lr"] for role, options in self.optimizer.items()}  # pyright: ignore[reportReturnType]
+
+    def with_option(self, role: str, option: str, value: Plain) -> RunSpec:
+        """The same run with one option of one role changed."""
+        if role not in self.optimizer:
+            raise ValueError(f"{self.name} has no role {role!r}; its roles are {', '.join(self.optimizer)}")
+        optimizer = {**self.optimizer, role: {**self.optimizer[role], option: value}}
+        return dataclasses.replace(self, optimizer=optimizer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "recipe": self.recipe,
+            "description": self.description,
+            "seed": self.seed,
+            "objective": {"kind": self.objective.kind, **dataclasses.asdict(self.objective)},
+            "optimizer": _thaw(self.optimizer),
+            "schedule": self.schedule.to_dict(),
+            "loop": dataclasses.asdict(self.loop),
+            "probe": list(self.probe),
+        }
+
+    def to_json(self) -> str:
+        """Indented JSON, as it stands in a run folder."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunSpec:
+        """The spec that `to_dict` gave.
+
+        Raises:
+            ValueError: for a missing or unknown key, an unknown kind of objective, or a format of a later version.
+        """
+        data = dict(_mapping(data, "a spec"))
+        if (written := data.pop("format", None)) != FORMAT:
+            raise ValueError(
+                f"the spec has format {written!r}, this version reads {FORMAT}; use the version that wrote it"
+            )
+        objective = dict(_mapping(data.pop("objective", None), "objective"))
+        kind = objective.pop("kind", None)
+        if kind not in OBJECTIVES:
+            raise ValueError(f"objective kind {kind!r} is unknown; this version knows {', '.join(OBJECTIVES)}")
+        return _build(
+            cls,
+            {
+                **data,
+                "objective": _build(OBJECTIVES[kind], objective, f"objective {kind}"),
+                "schedule": schedule_from_dict(dict(_mapping(data.get("schedule"), "schedule"))),
+                "loop": _build(LoopConfig, _mapping(data.get("loop"), "loop"), "loop"),
+                "probe": tuple(data.get("probe", ())),
+            },
+            "a spec",
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> RunSpec:
+        """The spec that `to_json` gave."""
+        return cls.from_dict(json.loads(text))
+
+
+def _build(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
+    """An instance of a dataclass from a mapping with exactly its fields, those with defaults left out or not."""
+    known = {entry.name: entry for entry in fields(cls)}
+    if unknown := [key for key in data if key not in known]:
+        raise ValueError(f"{what} has no {', '.join(map(repr, unknown))}; it knows {', '.join(known)}")
+    missing = [
+        name
+        for name, entry in known.items()
+        if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING and name not in data
+    ]
+    if missing:
+        raise ValueError(f"{what} lacks {', '.join(missing)}; add them")
+    return cls(**data)
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} must be an object with named entries, got {type(value).__name__}")
+    return value
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_name(name: Any) -> None:
+    """A run's name is also a folder's, so it may not climb out of one."""
+    allowed = "give 1 to 120 printable characters without / and \\ that do not start with a dot or a space"
+    if not isinstance(name, str) or not name or len(name) > 120 or not name.isprintable():
+        raise ValueError(f"a run cannot be called {name!r}; {allowed}")
+    if "/" in name or "\\" in name or name[0] in ". ":
+        raise ValueError(f"a run cannot be called {name!r}, since its folder bears the name; {allowed}")
+
+
+def _check_role(role: Any, options: Any) -> None:
+    if not isinstance(role, str) or not isinstance(options, Mapping):
+        raise ValueError(f"optimizer maps a role to its options, got {role!r}: {options!r}")
+    rate = options.get("lr")
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise ValueError(f"the lr of {role!r} is {rate!r}; give a positive finite number")
+
+
+def _freeze(value: Any, where: str) -> Any:
+    """Plain data that cannot be changed; what JSON cannot carry is refused where it stands."""
+    if isinstance(value, Mapping):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"{where} has the key {odd[0]!r}; keys are strings")
+        return MappingProxyType({key: _freeze(entry, f"{where}.{key}") for key, entry in value.items()})
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(
+        f"{where} is {value!r} ({type(value).__name__}); a spec holds plain data: "
+        "None, booleans, finite numbers, strings, lists and mappings"
+    )
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thaw(entry) for key, entry in value.items()}
+    return [_thaw(entry) for entry in value] if isinstance(value, tuple) else value

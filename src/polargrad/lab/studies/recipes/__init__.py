@@ -1,0 +1,1 @@
+"""Studies by the names under which the command line knows them."""

@@ -1,0 +1,163 @@
+"""`polargrad compare` and `polargrad resume` as a person meets them."""
+
+from functools import partial
+
+import pytest
+
+from polargrad.lab import recipes
+from polargrad.lab.cli import compare
+from polargrad.lab.cli import main as cli
+from polargrad.lab.recipes.comparisons import NamedComparison
+from polargrad.lab.run import budget
+from polargrad.lab.run.folder import find_runs, read_run
+from tests.runs import tiny_spec, tiny_text
+
+
+@pytest.fixture
+def tiny_recipes(tmp_path, monkeypatch):
+    """Two recipes that run in a moment, and a folder of our own to run in."""
+    text = tiny_text(tmp_path)
+    monkeypatch.setenv("POLARGRAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def recipe(name, *, steps=None, seed=42):
+        return tiny_spec(text, name, steps=2 if steps is None else steps, seed=seed, polar=name == "polar")
+
+    monkeypatch.setattr(recipes, "RECIPES", {name: partial(recipe, name) for name in ("adamw", "polar")})
+    return tmp_path
+
+
+def _run(capsys, *arguments):
+    code = cli.main(list(arguments))
+    return code, *capsys.readouterr()
+
+
+def test_seeds_end_with_spreads_and_a_page(capsys, tiny_recipes):
+    code, out, err = _run(capsys, "compare", "adamw", "polar", "--seeds", "2", "--out", "c")
+    assert code == 0, err
+    assert "±" in out
+    assert "steps to the final loss of" in out
+    assert "Report: c/report.html" in out
+    assert "4 ended, 0 known to come" in err
+    assert {path.name for path in find_runs(tiny_recipes / "c")} == {
+        f"{name}@seed={seed}" for name in ("adamw", "polar") for seed in (42, 43)
+    }
+    code, again, _ = _run(capsys, "report", "c")
+    assert (code, again) == (0, out)
+    code, again, _ = _run(capsys, "resume", "c")  # nothing is left to do
+    assert (code, again) == (0, out)
+
+
+def test_a_grid_of_rates_ends_with_its_tables(capsys, tiny_recipes):
+    sweep = ("--sweep", "rates=1,3", "--seeds", "2")
+    code, out, err = _run(capsys, "compare", "adamw", "polar", *sweep, "--out", "c")
+    assert code == 0, err
+    assert "8 ended, 0 known to come" in err
+    assert "sensitivity" in out
+    assert "spikes; largest rise" in out
+    assert "Note: polar: the best rates (" in out or "Note: adamw: the best rates (" in out
+    assert "<h2>The grid</h2>" in (tiny_recipes / "c" / "report.html").read_text()
+    (tiny_recipes / "c" / "polar@rates=3@seed=43" / "summary.json").unlink()
+    code, partly, _ = _run(capsys, "report", "c")
+    assert code == 0
+    assert partly != out
+    code, _, err = _run(capsys, "resume", "c")  # only what is missing is made
+    assert (code, "8 ended, 0 known to come" in err, err.count("ended, ")) == (0, True, 1)
+
+
+def test_a_comparison_with_a_name_brings_its_grid(capsys, tiny_recipes, monkeypatch):
+    made = NamedComparison("Two.", ("adamw", "polar"), ("rates=1,2",), steps=3, look_every=1)
+    monkeypatch.setattr(compare, "COMPARISONS", {"pair": made})
+    code, _, err = _run(capsys, "compare", "pair", "--out", "c")
+    assert code == 0, err
+    runs = [read_run(path) for path in find_runs(tiny_recipes / "c")]
+    assert {run.spec.name for run in runs} == {f"{name}@rates={rate}" for name in ("adamw", "polar") for rate in (1, 2)}
+    assert {(run.spec.loop.steps, run.spec.loop.eval_every) for run in runs} == {(3, 1)}
+    code, _, err = _run(capsys, "compare", "pair", "--steps", "2", "--sweep", "rates=1", "--out", "d")
+    assert code == 0, err
+    assert {read_run(path).spec.loop.steps for path in find_runs(tiny_recipes / "d")} == {2}
+    assert len(find_runs(tiny_recipes / "d")) == 2
+    for options, complaint in (
+        (("adamw",), "names a whole comparison; give it alone"),
+        (("--tune",), "has a grid of its own"),
+        (("--steps", "0"), "at least 1"),
+    ):
+        code, _, err = _run(capsys, "compare", "pair", *options, "--out", "e")
+        assert code == 2
+        assert complaint in err
+    assert not (tiny_recipes / "e").exists()
+
+
+def test_a_search_ends_with_what_it_tried(capsys, tiny_recipes):
+    code, out, err = _run(capsys, "compare", "polar", "--tune", "--extend", "0", "--out", "c")
+    assert code == 0, err
+    names = [path.name for path in find_runs(tiny_recipes / "c")]
+    assert sum("@hidden.lr=" in name for name in names) == 9
+    assert "polar@seed=42" in names
+    page = (tiny_recipes / "c" / "report.html").read_text()
+    assert "Learning rates tried" in page
+    assert "search" in out or "worse one below and above" in page
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--seeds", "0"), "--seeds must be at least 1"),
+        (("--minutes", "1", "--steps", "3"), "give one of the two"),
+        (("--minutes", "-1"), "positive"),
+        (("--tune", "--sweep", "hidden.lr=1,2"), "give it or --sweep"),
+        (("--tune", "--ratio", "1"), "ratio"),
+        (("--jobs", "0"), "jobs must be at least 1"),
+        (("--sweep", "warmup=1"), "the schedule of adamw, constant, has no warm-up"),
+        (("--sweep", "rates=0"), "rates takes positive numbers"),
+        (("--sweep", "elbow.lr=1"), "no recipe here has a role 'elbow'"),
+        (("--sweep", "rates=1,2", "--sweep", "hidden.lr=1"), "both set the lr of hidden"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(capsys, tiny_recipes, options, complaint):
+    code, _, err = _run(capsys, "compare", "adamw", *options, "--out", "c")
+    assert code == 2
+    assert complaint in err
+
+
+def test_an_existing_comparison_is_left_alone(capsys, tiny_recipes):
+    assert _run(capsys, "compare", "adamw", "--out", "c")[0] == 0
+    code, _, err = _run(capsys, "compare", "adamw", "--out", "c")
+    assert code == 2
+    assert "`polargrad resume c` goes on" in err
+
+
+def test_a_spec_of_an_earlier_run_can_be_compared(capsys, tiny_recipes):
+    assert _run(capsys, "run", "polar", "--out", "earlier")[0] == 0
+    code, _, err = _run(capsys, "compare", "adamw", "earlier/spec.json", "--out", "c")
+    assert code == 0, err
+    assert [r["loss"] for r in read_run(tiny_recipes / "c" / "polar").of_kind("step")] == [
+        r["loss"] for r in read_run(tiny_recipes / "earlier").of_kind("step")
+    ]
+    code, _, err = _run(capsys, "compare", "earlier/spec.json", "--steps", "9", "--out", "d")
+    assert code == 2
+    assert "fixes its 2 steps" in err
+
+
+def test_minutes_become_steps(tiny_recipes, monkeypatch):
+    steps = [{"kind": "step", "seconds": 100.0 + 2.0 * k} for k in range(13)]
+    steps[0]["seconds"] = 0.0
+    monkeypatch.setattr("polargrad.lab.run.runner.train_unrecorded", lambda spec: steps)
+    spec = recipes.spec_of("adamw")
+    assert budget.steps_within(spec, 3.0) == 90
+    with pytest.raises(ValueError, match="do not suffice"):
+        budget.steps_within(spec, 0.001)
+
+
+def test_minutes_are_of_every_recipe(capsys, tiny_recipes):
+    code, _, err = _run(capsys, "compare", "adamw", "polar", "--minutes", "0.002", "--out", "c")
+    assert code == 0, err
+    assert all(read_run(path).spec.loop.steps >= 1 for path in find_runs(tiny_recipes / "c"))
+
+
+def test_a_folder_in_which_nothing_has_ended_is_said(capsys, tiny_recipes):
+    assert _run(capsys, "compare", "adamw", "--out", "c")[0] == 0
+    (tiny_recipes / "c" / "adamw" / "summary.json").unlink()
+    code, _, err = _run(capsys, "report", "c")
+    assert code == 2
+    assert "no run in c has ended yet" in err

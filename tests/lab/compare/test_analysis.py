@@ -1,0 +1,119 @@
+import pytest
+
+from polargrad.lab.compare.analysis import (
+    baseline_of,
+    best_of_recipe,
+    cautions,
+    first_reach,
+    outcomes,
+    sentence,
+    with_distinct_names,
+)
+from tests.runs import written_run
+
+
+def _curve(*points):
+    return [{"step": step, "seconds": step * 0.5, "val_loss": loss} for step, loss in points]
+
+
+def test_a_crossing_lies_on_the_straight_line_between_two_evaluations():
+    reach = first_reach(_curve((0, 8.0), (10, 6.0), (20, 4.0)), "val_loss", 5.0)
+    assert (reach.step, reach.seconds) == (15.0, 7.5)
+
+
+def test_the_first_crossing_counts_and_touching_is_reaching():
+    wavy = _curve((0, 8.0), (10, 4.0), (20, 6.0), (30, 3.0))
+    assert first_reach(wavy, "val_loss", 5.0).step == 7.5
+    assert first_reach(wavy, "val_loss", 4.0).step == 10.0
+    assert first_reach(wavy, "val_loss", 9.0).step == 0.0
+
+
+def test_a_target_below_the_curve_is_not_reached():
+    assert first_reach(_curve((0, 8.0), (10, 6.0)), "val_loss", 5.999) is None
+    assert first_reach([], "val_loss", 5.0) is None
+
+
+def test_no_line_is_drawn_through_an_evaluation_that_was_not_finite():
+    assert first_reach(_curve((0, 8.0), (10, None), (20, 4.0)), "val_loss", 5.0).step == 20.0
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A baseline and two runs beside it, one that gets there in half of the steps and one that does not."""
+    return [
+        written_run(tmp_path / "fast", [(0, 8.0), (5, 5.0), (10, 4.0)], seconds_per_step=1.0),
+        written_run(tmp_path / "adamw", [(0, 8.0), (5, 6.0), (10, 5.0)]),
+        written_run(tmp_path / "slow", [(0, 8.0), (5, 7.0), (10, 6.0)]),
+    ]
+
+
+def test_runs_are_measured_against_adamw(three):
+    fast, adamw, slow = outcomes(three)
+    assert (fast.step_ratio, fast.time_ratio) == (0.5, 1.0)
+    assert (adamw.step_ratio, adamw.time_ratio) == (1.0, 1.0)
+    assert slow.reach is None
+    assert (fast.final, fast.best, fast.best_step, fast.optimizer_share) == (4.0, 4.0, 10, 0.5)
+    assert [sentence(o, three[1]) for o in (fast, adamw, slow)] == [
+        "fast reaches adamw's final loss in 50% of its steps and 100% of its time.",
+        "adamw ends at 5.000 after 10 steps and 5.0 s.",
+        "slow does not reach adamw's final loss.",
+    ]
+
+
+def test_a_baseline_that_was_lower_before_its_end_is_judged_by_when_it_first_was(tmp_path):
+    adamw = written_run(tmp_path / "adamw", [(0, 8.0), (5, 4.0), (10, 5.0)])
+    (outcome,) = outcomes([adamw])
+    assert outcome.reach.step == pytest.approx(3.75)
+    assert outcome.step_ratio == 1.0
+    assert (outcome.best, outcome.best_step) == (4.0, 5)
+
+
+def test_a_diverged_run_has_no_final_loss(tmp_path, three):
+    run = written_run(tmp_path / "wild", [(0, 8.0), (3, None)], status="diverged")
+    measured = outcomes([*three, run])[-1]
+    assert measured.final is None
+    assert measured.reach is None
+    assert sentence(measured, three[1]) == "wild diverged at step 3."
+
+
+def test_a_diverged_baseline_leaves_nothing_to_reach(tmp_path):
+    adamw = written_run(tmp_path / "adamw", [(0, 8.0), (3, None)], status="diverged")
+    other = written_run(tmp_path / "other", [(0, 8.0), (3, 5.0)])
+    wild, measured = outcomes([adamw, other])
+    assert measured.reach is None
+    assert sentence(wild, adamw) == "adamw diverged at step 3."
+    assert "no final loss to measure it against" in sentence(measured, adamw)
+
+
+def test_the_baseline_is_the_best_adamw_else_the_first(tmp_path, three):
+    better = written_run(tmp_path / "adamw@1", [(0, 8.0), (10, 4.5)], recipe="adamw")
+    assert baseline_of([*three, better]) is better
+    assert baseline_of([three[0], three[2]]) is three[0]
+    with pytest.raises(ValueError, match="at least one"):
+        baseline_of([])
+
+
+def test_the_best_of_each_recipe_of_each_comparison(tmp_path):
+    curves = {"a@1": 5.0, "a@2": 4.0, "b@1": 6.0}
+    runs = [
+        written_run(tmp_path / "one" / name, [(0, 8.0), (4, loss)], recipe=name[0]) for name, loss in curves.items()
+    ]
+    runs.append(written_run(tmp_path / "two" / "a@1", [(0, 8.0), (4, 3.0)], recipe="a"))
+    runs.append(written_run(tmp_path / "one" / "a@3", [(0, 8.0), (4, None)], recipe="a", status="diverged"))
+    assert best_of_recipe(runs) == [runs[1], runs[2], runs[3]]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    runs = [written_run(tmp_path / day / "adamw", [(0, 8.0), (4, 5.0)]) for day in ("monday", "tuesday")]
+    names = [run.spec.name for run in with_distinct_names(runs)]
+    assert names == ["adamw (monday)", "adamw (tuesday)"]
+
+
+def test_cautions_name_what_differs(tmp_path, three):
+    assert cautions(three) == []
+    other = written_run(
+        tmp_path / "other", [(0, 8.0), (4, 5.0)], status=None, environment={"cpu": "two", "corpus_checksum": "abc"}
+    )
+    text = " ".join(cautions([*three, other]))
+    for part in ("The number of steps of other", "The corpus of other", "another machine", "other (unfinished)"):
+        assert part in text

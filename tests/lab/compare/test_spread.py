@@ -1,0 +1,95 @@
+"""Recipes over several seeds, on curves written by hand."""
+
+import dataclasses
+import json
+
+import pytest
+
+from polargrad.lab.compare.comparison import COMPARISON, Comparison, final_losses
+from polargrad.lab.compare.spread import Spread, groups
+from polargrad.lab.report.comparison_page import cross_tables, in_order, results, write_page
+from polargrad.lab.run.folder import SPEC, read_run, write_json
+from tests.runs import tiny_spec, written_run
+
+
+def seeded(folder, recipe, seed, curve, **options):
+    """A written run with another seed in its spec."""
+    run = written_run(folder / f"{recipe}@seed={seed}", curve, recipe=recipe, **options)
+    (run.path / SPEC).write_text(dataclasses.replace(run.spec, seed=seed).to_json())
+    return read_run(run.path)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two recipes with three seeds; b is where a ended at step 5, 4 and never."""
+    ends = {1: 4.0, 2: 5.0, 3: 6.0}
+    made = [seeded(tmp_path, "a", seed, [(0, 8.0), (10, end)]) for seed, end in ends.items()]
+    curves = {1: [(0, 8.0), (5, 4.0), (10, 3.0)], 2: [(0, 8.0), (4, 5.0), (10, 4.0)], 3: [(0, 8.0), (10, 7.0)]}
+    return made + [seeded(tmp_path, "b", seed, curve) for seed, curve in curves.items()]
+
+
+def test_means_deviations_and_missing_seeds():
+    assert Spread((1.0, 2.0, 3.0), 3).mean == 2.0
+    assert Spread((1.0, 2.0, 3.0), 3).deviation == 1.0
+    assert Spread((1.0,), 1).deviation is None
+    assert Spread((), 2).mean is None
+    assert Spread((1.0, 2.0), 3).text(1) == "1.5 ± 0.7 (2 of 3 seeds)"
+    assert Spread((0.5,), 1).text(0, percent=True) == "50%"
+
+
+def test_a_recipe_is_measured_seed_by_seed(runs):
+    a, b = groups(runs)
+    assert (a.recipe, a.final.values) == ("a", (4.0, 5.0, 6.0))
+    reached = b.reach(a)
+    assert reached.steps.values == (5.0, 4.0)
+    assert reached.steps.of == 3
+    assert reached.step_ratio.values == (0.5, 0.4)
+    assert reached.seconds.values == (2.5, 2.0)
+    assert a.reach(b).steps.values == pytest.approx((10 * 1 / 2,), abs=10)
+    assert a.reach(a).step_ratio.values == (1.0, 1.0, 1.0)
+
+
+def test_full_length_then_seeds_then_loss_decide_what_counts(tmp_path):
+    short = written_run(tmp_path / "a@short", [(0, 8.0), (4, 1.0)], recipe="a")
+    alone = seeded(tmp_path, "a", 9, [(0, 8.0), (10, 1.0)], rates={"hidden": 0.5, "embedding": 0.5})
+    pair = [seeded(tmp_path, "a", seed, [(0, 8.0), (10, 5.0)]) for seed in (2, 1)]
+    (group,) = groups([short, alone, *pair])
+    assert [run.spec.seed for run in group.runs] == [1, 2]
+
+
+def test_a_seed_that_diverged_is_counted_as_missing(tmp_path):
+    made = [
+        seeded(tmp_path, "a", 1, [(0, 8.0), (4, 5.0)]),
+        seeded(tmp_path, "a", 2, [(0, 8.0), (4, None)], status="diverged"),
+    ]
+    (group,) = groups(made)
+    assert group.final.text(1) == "5.0 (1 of 2 seeds)"
+    assert "5.0000 diverged" in results([group]).rows[0]
+
+
+def test_a_recipe_whose_rates_are_still_searched_for_is_no_result(runs, tmp_path):
+    recipes = tuple(tiny_spec("text.txt", name) for name in ("a", "b"))
+    asked = Comparison(recipes, seeds=(1, 2, 3), tune=True)
+    write_json(tmp_path / COMPARISON, asked.to_dict())
+    assert [group.recipe for group in in_order(groups(runs), tmp_path)] == ["a", "b"]  # neither search has ended
+    while pending := asked.tuning(recipes[1]).ask(final_losses(tmp_path)).pending:
+        for spec in pending:
+            written_run(tmp_path / spec.name, [(0, 8.0), (4, 5.0)], recipe="b")
+    assert [group.recipe for group in in_order(groups(runs), tmp_path)] == ["b"]
+
+
+def test_tables_and_page(runs, tmp_path):
+    shown = groups(runs)
+    assert [row[:3] for row in results(shown).rows] == [
+        ("a", "5.0000 ± 1.0000", "4.0000 5.0000 6.0000"),
+        ("b", "4.6667 ± 2.0817", "3.0000 4.0000 7.0000"),
+    ]
+    steps, seconds = cross_tables(shown)
+    assert steps.rows[1][1] == "4 ± 1 (2 of 3 seeds) (45%)"
+    assert seconds.columns[0].startswith("seconds to")
+    page = write_page(runs, tmp_path / "report.html")
+    text = page.read_text()
+    assert "Lowest validation loss: b, 4.6667 ± 2.0817." in text
+    assert "in 45% of its steps" in text
+    assert (tmp_path / "figures" / "loss-steps.svg").is_file()
+    assert json.dumps("<") not in text

@@ -1,0 +1,66 @@
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from polargrad.lab.run.tracking import Tracker, scalars
+from tests.runs import tiny_spec
+
+RECORDS = [
+    {"kind": "step", "step": 1, "loss": 7.5, "seconds": 0.5, "lr": {"hidden": 0.01}, "units": 64},
+    {"kind": "step", "step": 2, "loss": None, "seconds": 1.0, "lr": {"hidden": 0.02}, "units": 128},
+    {"kind": "event", "step": 2, "event": "nonfinite", "message": "the loss is nan"},
+    {"kind": "matrix", "step": 2, "role": "head", "parameter": "lm_head.weight", "shape": [4, 2], "nuclear_norm": 3.0},
+]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    made = []
+    stand_in = SimpleNamespace(
+        init=lambda **options: made.append(("init", options)),
+        log=lambda figures: made.append(("log", figures)),
+        finish=lambda: made.append(("finish", None)),
+    )
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)
+    return made
+
+
+def test_figures_go_to_the_tracker_with_the_step_of_the_run(calls):
+    spec = tiny_spec("corpus.txt", "one")
+    with Tracker("trackio", spec) as tracker:
+        for record in RECORDS:
+            tracker(record)
+    (_, options), *logged, (end, _) = calls
+    assert (options["project"], options["name"]) == ("polargrad", "one")
+    assert options["config"] == spec.to_dict()
+    assert [figures for _, figures in logged] == [
+        {"step": 1, "train/loss": 7.5, "train/seconds": 0.5, "lr/hidden": 0.01, "train/units": 64},
+        {"step": 2, "train/seconds": 1.0, "lr/hidden": 0.02, "train/units": 128},
+        {"step": 2, "lm_head.weight/nuclear_norm": 3.0},
+    ]
+    assert end == "finish"
+
+
+def test_a_tracker_that_fails_is_closed(calls):
+    with pytest.raises(KeyError), Tracker("trackio", tiny_spec("corpus.txt")) as tracker:
+        tracker({})
+    assert calls[-1][0] == "finish"
+
+
+def test_a_missing_or_unknown_tracker_is_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install trackio"):
+        Tracker("trackio", tiny_spec("corpus.txt"))
+    with pytest.raises(ValueError, match="known: wandb, trackio"):
+        Tracker("mlflow", tiny_spec("corpus.txt"))
+
+
+def test_events_have_no_figures():
+    assert not dict(scalars(RECORDS[2]))
+
+
+def test_trackers_are_imported_only_where_they_are_used():
+    code = "import sys, polargrad.lab.run.tracking; assert not {'wandb', 'trackio'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

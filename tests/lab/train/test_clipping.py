@@ -1,0 +1,58 @@
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from polargrad.lab.train.clipping import clip_gradients
+
+
+def gradients():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in ((4, 3), (5,), (2, 2))]
+
+
+def parameters():
+    made = [nn.Parameter(torch.zeros_like(g)) for g in gradients()]
+    for p, g in zip(made, gradients(), strict=True):
+        p.grad = g.clone()
+    return made
+
+
+@pytest.fixture
+def mesh():
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("limit", [0.5, 100.0])
+def test_plain_gradients_are_clipped_as_torch_does(limit):
+    mine, theirs = parameters(), parameters()
+    norm = clip_gradients([*mine, nn.Parameter(torch.zeros(3))], limit)
+    expected = torch.nn.utils.clip_grad_norm_(theirs, limit)
+    assert norm == pytest.approx(float(expected))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_plain_gradients_and_dtensors_are_clipped_together(mesh):
+    expected = parameters()
+    torch.nn.utils.clip_grad_norm_(expected, 0.5)
+    mixed = []
+    for p, cut in zip(parameters(), (True, False, True), strict=True):
+        if cut:
+            whole = p.grad
+            p = nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)]))
+            p.grad = distribute_tensor(whole, mesh, [Shard(0)])
+        mixed.append(p)
+    clip_gradients(mixed, 0.5)
+    for one, other in zip(mixed, expected, strict=True):
+        got = one.grad.full_tensor() if hasattr(one.grad, "full_tensor") else one.grad
+        torch.testing.assert_close(got, other.grad)
+
+
+def test_without_gradients_the_norm_is_zero():
+    assert clip_gradients([nn.Parameter(torch.ones(2))], 1.0) == 0.0

@@ -1,0 +1,82 @@
+import math
+
+import pytest
+import torch
+
+from polargrad.lab.train import GradientProbe, matrix_metrics
+
+
+def matrix(singular_values, m=7, n=5, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    U, _ = torch.linalg.qr(torch.randn(m, n, dtype=torch.float64, generator=generator))
+    V, _ = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))
+    return (U * torch.tensor(singular_values, dtype=torch.float64) @ V.mT).to(dtype)
+
+
+def test_figures_of_known_singular_values():
+    found = matrix_metrics(matrix([4.0, 2.0, 2.0, 1.0, 0.5]))
+    assert found == pytest.approx(
+        {
+            "condition_number": 8.0,
+            "nuclear_norm": 9.5,
+            "stable_rank": 25.25 / 16,
+            "alignment": 9.5 / math.sqrt(25.25 * 5),
+        },
+        rel=1e-12,
+    )
+
+
+def test_alignment_is_the_cosine_with_the_polar_factor():
+    G = matrix([3.0, 2.0, 1.0, 0.5, 0.1])
+    U, _, Vh = torch.linalg.svd(G, full_matrices=False)
+    cosine = torch.nn.functional.cosine_similarity(G.flatten(), (U @ Vh).flatten(), dim=0)
+    assert matrix_metrics(G)["alignment"] == pytest.approx(cosine.item(), rel=1e-12)
+
+
+def test_alignment_counts_only_the_numerical_rank():
+    assert matrix_metrics(matrix([2.0, 2.0, 0.0, 0.0, 0.0], dtype=torch.float32))["alignment"] == pytest.approx(
+        1.0, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_scale_changes_the_nuclear_norm_alone(scale):
+    base = matrix_metrics(matrix([4.0, 2.0, 2.0, 1.0, 0.5], dtype=torch.float32))
+    found = matrix_metrics(scale * matrix([4.0, 2.0, 2.0, 1.0, 0.5], dtype=torch.float32))
+    assert found.pop("nuclear_norm") == pytest.approx(scale * base.pop("nuclear_norm"), rel=1e-5)
+    assert found == pytest.approx(base, rel=1e-5)
+
+
+def test_orientation_and_complex_entries_do_not_matter():
+    G = matrix([4.0, 2.0, 2.0, 1.0, 0.5])
+    assert matrix_metrics(G.mT) == pytest.approx(matrix_metrics(G), rel=1e-12)
+    assert matrix_metrics(1j * G) == pytest.approx(matrix_metrics(G), rel=1e-12)
+
+
+def test_matrices_without_these_figures():
+    assert matrix_metrics(torch.ones(3, 1).repeat(1, 2) * torch.tensor([1.0, 0.0]))["condition_number"] == math.inf
+    zero = matrix_metrics(torch.zeros(3, 2))
+    assert zero.pop("nuclear_norm") == 0.0
+    assert all(math.isnan(value) for value in zero.values())
+    broken = torch.eye(3)
+    broken[1, 1] = math.inf
+    assert all(math.isnan(value) for value in matrix_metrics(broken).values())
+    for shape in [(3,), (2, 3, 3), (0, 3)]:
+        with pytest.raises(ValueError, match="of a matrix"):
+            matrix_metrics(torch.zeros(shape))
+
+
+def test_a_probe_reports_raw_gradients():
+    W, unused = torch.nn.Parameter(torch.zeros(3, 3)), torch.nn.Parameter(torch.zeros(2, 2))
+    W.grad = torch.diag(torch.tensor([1.0, 2.0, 4.0]))
+    (entry,) = GradientProbe({"w": W, "unused": unused}, {"w": "head"})()
+    assert (entry["role"], entry["parameter"], entry["shape"]) == ("head", "w", [3, 3])
+    assert entry["condition_number"] == pytest.approx(4.0)
+    assert torch.equal(W.grad, torch.diag(torch.tensor([1.0, 2.0, 4.0])))
+
+
+def test_a_probe_needs_matrices():
+    with pytest.raises(ValueError, match="at least one"):
+        GradientProbe({})
+    with pytest.raises(ValueError, match="'bias' has the shape"):
+        GradientProbe({"bias": torch.zeros(3)})

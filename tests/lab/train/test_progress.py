@@ -1,0 +1,113 @@
+import io
+import sys
+
+import pytest
+import torch
+
+from polargrad.lab.train import progress
+from polargrad.lab.train.clock import Clock
+from polargrad.lab.train.progress import ProgressBar, ProgressLines, StageLines, terminal_progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def drive(display, steps=5):
+    display.start(steps, "token")
+    for step in range(1, steps + 1):
+        display.update(step, 4.0 / step, 2048 * step, 0.1 * step)
+        display.evaluated(step, {"val_loss": 5.0})
+    display.finish("finished")
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    display = ProgressLines("adamw", stream, every=10.0)
+    display.start(100, "token")
+    for step in range(1, 101):
+        now[0] += 0.5
+        display.update(step, 4.0, 2048 * step, 0.4 * step)
+    display.evaluated(100, {"val_loss": 4.25})
+    display.finish("finished")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 6
+    assert lines[0] == "adamw  step 1/100  loss 4  5.12k tokens/s  0:40 left"
+    assert lines[-1] == "adamw  finished after 0:50  loss 4  val_loss 4.25"
+
+
+def test_the_time_left_of_a_run_that_is_taken_up_knows_nothing_of_the_pause(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    display = ProgressLines("adamw", stream, every=10.0)
+    display.start(100, "token")
+    display.update(60, 4.0, 60, 24.0)
+    now[0] += 10.0
+    display.update(80, 4.0, 80, 32.0)
+    assert [line.rpartition("  ")[2] for line in stream.getvalue().splitlines()] == ["0:16 left", "0:10 left"]
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    # What the bar shows must not hang on the tester's own terminal.
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    stream = Terminal()
+    display = terminal_progress("muon", stream)
+    assert isinstance(display, ProgressBar)
+    drive(display)
+    shown = stream.getvalue()
+    for part in ("muon", "5/5", "val_loss 5", "k tokens/s", "0:00 left"):
+        assert part in shown
+
+
+def test_without_a_terminal_or_rich_there_are_lines(monkeypatch):
+    assert isinstance(terminal_progress("x", io.StringIO()), ProgressLines)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert isinstance(terminal_progress("x", Terminal()), ProgressLines)
+
+
+@pytest.mark.parametrize("status", ["diverged", "interrupted", "failed"])
+def test_a_run_that_ends_early_says_so(status, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    for display in (ProgressBar("x", stream := Terminal()), ProgressLines("x", stream)):
+        display.start(5, "iteration")
+        display.finish(status)
+        assert status in stream.getvalue()
+
+
+def test_rates_are_readable():
+    assert progress._rate(2048, 0.0, "token") == "0 tokens/s"
+    assert progress._rate(900, 1.0, "iteration") == "900 iterations/s"
+    assert progress._rate(15_000_000, 1.0, "token") == "15M tokens/s"
+    assert progress._clock(3700) == "61:40"
+
+
+def test_a_cpu_clock_counts_seconds():
+    clock = Clock(torch.device("cpu"))
+    start = clock.stamp()
+    assert 0.0 <= clock.seconds(start, clock.stamp()) < 60.0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_clock_counts_the_device_s_time():
+    device = torch.device("cuda")
+    clock = Clock(device)
+    A = torch.randn(4096, 4096, device=device)
+    start = clock.stamp()
+    for _ in range(50):
+        A = A @ A / 64
+    queued = clock.stamp()
+    assert clock.seconds(start, queued) > 1e-3
+
+
+def test_stages_say_how_much_lies_behind_and_ahead():
+    stream, seconds = io.StringIO(), iter([100.0, 100.0, 130.0])
+    stages = StageLines(stream, clock=lambda: next(seconds))
+    stages("first", 0.0)
+    stages("second", 0.25)
+    assert stream.getvalue() == "  0%  first\n 25%  second  1:30 left\n"
