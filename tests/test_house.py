@@ -131,7 +131,7 @@ def test_a_polar_method_is_one_new_file_and_one_line(tmp_path):
 from dataclasses import dataclass
 from typing import ClassVar
 import torch
-from polargrad.linalg.method import Iterate, PolarMethod, register
+from polargrad.linalg.method import IterationResult, PolarMethod, register
 
 @register
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Eigen(PolarMethod):
     name: ClassVar[str] = "eigen"
     def iterate(self, X):
         w, V = torch.linalg.eigh(X.mH @ X)
-        return Iterate(X @ (V * w.rsqrt().unsqueeze(-2)) @ V.mH, steps=1)
+        return IterationResult(X @ (V * w.rsqrt().unsqueeze(-2)) @ V.mH, steps=1)
 '''
     (tmp_path / "eigen.py").write_text(script)
     use = (

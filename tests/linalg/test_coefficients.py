@@ -12,8 +12,8 @@ from polargrad.linalg.coefficients import (
     QUINTIC,
     check_coefficients,
     evaluate,
-    image,
-    reach,
+    map_interval,
+    min_converging_sigma,
     schedule_for,
 )
 
@@ -24,7 +24,7 @@ def test_the_image_is_what_a_fine_grid_finds(schedule, low):
     x = torch.logspace(math.log10(low), 0, 200_001, dtype=torch.float64)
     for a, b, c in schedule:
         x = x * (a + x * x * (b + c * x * x))
-    least, most = image(schedule, low)
+    least, most = map_interval(schedule, low)
     assert least <= float(x.min()) + 1e-12
     assert most >= float(x.max()) - 1e-12
     assert float(x.min()) - least < 1e-3
@@ -33,10 +33,10 @@ def test_the_image_is_what_a_fine_grid_finds(schedule, low):
 
 def test_reach_is_where_the_image_meets_the_deviation():
     schedule = MUON_QUINTIC * 5
-    x = reach(schedule, 0.32)
-    assert image(schedule, 1.01 * x)[0] >= 0.68
-    assert image(schedule, 0.99 * x)[0] < 0.68
-    assert reach(((0.1, 0.0, 0.0),), 0.1) == 1.0
+    x = min_converging_sigma(schedule, 0.32)
+    assert map_interval(schedule, 1.01 * x)[0] >= 0.68
+    assert map_interval(schedule, 0.99 * x)[0] < 0.68
+    assert min_converging_sigma(((0.1, 0.0, 0.0),), 0.1) == 1.0
 
 
 def test_the_classical_polynomials_are_truncated_series():

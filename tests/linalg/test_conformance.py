@@ -105,7 +105,7 @@ def hold(name: str, A: torch.Tensor) -> PolarResult:
     rounded = eps_of(A.dtype) if eps_of(A.dtype) > eps_of(work) else 0.0
     tolerance = max(method.tolerance(work, max(k, math.isqrt(longest))), rounding(work, k)) + rounded
     eps = min(eps_of(work), eps_of(A.dtype))
-    floor = method.floor(work)
+    floor = method.sigma_floor(work)
 
     sigma = torch.linalg.svdvals(unit_scale(_double(A)))
     norm = torch.linalg.vector_norm(sigma, dim=-1)

@@ -6,7 +6,7 @@ import mpmath
 import pytest
 import torch
 
-from polargrad.linalg.coefficients import CUBIC, POLAR_EXPRESS, QUINTIC, evaluate, image
+from polargrad.linalg.coefficients import CUBIC, POLAR_EXPRESS, QUINTIC, evaluate, map_interval
 from polargrad.linalg.minimax import composition, minimax_odd, with_safety
 
 INTERVALS = [(1e-6, 1.0), (1e-3, 1.0), (0.1, 1.0), (0.5, 1.5), (0.9, 1.1), (0.02, 1.98)]
@@ -54,7 +54,7 @@ def test_without_cushion_no_step_is_better():
     for row in composition(1e-2, 5, cushion=0.0):
         best = minimax_odd(low, high)
         assert row == pytest.approx(best, rel=1e-9)
-        low, high = image((row,), low, high)
+        low, high = map_interval((row,), low, high)
         assert low + high == pytest.approx(2.0, rel=1e-12)
 
 
@@ -62,7 +62,7 @@ def test_without_cushion_no_step_is_better():
 @pytest.mark.parametrize("lower", [1e-7, 1e-4, 0.3])
 def test_schedules_converge_and_end_in_newton_schulz(lower, degree):
     rows = composition(lower, 30, degree=degree, cushion=0.0)
-    low, high = image(rows, lower)
+    low, high = map_interval(rows, lower)
     assert abs(low - 1) < 1e-14
     assert abs(high - 1) < 1e-14
     assert rows[-1] == (QUINTIC if degree == 5 else CUBIC)[0]

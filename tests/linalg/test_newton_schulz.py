@@ -5,7 +5,7 @@ import torch
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from polargrad.linalg import NewtonSchulz, PolarExpress, Status, polar, polar_factor
-from polargrad.linalg.coefficients import MUON_QUINTIC, image
+from polargrad.linalg.coefficients import MUON_QUINTIC, map_interval
 from polargrad.linalg.newton_schulz import iterate_polynomials, normalize_frobenius
 from tests.matrices import make, with_singular_values
 
@@ -58,10 +58,10 @@ def test_singular_values_follow_the_scalar_polynomials(method):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_declared_class_holds_from_the_floor_on(dtype):
     for method in (NewtonSchulz(dtype=None), NewtonSchulz.cubic(), PolarExpress(), PolarExpress(5)):
-        low, high = image(method.schedule(dtype), method.floor(dtype))
+        low, high = map_interval(method.schedule(dtype), method.sigma_floor(dtype))
         deviation = method.tolerance(dtype, 1)
         assert 1 - deviation <= low <= high <= 1 + deviation
-        assert image(method.schedule(dtype), 0.0)[1] <= 1 + deviation
+        assert map_interval(method.schedule(dtype), 0.0)[1] <= 1 + deviation
 
 
 def test_polar_express_takes_the_steps_that_an_accuracy_needs():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from polargrad.linalg import NewtonSchulz, PreconditionedNewtonSchulz, Status, polar, polar_factor
-from polargrad.linalg.coefficients import CUBIC, image
+from polargrad.linalg.coefficients import CUBIC, map_interval
 from polargrad.linalg.preconditioned_newton_schulz import growth_polynomial
 from tests.assertions import assert_polar_factor
 from tests.matrices import make, with_singular_values
@@ -14,8 +14,8 @@ from tests.matrices import make, with_singular_values
 def test_growth_keeps_values_in_place(threshold):
     """At most 1 everywhere, and never back below the threshold from above it."""
     row = growth_polynomial(threshold)
-    assert image((row,), 0.0)[1] == pytest.approx(1.0, abs=1e-14)
-    assert image((row,), threshold)[0] >= threshold
+    assert map_interval((row,), 0.0)[1] == pytest.approx(1.0, abs=1e-14)
+    assert map_interval((row,), threshold)[0] >= threshold
 
 
 def test_growth_beats_the_cubic():
@@ -23,7 +23,7 @@ def test_growth_beats_the_cubic():
     ours = len(PreconditionedNewtonSchulz(lower_bound=lower).schedule(torch.float64))
     low, cubic = lower, 0
     while low < 1 - 1e-15:
-        low, cubic = image(CUBIC, low)[0], cubic + 1
+        low, cubic = map_interval(CUBIC, low)[0], cubic + 1
     assert ours < 0.6 * cubic + 5
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from polargrad.linalg import QDWH, Status, polar, polar_factor
-from polargrad.linalg.qdwh import halley_weights, orthonormalize
+from polargrad.linalg.qdwh import halley_weights, polar_by_halley
 from tests.assertions import assert_close, assert_orthonormal, assert_polar_factor
 from tests.matrices import make, with_singular_values
 
@@ -102,8 +102,8 @@ def test_a_lower_bound_that_is_too_high_costs_steps_and_no_accuracy():
     A = with_singular_values(30, 30, torch.logspace(0, -3, 30, dtype=torch.float64), torch.float64, seed=2)[
         None
     ].float()
-    trusting, few = orthonormalize(A, 0.05)
-    checking, more = orthonormalize(A, 0.05, extra_steps=12)
+    trusting, few = polar_by_halley(A, 0.05)
+    checking, more = polar_by_halley(A, 0.05, extra_steps=12)
     assert more > few
     assert_orthonormal(checking)
     with pytest.raises(AssertionError):

@@ -47,7 +47,7 @@ class Spectral(Geometry):
 
     def footprint(self) -> float:
         """That of the polar method."""
-        return resolve_method(self.method, self.max_steps).footprint
+        return resolve_method(self.method, self.max_steps).peak_memory
 
     def lmo(self, G: Tensor) -> Tensor:
         """The unitary polar factor of each matrix of G (*batch, m, n)."""

@@ -1,11 +1,11 @@
 """The polar decomposition engine: batched, every algorithm behind one shared path."""
 
 from polargrad.linalg.auto import Auto
+from polargrad.linalg.decomposition import polar, polar_factor
 from polargrad.linalg.gram_newton_schulz import GramNewtonSchulz
 from polargrad.linalg.method import PolarMethod, available_methods, resolve_method
 from polargrad.linalg.newton import Newton
 from polargrad.linalg.newton_schulz import NewtonSchulz
-from polargrad.linalg.polar import polar, polar_factor
 from polargrad.linalg.polar_express import PolarExpress
 from polargrad.linalg.preconditioned_newton_schulz import PreconditionedNewtonSchulz
 from polargrad.linalg.qdwh import QDWH

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg.double_gram import DoubleGram
-from polargrad.linalg.method import Accuracy, Iterate, PolarMethod, register
+from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, register
 from polargrad.linalg.polar_express import PolarExpress
 from polargrad.linalg.svd import SVD
 
@@ -42,8 +42,8 @@ class Auto(PolarMethod):
     """The cheapest algorithm that reaches the asked accuracy for this shape, dtype and device.
 
     Full accuracy is the partial isometry at any condition number and rank: singular values above 4 eps sigma_max go
-    to 1, the others to 0. A number a asks that the singular values of U at or above `floor` * ||A||_F lie within a of
-    1, and allows polynomial methods, which need only products. The choice depends on nothing else, least of all on
+    to 1, the others to 0. A number a asks that the singular values of A at or above `sigma_floor` * ||A||_F end within
+    a of 1, and allows polynomial methods, which need only products. The choice depends on nothing else, least of all on
     the values in A, so that it can be asked beforehand: see `explain`.
 
     Args:
@@ -61,7 +61,7 @@ class Auto(PolarMethod):
     """
 
     name: ClassVar[str] = "auto"
-    footprint: ClassVar[float] = 22.0
+    peak_memory: ClassVar[float] = 22.0
     accuracy: Accuracy = "full"
 
     def __post_init__(self) -> None:
@@ -132,13 +132,13 @@ class Auto(PolarMethod):
         full = super().tolerance(dtype, n)
         return full if self.accuracy == "full" else max(full, float(self.accuracy))
 
-    def floor(self, dtype: torch.dtype) -> float:
-        full = super().floor(dtype)
+    def sigma_floor(self, dtype: torch.dtype) -> float:
+        full = super().sigma_floor(dtype)
         if self.accuracy == "full" or self.accuracy < _FINEST_POLYNOMIAL:
             return full
         return max(full, min(_FLOOR, float(self.accuracy)))
 
-    def iterate(self, X: Tensor) -> Iterate:
+    def iterate(self, X: Tensor) -> IterationResult:
         method = self._choose(X.shape[-1], X.dtype, X.device).method
         work = method.working_dtype(X.dtype)
         iterate = method.iterate(X.to(work))

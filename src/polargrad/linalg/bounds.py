@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polargrad.linalg.tables import tabulated
+from polargrad.linalg.compilation import compile_constant
 
 __all__ = ["largest_eigenvalue", "norm_bound", "smallest_eigenvalue", "spectral_norm"]
 
@@ -22,7 +22,7 @@ _VECTORS = 8
 _SMALL = 128
 
 
-@tabulated
+@compile_constant
 def _start(n: int, vectors: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(n, vectors): random, so that no matrix is orthogonal to it by its structure, and always the same."""
     generator = torch.Generator().manual_seed(0)

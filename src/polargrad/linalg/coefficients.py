@@ -12,8 +12,8 @@ __all__ = [
     "Coefficients",
     "check_coefficients",
     "evaluate",
-    "image",
-    "reach",
+    "map_interval",
+    "min_converging_sigma",
     "schedule_for",
 ]
 
@@ -85,13 +85,13 @@ def _extremes(row: Coefficients, low: float, high: float) -> tuple[float, float]
     return min(values), max(values)
 
 
-def image(schedule: tuple[Coefficients, ...], low: float, high: float = 1.0) -> tuple[float, float]:
+def map_interval(schedule: tuple[Coefficients, ...], low: float, high: float = 1.0) -> tuple[float, float]:
     """The interval onto which the composed polynomials of `schedule` map [low, high].
 
     Exact up to rounding, since the image of an interval under each step is the interval between its extremes.
 
     Example:
-        >>> image(CUBIC, 0.5)
+        >>> map_interval(CUBIC, 0.5)
         (0.6875, 1.0)
     """
     for row in schedule:
@@ -99,21 +99,21 @@ def image(schedule: tuple[Coefficients, ...], low: float, high: float = 1.0) -> 
     return low, high
 
 
-def reach(schedule: tuple[Coefficients, ...], deviation: float) -> float:
+def min_converging_sigma(schedule: tuple[Coefficients, ...], deviation: float) -> float:
     """The smallest x such that the composed polynomials map [x, 1] into [1 - deviation, infinity).
 
     Found by bisection in log x; 1.0 where not even x = 1 gets there.
 
     Example:
-        >>> round(reach(CUBIC * 2, 0.1), 4)
+        >>> round(min_converging_sigma(CUBIC * 2, 0.1), 4)
         0.5381
     """
     least, most = -100.0, 0.0
-    if image(schedule, 1.0)[0] < 1.0 - deviation:
+    if map_interval(schedule, 1.0)[0] < 1.0 - deviation:
         return 1.0
     for _ in range(60):
         middle = (least + most) / 2.0
-        if image(schedule, 10.0**middle)[0] < 1.0 - deviation:
+        if map_interval(schedule, 10.0**middle)[0] < 1.0 - deviation:
             least = middle
         else:
             most = middle

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from polargrad.linalg.bounds import largest_eigenvalue, smallest_eigenvalue
 from polargrad.linalg.kernels import gram, product
-from polargrad.linalg.method import Iterate, PolarMethod
-from polargrad.linalg.qdwh import double_precision, orthonormalize
+from polargrad.linalg.method import IterationResult, PolarMethod
+from polargrad.linalg.qdwh import double_precision, polar_by_halley
 from polargrad.linalg.tall import is_tall, preconditioned_qr, sketch
 
 __all__ = ["DoubleGram"]
@@ -89,20 +89,20 @@ class DoubleGram(PolarMethod):
                 f"cutoff must lie in [1e-7, 1) or be None, got {self.cutoff}: float64 Gram matrices resolve no less"
             )
 
-    def iterate(self, X: Tensor) -> Iterate:
+    def iterate(self, X: Tensor) -> IterationResult:
         if X.dtype not in (torch.float32, torch.complex64):
             raise TypeError(f"{type(self).__name__} is for float32 or complex64 work, got {X.dtype}; use 'svd'")
         if X.device.type != "cpu" or torch.compiler.is_compiling():
-            return Iterate(self._by_eigenvalues(X, gram(X, double_precision(X.dtype))), steps=1)
+            return IterationResult(self._by_eigenvalues(X, gram(X, double_precision(X.dtype))), steps=1)
         if X.shape[0] == 1 or X.shape[-1] < _ONE_BY_ONE:
             return self._by_rank(X)
         parts = [self._by_rank(x[None]) for x in X]
-        return Iterate(torch.cat([part.unitary for part in parts]), steps=max(part.steps for part in parts))
+        return IterationResult(torch.cat([part.unitary for part in parts]), steps=max(part.steps for part in parts))
 
     def _cutoff(self, dtype: torch.dtype) -> float:
         return 4 * torch.finfo(dtype).eps if self.cutoff is None else self.cutoff
 
-    def _by_rank(self, X: Tensor) -> Iterate:
+    def _by_rank(self, X: Tensor) -> IterationResult:
         """Sort the matrices of a batch on the CPU by whether they have full rank beyond doubt."""
         if X.shape[0] == 1 and X.shape[-2] >= _SKETCH_FROM * X.shape[-1] and X.shape[-1] >= _ONE_BY_ONE:
             done = self._from_sketch(X)
@@ -112,12 +112,12 @@ class DoubleGram(PolarMethod):
         if bool(known.full.all()):
             return self._full_rank(X, known)
         if not bool(known.full.any()):
-            return Iterate(self._by_eigenvalues(X, known.G), steps=1)
+            return IterationResult(self._by_eigenvalues(X, known.G), steps=1)
         U = torch.empty(X.shape, dtype=X.dtype)
         full = known.full
         done = self._full_rank(X[full], _Spectrum(*(part[full] for part in known)))
         U[full], U[~full] = done.unitary, self._by_eigenvalues(X[~full], known.G[~full])
-        return Iterate(U, steps=done.steps)
+        return IterationResult(U, steps=done.steps)
 
     def _spectrum(self, G: Tensor) -> _Spectrum:
         R, info = torch.linalg.cholesky_ex(G, upper=True)
@@ -125,21 +125,21 @@ class DoubleGram(PolarMethod):
         full = (info == 0) & (smallest > _RANK_MARGIN * self._cutoff(torch.float32) * largest)
         return _Spectrum(G, R, largest, smallest, full)
 
-    def _full_rank(self, X: Tensor, known: _Spectrum) -> Iterate:
+    def _full_rank(self, X: Tensor, known: _Spectrum) -> IterationResult:
         size, lower, R = known.size(), known.lower(), known.R
         if not is_tall(X):
-            return Iterate(*orthonormalize(X, lower, size=size, G=known.G, extra_steps=_EXTRA_STEPS))
+            return IterationResult(*polar_by_halley(X, lower, size=size, G=known.G, extra_steps=_EXTRA_STEPS))
         if known.ratio() * _WELL_CONDITIONED >= 1.0:
             Y, S, T = X, R, R / size
         else:
             Y, S = preconditioned_qr(X, R)
             T = S @ (R / size).to(X.dtype)
         # T^H rather than T: its columns are graded, not its rows, which rounds better.
-        P, steps = orthonormalize(T.mH.to(X.dtype), lower, extra_steps=_EXTRA_STEPS)
+        P, steps = polar_by_halley(T.mH.to(X.dtype), lower, extra_steps=_EXTRA_STEPS)
         Z = torch.linalg.solve_triangular(S, P.mH.to(S.dtype), upper=True)
-        return Iterate(product(Y, Z.to(X.dtype)), steps)
+        return IterationResult(product(Y, Z.to(X.dtype)), steps)
 
-    def _from_sketch(self, X: Tensor) -> Iterate | None:
+    def _from_sketch(self, X: Tensor) -> IterationResult | None:
         """The second way with R from a sketch of one X; None where X is too well or ill conditioned, or R too poor."""
         sketched = self._spectrum(gram(sketch(X), double_precision(X.dtype)))
         if not self._cutoff(X.dtype) < sketched.ratio() < 1.0 / _WELL_CONDITIONED:
@@ -151,8 +151,8 @@ class DoubleGram(PolarMethod):
         known = self._spectrum(gram(T, sketched.R.dtype))
         if not bool(known.full.all()):
             return None
-        P, steps = orthonormalize(T, known.lower(), size=known.size(), G=known.G, extra_steps=_EXTRA_STEPS)
-        return Iterate(product(Y, torch.linalg.solve_triangular(S, P.mH, upper=True)), steps)
+        P, steps = polar_by_halley(T, known.lower(), size=known.size(), G=known.G, extra_steps=_EXTRA_STEPS)
+        return IterationResult(product(Y, torch.linalg.solve_triangular(S, P.mH, upper=True)), steps)
 
     def _by_eigenvalues(self, X: Tensor, G: Tensor) -> Tensor:
         values, V = torch.linalg.eigh(G)

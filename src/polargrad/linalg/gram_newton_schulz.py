@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polargrad.linalg.coefficients import MUON_QUINTIC, Coefficients, check_coefficients, image, schedule_for
+from polargrad.linalg.coefficients import MUON_QUINTIC, Coefficients, check_coefficients, map_interval, schedule_for
 from polargrad.linalg.kernels import gram, hermitian_product, product
-from polargrad.linalg.method import Iterate, register
+from polargrad.linalg.method import IterationResult, register
 from polargrad.linalg.minimax import composition, with_safety
 from polargrad.linalg.newton_schulz import PolynomialMethod, normalize_frobenius
 
@@ -77,7 +77,7 @@ class GramNewtonSchulz(PolynomialMethod):
     """
 
     name: ClassVar[str] = "gram-newton-schulz"
-    footprint: ClassVar[float] = 5.0
+    peak_memory: ClassVar[float] = 5.0
     coefficients: tuple[Coefficients, ...] = MUON_QUINTIC
     max_steps: int = 5
     restarts: tuple[int, ...] | None = None
@@ -106,13 +106,13 @@ class GramNewtonSchulz(PolynomialMethod):
     def schedule(self, dtype: torch.dtype) -> tuple[Coefficients, ...]:
         return schedule_for(self.coefficients, self.max_steps)
 
-    def iterate(self, X: Tensor) -> Iterate:
+    def iterate(self, X: Tensor) -> IterationResult:
         rows = self.schedule(X.dtype)
         span = _SPAN_HALF if torch.finfo(X.dtype).bits == 16 else _SPAN
         restarts = range(span, self.max_steps, span) if self.restarts is None else self.restarts
         cuts = [0, *(step for step in restarts if step < self.max_steps), self.max_steps]
-        bounds = image(rows, self.floor(X.dtype))
+        bounds = map_interval(rows, self.sigma_floor(X.dtype))
         X = normalize_frobenius(X)
         for start, end in pairwise(cuts):
             X = _segment(X, rows[start:end])
-        return Iterate(X, steps=self.max_steps, bounds=bounds)
+        return IterationResult(X, steps=self.max_steps, bounds=bounds)

@@ -9,21 +9,21 @@ from typing import ClassVar, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Accuracy", "Iterate", "PolarMethod", "available_methods", "register", "resolve_method"]
+__all__ = ["Accuracy", "IterationResult", "PolarMethod", "available_methods", "register", "resolve_method"]
 
 # How near 1 the singular values of U must be: a bound on max_i |sigma_i(U) - 1|, or "full" for rounding error.
 Accuracy = float | Literal["full"]
 
 
-class Iterate(NamedTuple):
+class IterationResult(NamedTuple):
     """What an algorithm hands back for a canonical batch.
 
     Attributes:
         unitary: (k, m, n), the computed unitary factors.
         steps: how many iterations were run (the same for the whole batch).
         breakdown: bool (k,), True where the algorithm could not go on, or None where that cannot happen.
-        bounds: (low, high) known before the run: every singular value of A at or above `floor` (relative to ||A||_F)
-            ends in [low, high], up to rounding. None where nothing is known.
+        bounds: (low, high) known before the run: every singular value of A at or above `sigma_floor` * ||A||_F ends in
+            [low, high], up to rounding. None where nothing is known.
         method: name of the algorithm that ran, where that was chosen during the run (`Auto`); else "".
     """
 
@@ -43,19 +43,19 @@ class PolarMethod(ABC):
     Its rows or its columns are contiguous (a wide A arrives as a transposed view), and it may be A itself: never write
     into X. Subclasses are frozen dataclasses that hold nothing but their own options, check them when made, and
     implement `iterate`. Everything else (validation, transposing, scaling, Hermitian factor, status, gradient) is in
-    `polar.py` and `backward.py`, once.
+    `decomposition.py` and `backward.py`, once.
 
-    An algorithm declares its accuracy class by two numbers: singular values of A at or above `floor` * ||A||_F end
-    within `tolerance` of 1, those below end in [0, 1 + tolerance], up to rounding. By `footprint` it declares the most
-    memory that `polar_factor` holds at once, the factor included, in sizes of A counted with at least 4 bytes for an
-    entry; whoever stacks matrices goes by it.
+    An algorithm declares its accuracy class by two numbers: singular values of A at or above `sigma_floor` * ||A||_F
+    end within `tolerance` of 1, those below end in [0, 1 + tolerance], up to rounding. By `peak_memory` it declares the
+    most memory that `polar_factor` holds at once, the factor included, in sizes of A counted with at least 4 bytes for
+    an entry; whoever stacks matrices goes by it.
     """
 
     name: ClassVar[str]
-    footprint: ClassVar[float] = 36.0
+    peak_memory: ClassVar[float] = 36.0
 
     @abstractmethod
-    def iterate(self, X: Tensor) -> Iterate:
+    def iterate(self, X: Tensor) -> IterationResult:
         """Return the unitary factors of the canonical batch X (k, m, n); X is not modified."""
 
     def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -66,7 +66,7 @@ class PolarMethod(ABC):
         """The accuracy class: bound on |sigma_i(U) - 1| that a finished run on n columns in `dtype` promises."""
         return 4.0 * torch.finfo(dtype).eps * n
 
-    def floor(self, dtype: torch.dtype) -> float:
+    def sigma_floor(self, dtype: torch.dtype) -> float:
         """The smallest sigma / ||A||_F at which `tolerance` is promised for work in `dtype`."""
         return 4.0 * torch.finfo(dtype).eps
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from polargrad.linalg.coefficients import CUBIC, QUINTIC, Coefficients
-from polargrad.linalg.tables import tabulated
+from polargrad.linalg.compilation import compile_constant
 
 # mpmath is imported where it is used: importing it takes longer than all of this package, and few calls need it.
 
@@ -93,7 +93,7 @@ def minimax_odd(low: float, high: float, degree: int = 5) -> Coefficients:
         return _as_coefficients(_exchange(mpmath.mpf(low), mpmath.mpf(high), degree))
 
 
-@tabulated
+@compile_constant
 def composition(
     lower_bound: float, steps: int, *, degree: int = 5, cushion: float = CUSHION
 ) -> tuple[Coefficients, ...]:

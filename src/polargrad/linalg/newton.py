@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg.coefficients import QUINTIC
-from polargrad.linalg.method import Iterate, PolarMethod, register
+from polargrad.linalg.method import IterationResult, PolarMethod, register
 from polargrad.linalg.newton_schulz import iterate_polynomials
 
 __all__ = ["Newton", "newton_ranges"]
@@ -82,7 +82,7 @@ class Newton(PolarMethod):
     """
 
     name: ClassVar[str] = "newton"
-    footprint: ClassVar[float] = 9.0
+    peak_memory: ClassVar[float] = 9.0
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class Newton(PolarMethod):
         stopped = self.max_steps is not None and self.max_steps < len(ranges)
         return (ranges[self.max_steps - 1] - 1.0 if stopped and self.max_steps else 0.0) + super().tolerance(dtype, n)
 
-    def iterate(self, X: Tensor) -> Iterate:
+    def iterate(self, X: Tensor) -> IterationResult:
         zero = (X == 0).all(-1).all(-1)
         eps = torch.finfo(X.dtype).eps
         Q, X = torch.linalg.qr(X)
@@ -133,4 +133,4 @@ class Newton(PolarMethod):
             X = iterate_polynomials(X, QUINTIC if eps > 1e-8 else QUINTIC * 2)
         X = Q @ X
         X = torch.where(zero[:, None, None], 0.0, torch.where(failed[:, None, None], math.nan, X))
-        return Iterate(X, steps=steps, breakdown=failed & ~zero, bounds=(1.0, 1.0) if finish else None)
+        return IterationResult(X, steps=steps, breakdown=failed & ~zero, bounds=(1.0, 1.0) if finish else None)

@@ -15,15 +15,15 @@ from polargrad.linalg.coefficients import (
     QUINTIC,
     Coefficients,
     check_coefficients,
-    image,
-    reach,
+    map_interval,
+    min_converging_sigma,
     schedule_for,
 )
+from polargrad.linalg.compilation import compile_constant
 from polargrad.linalg.kernels import gram, hermitian_product
 from polargrad.linalg.kernels.symmetric import blocked
-from polargrad.linalg.method import Iterate, PolarMethod, register
+from polargrad.linalg.method import IterationResult, PolarMethod, register
 from polargrad.linalg.minimax import CUSHION, composition, with_safety
-from polargrad.linalg.tables import tabulated
 
 __all__ = ["NewtonSchulz", "PolynomialMethod", "iterate_polynomials", "normalize_frobenius"]
 
@@ -71,18 +71,18 @@ def _add_product(C: Tensor, A: Tensor, B: Tensor, *, beta: float, alpha: float =
     return torch.baddbmm(C, A, B, beta=beta, alpha=alpha)
 
 
-@tabulated
+@compile_constant
 def accuracy_class(schedule: tuple[Coefficients, ...], least: float) -> tuple[float, float]:
     """(floor, deviation): |p(x) - 1| <= deviation for every x in [floor, 1], with a deviation of at least `least`."""
-    low, high = image(schedule, _CLASS_FROM)
+    low, high = map_interval(schedule, _CLASS_FROM)
     deviation = max(1.0 - low, high - 1.0, least)
-    return reach(schedule, deviation), deviation
+    return min_converging_sigma(schedule, deviation), deviation
 
 
 class PolynomialMethod(PolarMethod):
     """A method with a fixed schedule of odd polynomials: only products, no host synchronization."""
 
-    footprint: ClassVar[float] = 6.0
+    peak_memory: ClassVar[float] = 6.0
     dtype: str | None
 
     @abstractmethod
@@ -103,7 +103,7 @@ class PolynomialMethod(PolarMethod):
             return super().working_dtype(dtype)
         return getattr(torch, self.dtype)
 
-    def floor(self, dtype: torch.dtype) -> float:
+    def sigma_floor(self, dtype: torch.dtype) -> float:
         return accuracy_class(self.schedule(dtype), torch.finfo(dtype).eps)[0]
 
     def tolerance(self, dtype: torch.dtype, n: int) -> float:
@@ -116,10 +116,10 @@ class PolynomialMethod(PolarMethod):
     def _deviation(self, dtype: torch.dtype) -> float:
         return accuracy_class(self.schedule(dtype), torch.finfo(dtype).eps)[1]
 
-    def iterate(self, X: Tensor) -> Iterate:
+    def iterate(self, X: Tensor) -> IterationResult:
         rows = self.schedule(X.dtype)
         U = iterate_polynomials(normalize_frobenius(X), rows)
-        return Iterate(U, steps=len(rows), bounds=image(rows, self.floor(X.dtype)))
+        return IterationResult(U, steps=len(rows), bounds=map_interval(rows, self.sigma_floor(X.dtype)))
 
 
 @register
@@ -149,7 +149,7 @@ class NewtonSchulz(PolynomialMethod):
     """
 
     name: ClassVar[str] = "newton-schulz"
-    footprint: ClassVar[float] = 4.0
+    peak_memory: ClassVar[float] = 4.0
     coefficients: tuple[Coefficients, ...] = MUON_QUINTIC
     max_steps: int = 5
     dtype: str | None = "bfloat16"

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from polargrad.linalg.coefficients import Coefficients, image
+from polargrad.linalg.coefficients import Coefficients, map_interval
 from polargrad.linalg.method import Accuracy, register
 from polargrad.linalg.minimax import composition, with_safety
 from polargrad.linalg.newton_schulz import PolynomialMethod
@@ -63,11 +63,11 @@ class PolarExpress(PolynomialMethod):
     def schedule(self, dtype: torch.dtype) -> tuple[Coefficients, ...]:
         return with_safety(composition(self.lower_bound, self.max_steps), self.safety)
 
-    def floor(self, dtype: torch.dtype) -> float:
+    def sigma_floor(self, dtype: torch.dtype) -> float:
         return self.lower_bound
 
     def _deviation(self, dtype: torch.dtype) -> float:
-        low, high = image(self.schedule(dtype), self.lower_bound)
+        low, high = map_interval(self.schedule(dtype), self.lower_bound)
         return max(1.0 - low, high - 1.0, torch.finfo(dtype).eps)
 
     def with_accuracy(self, accuracy: Accuracy, dtype: torch.dtype) -> PolarExpress:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from polargrad.linalg.coefficients import CUBIC, Coefficients, image
+from polargrad.linalg.coefficients import CUBIC, Coefficients, map_interval
 from polargrad.linalg.method import register
 from polargrad.linalg.newton_schulz import PolynomialMethod
 
@@ -74,19 +74,19 @@ class PreconditionedNewtonSchulz(PolynomialMethod):
         if not 0.01 <= self.threshold <= 0.3:
             raise ValueError(f"threshold must lie in [0.01, 0.3], got {self.threshold!r}")
 
-    def floor(self, dtype: torch.dtype) -> float:
+    def sigma_floor(self, dtype: torch.dtype) -> float:
         return self.lower_bound or torch.finfo(dtype).eps
 
     def _deviation(self, dtype: torch.dtype) -> float:
         eps = torch.finfo(dtype).eps
-        return max(1.0 - image(self.schedule(dtype), self.floor(dtype))[0], eps)
+        return max(1.0 - map_interval(self.schedule(dtype), self.sigma_floor(dtype))[0], eps)
 
     def schedule(self, dtype: torch.dtype) -> tuple[Coefficients, ...]:
-        low, eps = self.floor(dtype), torch.finfo(dtype).eps
+        low, eps = self.sigma_floor(dtype), torch.finfo(dtype).eps
         growth = growth_polynomial(self.threshold)
         rows: list[Coefficients] = []
         while 1.0 - low > eps / 2 and len(rows) != self.max_steps:
             row = growth if low < self.threshold else CUBIC[0]
             rows.append(row)
-            low, _ = image((row,), low)
+            low, _ = map_interval((row,), low)
         return tuple(rows)

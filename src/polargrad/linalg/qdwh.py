@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg.bounds import largest_eigenvalue, norm_bound, spectral_norm
-from polargrad.linalg.coefficients import CUBIC, QUINTIC, Coefficients, image
+from polargrad.linalg.coefficients import CUBIC, QUINTIC, Coefficients, map_interval
+from polargrad.linalg.compilation import compile_constant
 from polargrad.linalg.kernels import gram, hermitian_product, product
-from polargrad.linalg.method import Iterate, PolarMethod, register
+from polargrad.linalg.method import IterationResult, PolarMethod, register
 from polargrad.linalg.minimax import composition
 from polargrad.linalg.newton_schulz import iterate_polynomials
-from polargrad.linalg.tables import tabulated
 from polargrad.linalg.tall import is_tall
 
-__all__ = ["QDWH", "double_precision", "halley_weights", "orthonormalize"]
+__all__ = ["QDWH", "double_precision", "halley_weights", "polar_by_halley"]
 
 # Up to this weight c the Cholesky factor of I + c X^H X, in the precision of X, is accurate enough. In float64 QR
 # takes over above it (Nakatsukasa and Higham 2013, section 5.4, who use 100); in float32 Cholesky in float64 does.
@@ -66,7 +66,7 @@ def _image_of_bound(lower: float, a: float, b: float, c: float) -> float:
     return min(lower * (a + b * lower**2) / (1.0 + c * lower**2), 1.0)
 
 
-@tabulated
+@compile_constant
 def halley_weights(lower: float, tolerance: float) -> tuple[tuple[float, float, float], ...]:
     """The weights step by step, until the lower bound has reached 1 - tolerance.
 
@@ -151,7 +151,7 @@ def _polynomial_step(X: Tensor, G: Tensor, row: Coefficients) -> Tensor:
     return product(X, P)
 
 
-@tabulated
+@compile_constant
 def _polynomials(lower: float, eps: float) -> tuple[tuple[Coefficients, ...], float]:
     """Minimax quintics that take [lower, 1] to 1 up to rounding, the last one a cubic if that will do.
 
@@ -161,14 +161,14 @@ def _polynomials(lower: float, eps: float) -> tuple[tuple[Coefficients, ...], fl
     met, left = 1.0 - lower, 1.0
     while left > _ROUNDING * eps:
         rows = composition(lower, len(rows) + 1, cushion=0.0)
-        low, high = image(rows, lower)
+        low, high = map_interval(rows, lower)
         met, left = (met if len(rows) == 1 else left), max(1.0 - low, high - 1.0)
     if len(rows) > 1 and 1.5 * met**2 <= _ROUNDING * eps:
         rows = (*rows[:-1], *CUBIC)
     return rows, met
 
 
-def orthonormalize(
+def polar_by_halley(
     X: Tensor,
     lower: float,
     *,
@@ -242,7 +242,7 @@ class QDWH(PolarMethod):
     """
 
     name: ClassVar[str] = "qdwh"
-    footprint: ClassVar[float] = 14.0
+    peak_memory: ClassVar[float] = 14.0
     max_steps: int | None = None
     lower_bound: float | None = None
 
@@ -255,14 +255,14 @@ class QDWH(PolarMethod):
     def with_max_steps(self, max_steps: int) -> QDWH:
         return replace(self, max_steps=max_steps)
 
-    def iterate(self, X: Tensor) -> Iterate:
+    def iterate(self, X: Tensor) -> IterationResult:
         eps = torch.finfo(X.dtype).eps
         lower = self.lower_bound or eps
         bound = norm_bound(X)
         weights = halley_weights(lower, 10 * eps)
         short = weights[: self.max_steps]
         if len(short) < len(weights) and self._by_gram(X, short):
-            return Iterate(_short_run(X, bound, short), len(short))
+            return IterationResult(_short_run(X, bound, short), len(short))
         Q = None
         if is_tall(X) or X.dtype == double_precision(X.dtype):
             # X = Q R has the factor Q times that of R. The rows of R are graded, for which Householder QR of
@@ -273,13 +273,13 @@ class QDWH(PolarMethod):
             # The bound can be n^(1/2) times the norm. An estimate with a margin keeps more of the small singular values
             # above `lower`.
             bound = torch.minimum(bound, _NORM_MARGIN * spectral_norm(X))
-            X, steps = orthonormalize(_scale(X, bound), lower)
+            X, steps = polar_by_halley(_scale(X, bound), lower)
         else:
             X = _scale(X, bound)
             for a, b, c in short:
                 X = _halley_step(X, a, b, c)
             X, steps = iterate_polynomials(X, CUBIC), len(short)
-        return Iterate(X if Q is None else product(Q, X.mH), steps)
+        return IterationResult(X if Q is None else product(Q, X.mH), steps)
 
     def _by_gram(self, X: Tensor, weights: Sequence[tuple[float, float, float]]) -> bool:
         """Whether double precision, which costs no more than twice the single one on a CPU, makes up for X^H X."""

@@ -40,9 +40,10 @@ class PolarResult(NamedTuple):
             asked for `hermitian=False`.
         status: int8 tensor of shape batch holding `Status` values (on A's device: reading it synchronizes).
         stats: "method" (the name of what ran), "steps", "bounds" (the interval that the singular values of U are known
-            to lie in before anything is measured, for those of A above the method's floor; None if unknown), and two
-            tensors of shape batch: "orthogonality", ||G - I||_F / sqrt(k) with G = U^H U, or ||G^2 - G||_F / sqrt(k)
-            where U is the partial isometry of a rank-deficient A; and "backward_error", ||A - U H||_F / ||A||_F.
+            to lie in before anything is measured, for those of A above the method's `sigma_floor`; None if unknown),
+            and two tensors of shape batch: "orthogonality", ||G - I||_F / sqrt(k) with G = U^H U, or
+            ||G^2 - G||_F / sqrt(k) where U is the partial isometry of a rank-deficient A; and "backward_error",
+            ||A - U H||_F / ||A||_F.
     """
 
     unitary: Tensor

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polargrad.linalg.method import Iterate, PolarMethod, register
+from polargrad.linalg.method import IterationResult, PolarMethod, register
 
 __all__ = ["SVD"]
 
@@ -28,15 +28,15 @@ class SVD(PolarMethod):
     """
 
     name: ClassVar[str] = "svd"
-    footprint: ClassVar[float] = 6.0
+    peak_memory: ClassVar[float] = 6.0
     cutoff: float | None = None
 
     def __post_init__(self) -> None:
         if self.cutoff is not None and not 0.0 <= self.cutoff < 1.0:
             raise ValueError(f"cutoff must lie in [0, 1) or be None, got {self.cutoff}")
 
-    def iterate(self, X: Tensor) -> Iterate:
+    def iterate(self, X: Tensor) -> IterationResult:
         P, sigma, Qh = torch.linalg.svd(X, full_matrices=False)
         cutoff = 4 * torch.finfo(X.dtype).eps if self.cutoff is None else self.cutoff
         kept = sigma > cutoff * sigma[..., :1]
-        return Iterate((P * kept.to(P.dtype).unsqueeze(-2)) @ Qh, steps=1)
+        return IterationResult((P * kept.to(P.dtype).unsqueeze(-2)) @ Qh, steps=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from polargrad.linalg.coefficients import CUBIC
 from polargrad.linalg.double_gram import double_precision
 from polargrad.linalg.kernels import gram, product
-from polargrad.linalg.method import Accuracy, Iterate, PolarMethod, register
+from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, register
 from polargrad.linalg.newton_schulz import iterate_polynomials, normalize_frobenius
 from polargrad.linalg.zolotarev import MAX_DEGREE, Zolotarev, zolotarev_schedule
 
@@ -126,7 +126,7 @@ class ZoloPD(PolarMethod):
         super().with_accuracy(accuracy, dtype)
         return self
 
-    def floor(self, dtype: torch.dtype) -> float:
+    def sigma_floor(self, dtype: torch.dtype) -> float:
         return self.lower_bound or torch.finfo(dtype).eps
 
     def tolerance(self, dtype: torch.dtype, n: int) -> float:
@@ -137,11 +137,11 @@ class ZoloPD(PolarMethod):
         """The steps for work in `dtype`, and whether they converge, so that the polish is due."""
         # The polish squares what the steps leave.
         deviation = 0.5 * math.sqrt(torch.finfo(dtype).eps)
-        converged = zolotarev_schedule(self.floor(dtype), deviation, self.degree)
+        converged = zolotarev_schedule(self.sigma_floor(dtype), deviation, self.degree)
         steps = converged[: self.max_steps]
         return steps, len(steps) == len(converged)
 
-    def iterate(self, X: Tensor) -> Iterate:
+    def iterate(self, X: Tensor) -> IterationResult:
         steps, polish = self.schedule(X.dtype)
         failed = torch.zeros(X.shape[0], dtype=torch.bool, device=X.device)
         Q = None
@@ -164,7 +164,9 @@ class ZoloPD(PolarMethod):
         if polish:
             X = iterate_polynomials(X, CUBIC)
         low = steps[-1].lower if not polish else 1.0
-        return Iterate(X if Q is None else product(Q, X.mH), steps=len(steps), breakdown=failed, bounds=(low, 1.0))
+        return IterationResult(
+            X if Q is None else product(Q, X.mH), steps=len(steps), breakdown=failed, bounds=(low, 1.0)
+        )
 
     @staticmethod
     def _arithmetic(step: Zolotarev, dtype: torch.dtype) -> str:

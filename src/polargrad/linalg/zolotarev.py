@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from polargrad.linalg.tables import tabulated
+from polargrad.linalg.compilation import compile_constant
 
 __all__ = ["MAX_DEGREE", "Zolotarev", "zolotarev", "zolotarev_schedule"]
 
@@ -29,7 +29,7 @@ class Zolotarev(NamedTuple):
     lower: float
 
 
-@tabulated
+@compile_constant
 def zolotarev(lower: float, degree: int) -> Zolotarev:
     """The best approximation of 1 on [lower, 1] by odd rational functions of type (2 degree + 1, 2 degree), scaled.
 

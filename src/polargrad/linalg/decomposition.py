@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg.backward import attach_gradient
-from polargrad.linalg.method import Accuracy, Iterate, PolarMethod, resolve_method
+from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, resolve_method
 from polargrad.linalg.result import PolarResult, Status
 
 __all__ = ["polar", "polar_factor"]
@@ -96,7 +96,7 @@ def _is_moderate(X: Tensor, work: torch.dtype) -> bool:
     return 2.0**-_MODERATE_EXPONENT <= max(-lowest.item(), highest.item()) < 2.0**_MODERATE_EXPONENT
 
 
-def _run(A: Tensor, method: PolarMethod) -> tuple[_Canonical, Iterate]:
+def _run(A: Tensor, method: PolarMethod) -> tuple[_Canonical, IterationResult]:
     canonical = _canonical(A, method)
     with torch.no_grad():
         iterate = method.iterate(canonical.X)
@@ -115,7 +115,7 @@ def _restore(factor: Tensor, canonical: _Canonical, dtype: torch.dtype) -> Tenso
     return factor * torch.where(canonical.finite, 1.0, math.nan).to(dtype)[:, None, None]
 
 
-def _unitary(iterate: Iterate, canonical: _Canonical, A: Tensor) -> Tensor:
+def _unitary(iterate: IterationResult, canonical: _Canonical, A: Tensor) -> Tensor:
     U = _restore(iterate.unitary, canonical, A.dtype)
     return (U.mH if canonical.wide else U).resolve_conj().contiguous().view(A.shape)
 
@@ -224,7 +224,7 @@ def _at_least_single(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _hermitian(canonical: _Canonical, iterate: Iterate, dtype: torch.dtype) -> Tensor:
+def _hermitian(canonical: _Canonical, iterate: IterationResult, dtype: torch.dtype) -> Tensor:
     """H = (V^H A + A^H V) / 2 in the accuracy of the input; differentiable in A and V."""
     work = _at_least_single(dtype)
     A, scale = canonical.A.to(work), canonical.scale
@@ -240,7 +240,7 @@ class _Certificate(NamedTuple):
 
 
 @torch.no_grad()
-def _certify(canonical: _Canonical, iterate: Iterate, method: PolarMethod) -> _Certificate:
+def _certify(canonical: _Canonical, iterate: IterationResult, method: PolarMethod) -> _Certificate:
     """What was reached, from three matrix products: G = V^H V, H = sym(V^H X) and V H.
 
     Converged is V^H V = I to the tolerance of the method; or, for a rank-deficient matrix, a partial isometry

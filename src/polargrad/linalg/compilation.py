@@ -6,20 +6,20 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import ParamSpec, TypeVar
 
-__all__ = ["tabulated"]
+__all__ = ["compile_constant"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def tabulated(function: Callable[P, R]) -> Callable[P, R]:
+def compile_constant(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: call a pure function of hashable arguments once for each of them.
 
     Dynamo traces through the caches of functools, and so through every bisection and exchange behind them. A compiled
     step takes the results of this one as they are.
 
     Example:
-        >>> @tabulated
+        >>> @compile_constant
         ... def square(n):
         ...     print("once")
         ...     return n * n
