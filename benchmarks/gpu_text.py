@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from polargrad.lab.lm import Document, Source, tokenize, vocabulary_of
+from polargrad.lab.lm import Document, Source, tokenize, train_bpe
 
 PACKAGES = ("torch", "transformers", "sympy", "scipy", "sklearn", "numpy", "pandas", "matplotlib", "networkx")
 LEFT_OUT = {"test", "tests", "testing", "_vendor", "__pycache__"}
@@ -86,7 +86,7 @@ def main() -> None:
     source = installed_sources(site, options.packages, CHARACTERS_PER_TOKEN * options.tokens)
     documents = list(source.read(0))
     print(f"{len(documents):,} documents, {sum(len(d.text) for d in documents):,} characters", flush=True)
-    vocabulary = vocabulary_of(source, VOCABULARY, documents=TEACHING, cache=options.cache)
+    vocabulary = train_bpe(source, VOCABULARY, documents=TEACHING, cache=options.cache)
     print(f"vocabulary {vocabulary.vocab_size:,}, sha256 {vocabulary.checksum[:16]}", flush=True)
     encoded = tokenize(
         source,

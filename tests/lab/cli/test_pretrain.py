@@ -200,18 +200,17 @@ def test_a_stopped_run_goes_on_with_its_own_options_only(capsys, small, tmp_path
 
 
 def test_a_run_does_not_go_on_with_another_vocabulary(capsys, small, tmp_path, every_checkpoint_stays):
-    from polargrad.lab.lm.shards import vocabulary_of
-    from polargrad.lab.lm.sources import open_source
+    from polargrad.lab.lm import open_source, train_bpe
 
     source, words = open_source(str(tmp_path / "text.txt")), tmp_path / "tokenizer.json"
-    vocabulary_of(source, 290).backend.save(str(words))
+    train_bpe(source, 290).backend.save(str(words))
     options = (small, "--tokenizer", words, "--checkpoint-every", "2", "--name", "same")
     assert _run(capsys, *options, "--out", "run")[0] == 0
     (tmp_path / "run" / "summary.json").unlink()
     (last,) = (tmp_path / "run" / "checkpoints").glob("step-00000004-*.pt")
     last.unlink()
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    vocabulary_of(source, 280).backend.save(str(words))
+    train_bpe(source, 280).backend.save(str(words))
     objectives._corpus.cache_clear()  # another process would not have it
     code, _, err = _run(capsys, *options, "--resume", "run")
     assert code == 2

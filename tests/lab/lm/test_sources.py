@@ -1,111 +1,162 @@
-"""Data sets of the hub, tried on folders in the hub's own format: no network, and no code but ours."""
-
 import json
 
 import pytest
 
-datasets = pytest.importorskip("datasets")
-
-from polargrad.lab.lm.sources import KNOWN_DATASETS, open_source  # noqa: E402
-
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+from polargrad.lab.lm import sources
+from polargrad.lab.lm.sources import Source, open_source, standard_library, text_files
 
 
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+    return path
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A data set as the hub stores it: two parquet shards of a split, and another split."""
-    where = tmp_path / "owner" / "essays"
-    (where / "data").mkdir(parents=True)
-    for shard in range(2):
-        rows = [{"text": f"essay {10 * shard + i}", "score": i} for i in range(10)]
-        datasets.Dataset.from_list(rows).to_parquet(where / "data" / f"train-0000{shard}-of-00002.parquet")
-    datasets.Dataset.from_list([{"text": "a trial", "score": 0}]).to_parquet(
-        where / "data" / "test-00000-of-00001.parquet"
-    )
-    return where
+def texts(source, skip=0):
+    return [document.text for document in source.read(skip)]
 
 
-def test_a_folder_in_the_hub_s_format_is_streamed_in_order(folder):
-    source = open_source(str(folder))
-    assert [document.text for document in source.read(0)] == [f"essay {i}" for i in range(20)]
-    assert [document.text for document in source.read(13)] == [f"essay {i}" for i in range(13, 20)]
-    assert [document.text for document in open_source(str(folder), split="test").read(0)] == ["a trial"]
+@pytest.fixture(scope="module")
+def library():
+    return standard_library()
 
 
-def test_its_identity_is_that_of_its_content(folder):
-    first = open_source(str(folder)).identity
-    assert open_source(str(folder)).identity == first
-    assert open_source(str(folder), split="test").identity != first
-    datasets.Dataset.from_list([{"text": "another", "score": 0}]).to_parquet(
-        folder / "data" / "train-00001-of-00002.parquet"
-    )
-    assert open_source(str(folder)).identity != first
+def test_standard_library_is_ordered_and_leaves_out_tests(library):
+    names = [document.name for document in library.read(0)]
+    assert names == sorted(names)
+    assert {"json/decoder.py", "argparse.py", "unittest/case.py"} <= set(names)
+    folders = {part for name in names for part in name.split("/")[:-1]}
+    assert folders.isdisjoint({"test", "tests", "idle_test", "site-packages", "dist-packages"})
+    assert [document.name for document in library.read(100)] == names[100:]
+    assert all(text.strip() for text in texts(library))
 
 
-def test_subsets_are_chosen_by_name(tmp_path):
-    where = tmp_path / "set"
-    for name in ("small", "large"):
-        (where / name).mkdir(parents=True)
-        datasets.Dataset.from_list([{"text": f"of {name}"}]).to_parquet(where / name / "part.parquet")
-    configurations = [{"config_name": n, "data_files": f"{n}/*.parquet"} for n in ("small", "large")]
-    (where / "README.md").write_text("---\nconfigs: " + json.dumps(configurations) + "\n---\n")
-    # The card is a text too, and is not what is meant.
-    assert [d.text for d in open_source(str(where), subset="large").read(0)] == ["of large"]
-    with pytest.raises(ValueError, match="cannot be opened with subset 'huge'"):
-        next(open_source(str(where), subset="huge").read(0))
+def test_standard_library_holds_out_its_last_documents(library):
+    total = len(texts(library))
+    assert library.length == total
+    for share in (0.05, 0.2):
+        assert list(library.held_out(share)) == list(range(total - round(share * total), total))
+    few = library.limited(3)
+    assert (len(texts(few)), list(few.held_out(0.05))) == (3, [2])
 
 
-def test_a_missing_field_or_split_is_named(folder):
-    with pytest.raises(ValueError, match=r"has no text under 'body' \(it has \['score', 'text'\]\)"):
-        next(open_source(str(folder), field="body").read(0))
-    with pytest.raises(ValueError, match="split 'validation'"):
-        next(open_source(str(folder), split="validation").read(0))
+def test_standard_library_is_the_same_every_time(library):
+    assert standard_library().identity == library.identity
+    assert open_source("standard-library").identity == library.identity
+    assert library.name.startswith("standard-library-3.")
 
 
-def test_code_that_comes_with_a_data_set_is_not_run(folder, tmp_path):
-    ran = tmp_path / "ran"
-    script = f"import pathlib; pathlib.Path({str(ran)!r}).touch()\n"
-    (folder / "essays.py").write_text(script)  # where data sets used to keep their loading script
-    with pytest.raises(ValueError, match="scripts are no longer supported"):
-        next(open_source(str(folder)).read(0))
-    for file in (folder / "data").iterdir():
-        file.unlink()
-    # Now the script is all there is: it is text like any other.
-    assert next(open_source(str(folder)).read(0)).text == script
-    assert not ran.exists()
+def test_standard_library_without_sources_names_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="text_files"):
+        standard_library()
 
 
-def test_without_a_network_the_error_says_what_to_do():
-    with pytest.raises(OSError, match=r"huggingface-cli download --repo-type dataset owner/none .*give FOLDER"):
-        next(open_source("owner/none").read(0))
+def test_a_source_file_is_read_in_the_coding_it_declares(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_bytes("# coding: latin-1\nx = 'é'\n".encode("latin-1"))
+    write(tmp_path / "b.py", "x = 'ü'\n")
+    write(tmp_path / "empty.py", " \n")
+    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert texts(standard_library())[1:] == ["x = 'ü'\n"]
+    assert texts(standard_library())[0].endswith("x = 'é'\n")
+    (tmp_path / "c.py").write_bytes(b"x = '\xff'\n")
+    with pytest.raises(ValueError, match=r"c\.py"):
+        standard_library()
 
 
-def test_a_data_set_that_is_not_there_is_said_so(monkeypatch):
-    def fails(*_, **__):
-        raise datasets.exceptions.DatasetNotFoundError("Dataset 'owner/none' doesn't exist on the Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", fails)
-    with pytest.raises(FileNotFoundError, match=r"'owner/none' is not on the hub, or it wants a login"):
-        next(open_source("owner/none").read(0))
-
-
-def test_known_data_sets_have_short_names():
-    assert open_source("openwebtext-100k").name == "Elriggs/openwebtext-100k, train"
-    for short, known in KNOWN_DATASETS.items():
-        assert open_source(short).identity == open_source(known.name).identity
-    with pytest.raises(FileNotFoundError, match=r"no file or folder 'nowhere'.*openwebtext-100k, fineweb, fineweb-edu"):
-        open_source("nowhere")
+def test_the_library_s_identity_depends_on_text_names_and_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    identities = set()
+    # The last two hold the same bytes, divided otherwise between name and text.
+    for files in ({"a": "1", "b": "2"}, {"a": "2", "b": "1"}, {"a": "1", "c": "2"}, {"a.pyx": "1"}, {"a": "x.py1"}):
+        for path in tmp_path.iterdir():
+            path.unlink()
+        for name, text in files.items():
+            write(tmp_path / f"{name}.py", text)
+        identities.add(standard_library().identity)
+    assert len(identities) == 5
 
 
-def test_without_datasets_the_error_says_what_to_install(monkeypatch):
-    import sys
+@pytest.mark.parametrize(("share", "every"), [(0.05, 20), (0.1, 10), (0.3, 3), (0.5, 2), (0.001, 1000)])
+def test_held_out_documents_are_spread_evenly(share, every):
+    rest = Source("any", "", lambda skip: iter(())).held_out(share)
+    assert [number for number in range(3 * every) if number in rest] == [1, every + 1, 2 * every + 1]
 
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"polargrad\[data\]"):
-        next(open_source("owner/none").read(0))
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0, -0.1])
+def test_an_impossible_share_is_an_error(share, library):
+    for source in (library, Source("any", "", lambda skip: iter(()))):
+        with pytest.raises(ValueError, match=r"above 0 and at most 0\.5"):
+            source.held_out(share)
+
+
+def test_a_single_document_is_cut_at_a_line(tmp_path):
+    text = "".join(f"line {i}\n" for i in range(100))
+    head, tail = texts(text_files(write(tmp_path / "a.txt", text)))
+    assert head + tail == text
+    assert tail.count("\n") == 5
+    assert texts(text_files(write(tmp_path / "b.txt", "just one line"))) == ["just one line"]
+
+
+def test_files_are_not_data_sets(tmp_path):
+    path = write(tmp_path / "a.txt", "text")
+    for where in (str(path), "standard-library"):
+        with pytest.raises(ValueError, match=r"split 'test' choose a part of a data set, and .* is not one"):
+            open_source(where, split="test")
+
+
+def test_text_files_from_file_folder_and_pattern(tmp_path):
+    a = write(tmp_path / "a.txt", "\ufeffone")
+    b = write(tmp_path / "deep" / "b.md", "two")
+    write(tmp_path / "picture.png", "not text")
+    expected = ["one", "two"]
+    for paths in (tmp_path, [a, b], [a, str(tmp_path / "**" / "*.md")], [a, tmp_path]):
+        assert texts(text_files(paths)) == expected
+
+
+def test_json_lines_are_documents(tmp_path):
+    # A raw U+2028 is allowed inside a JSON string and must not end the line.
+    lines = [json.dumps({"text": "one\u2028more"}, ensure_ascii=False), "", json.dumps({"text": "two"})]
+    assert texts(text_files(write(tmp_path / "a.jsonl", "\n".join(lines)))) == ["one\u2028more", "two"]
+    other = text_files(write(tmp_path / "b.jsonl", '{"body": "x"}\n{"body": "y"}\n'), field="body")
+    assert texts(other) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "is not JSON"),
+        ('{"body": "x"}', r"field=\.\.\."),
+        ("[1]", r"field=\.\.\."),
+        ('{"text": 3}', r"field=\.\.\."),
+        ('{"text": "\\ud800"}', "surrogate"),
+    ],
+)
+def test_a_bad_json_line_is_named(tmp_path, line, message):
+    path = write(tmp_path / "a.jsonl", '{"text": "fine"}\n' * 2 + line)
+    source = text_files(path)
+    with pytest.raises(ValueError, match=rf"a\.jsonl:3.*{message}"):
+        texts(source)
+
+
+def test_what_is_not_there_or_not_text_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="check the path"):
+        text_files(tmp_path / "missing.txt")
+    with pytest.raises(FileNotFoundError, match="holds no file"):
+        text_files(tmp_path)
+    with pytest.raises(ValueError, match=r"allowed are \.txt"):
+        text_files(write(tmp_path / "a.csv", "1,2"))
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        text_files(tmp_path / "b.txt")
+
+
+def test_an_unreadable_file_names_itself(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.txt", "text")
+
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sources.Path, "open", refuse)
+    with pytest.raises(PermissionError, match=r"cannot read .*a\.txt.*check its permissions"):
+        text_files(path)

@@ -2,16 +2,16 @@
 
 import torch
 
-from polargrad.lab.lm import Document, LanguageModelObjective, decoder, encode, train_bpe
-from polargrad.lab.lm.corpora import split
+from polargrad.lab.lm import Document, LanguageModelObjective, Source, decoder, tokenize, train_bpe
 from polargrad.lab.train import Constant, LoopConfig, train
 
 
 def test_a_small_decoder_learns_and_the_run_repeats(tmp_path):
     texts = [f"def f_{i}(x):\n    return x + {i}\n" * 8 for i in range(60)]
-    corpus = split("functions", [Document(f"{i:02d}", text) for i, text in enumerate(texts)])
-    tokenizer = train_bpe(corpus, 264, cache=tmp_path)
-    encoded = encode(corpus, tokenizer, cache=tmp_path)
+    documents = [Document(f"{i:02d}", text) for i, text in enumerate(texts)]
+    source = Source("functions", "functions", lambda skip: iter(documents[skip:]))
+    tokenizer = train_bpe(source, 264, cache=tmp_path)
+    encoded = tokenize(source, tokenizer, cache=tmp_path)
 
     def run():
         model = decoder(hidden_size=32, layers=1, heads=2, vocab_size=264, sequence=32)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polargrad.lab.lm.tokenization import TokenFile
+from polargrad.lab.lm.tokens import TokenFile
 
 _SCANNED = 2**24  # tokens looked at at a time
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polargrad.lab.lm.batches import WindowBatches, window_count
-from polargrad.lab.lm.tokenization import TokenFile
+from polargrad.lab.lm.tokens import TokenFile
 
 
 class LanguageModelObjective:

@@ -1,30 +1,48 @@
-"""Where documents come from: files on this machine, and data sets of the Hugging Face hub or in its format.
+"""Where documents come from: files, data sets of the Hugging Face hub, the standard library.
 
-A source is read from any document on, in an order that does not change, so that work on it can be taken up again. What
-it reads is data: no code that comes with a data set is run.
+A source can be read from any document onwards, in a fixed order, so that work on it can be resumed. Only data is read:
+no code that comes with a data set is run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import itertools
+import json
+import os
 import re
-from collections.abc import Callable, Iterator
+import sys
+import sysconfig
+import tokenize
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from polargrad.lab.lm.cache import sha256_of
-from polargrad.lab.lm.corpora import HELD_OUT, SUFFIXES, Document, documents_in, files_at, halves
 
+STANDARD_LIBRARY = "standard-library"
+HELD_OUT = 0.05
+SUFFIXES = (".txt", ".py", ".md", ".jsonl")
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Kinds of file that `datasets` reads without a script.
 _HUB_SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# Folders beside the standard library, and its own tests, which would dominate the text.
+_NOT_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+
+
+class Document(NamedTuple):
+    """A text and its name."""
+
+    name: str
+    text: str
 
 
 class KnownDataset(NamedTuple):
-    """A data set of the hub that pre-training is often done on."""
+    """A data set of the hub that is often used for pre-training."""
 
     name: str
     subset: str
@@ -40,20 +58,23 @@ KNOWN_DATASETS = {
 
 @dataclass(frozen=True)
 class Source:
-    """Documents in a fixed order.
+    """Documents in a fixed order, numbered from 0.
 
     Args:
-        name: what the source is called in records.
-        identity: changes whenever the documents may; what was made of them is kept under it.
-        read: the documents from the given number on.
+        name: the source's name in records.
+        identity: changes whenever the documents may; what is made of them is cached under it.
+        read: the documents from a number onwards.
+        length: number of documents of a source that holds out its last ones; None: any number, and those held out are
+            spread evenly.
     """
 
     name: str
     identity: str
     read: Callable[[int], Iterator[Document]]
+    length: int | None = None
 
     def limited(self, documents: int) -> Source:
-        """The same source, ended after so many documents; 0 does not end it."""
+        """The first `documents` documents as a source; 0: all of them."""
         if not documents:
             return self
         read = self.read
@@ -61,25 +82,48 @@ class Source:
             f"{self.name} (first {documents})",
             _identity(self.identity, str(documents)),
             lambda skip: itertools.islice(read(skip), max(0, documents - skip)),
+            None if self.length is None else min(documents, self.length),
         )
+
+    def held_out(self, share: float) -> range:
+        """The numbers of the documents that are held out for evaluation.
+
+        Every k-th document beginning with the second, k = round(1 / share); of a source with a `length` its last
+        documents, at least one.
+
+        Args:
+            share: the share of documents to hold out, in (0, 0.5].
+
+        Raises:
+            ValueError: the share is out of range.
+
+        Example:
+            >>> 21 in Source("letters", "", lambda skip: iter(())).held_out(0.05)
+            True
+        """
+        if not 0 < share <= 0.5:
+            raise ValueError(f"held_out is the share of documents to hold out, above 0 and at most 0.5; got {share}")
+        if self.length is None:
+            return range(1, sys.maxsize, max(2, round(1 / share)))
+        return range(self.length - max(1, round(share * self.length)), self.length)
 
 
 def open_source(where: str, *, subset: str = "", split: str = "train", field: str = "text") -> Source:
-    """The documents at a path, of a folder in the hub's format, or of a data set of the hub.
+    """The documents at a path, of a folder in the hub's format, of a data set of the hub, or the standard library.
 
     Args:
         where: a file, folder or glob of .txt, .py, .md or .jsonl files; a folder of .parquet, .arrow, .json or .csv
-            files; or a name on the hub: one of `KNOWN_DATASETS`, or OWNER/NAME.
-        subset: of a data set that has several.
-        split: of a data set.
+            files; a data set of the hub, one of `KNOWN_DATASETS` or OWNER/NAME; or "standard-library".
+        subset: subset of a data set that has several.
+        split: split of a data set.
         field: the entry of a JSON object or row that holds the text.
 
     Returns:
         The source. Nothing of a hub data set is read yet.
 
     Raises:
-        FileNotFoundError: neither a path nor a name.
-        ValueError: as `text_files`.
+        FileNotFoundError: neither a path nor a data set.
+        ValueError: as `text_files`; or a subset or split of what is not a data set.
         ImportError: a data set is asked for and `datasets` is not installed.
 
     Example:
@@ -87,44 +131,192 @@ def open_source(where: str, *, subset: str = "", split: str = "train", field: st
         'HuggingFaceFW/fineweb-edu, sample-10BT, train'
     """
     path = Path(where).expanduser()
-    if path.is_dir() and _is_dataset(path):
+    library = where == STANDARD_LIBRARY
+    if not library and path.is_dir() and _is_dataset(path):
         return _local_dataset(path, where, subset, split, field)
-    if path.exists() or glob.glob(str(path), recursive=True):
-        return _files(where, field)
-    if where in KNOWN_DATASETS:
-        known = KNOWN_DATASETS[where]
-        return _hub(known.name, subset or known.subset, split, field)
-    if _HUB_NAME.fullmatch(where):
-        return _hub(where, subset or _usual_subset(where), split, field)
-    raise FileNotFoundError(
-        f"there is no file or folder {where!r}, and no data set of the hub is called so; give a path, OWNER/NAME of a "
-        f"data set, or one of {', '.join(KNOWN_DATASETS)}"
-    )
+    if not (library or path.exists() or glob.glob(str(path), recursive=True)):
+        return _hub_dataset(where, subset, split, field)
+    if subset or split != "train":
+        raise ValueError(
+            f"subset {subset!r} and split {split!r} choose a part of a data set, and {where!r} is not one: leave them "
+            "out"
+        )
+    return standard_library() if library else text_files(where, field=field)
+
+
+def text_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, field: str = "text") -> Source:
+    """The documents in files, folders (searched through) or glob patterns.
+
+    A `.txt`, `.py` or `.md` file is one document, each line of a `.jsonl` file is one: the entry `field` of its object.
+    A single document is cut in two at a line, the second part holding the last twentieth of its lines.
+
+    Args:
+        paths: one path or pattern, or several.
+        field: the entry of a JSONL object that holds the text.
+
+    Returns:
+        The documents in the order of the paths, each file once.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a file is of another kind; while reading: it is not UTF-8, or a line is without the field.
+    """
+    given = [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    files = list({file.resolve(): file for path in given for file in _files_at(path)}.values())
+    contents = [part for file in files for part in (file.name, _checksum_of(file))]
+
+    def read(skip: int) -> Iterator[Document]:
+        return itertools.islice(itertools.chain.from_iterable(_documents_in(file, field) for file in files), skip, None)
+
+    name = " ".join(given)
+    first = list(itertools.islice(read(0), 2))
+    if len(first) == 1:
+        parts = _cut_at_line(first[0])
+        return Source(name, _identity("file", field, *contents), lambda skip: iter(parts[skip:]))
+    return Source(name, _identity("files", field, *contents), read)
+
+
+def standard_library() -> Source:
+    """The running interpreter's standard library: its `*.py` sources without tests, in the order of their paths.
+
+    Needs no network and is on every machine. It differs between Python versions, so its identity, the SHA-256 of the
+    documents, is recorded. Its last documents are held out.
+
+    Raises:
+        FileNotFoundError: the sources are not installed as files.
+
+    Example:
+        >>> "json/decoder.py" in {document.name for document in standard_library().read(0)}
+        True
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    documents = []
+    for path in root.rglob("*.py"):
+        inside = path.relative_to(root)
+        # _sysconfigdata_* records how this interpreter was built, which would tie the identity to one machine.
+        if _NOT_LIBRARY.isdisjoint(inside.parts) and not inside.name.startswith("_sysconfigdata"):
+            documents.append(Document(inside.as_posix(), _source_text(path)))
+    documents = sorted(document for document in documents if document.text.strip())
+    if not documents:
+        raise FileNotFoundError(
+            f"the standard library's sources are not under {root} (a zipped or stripped installation?); give text of "
+            "your own, as with text_files(...)"
+        )
+    version = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+    cut = len(documents) - max(1, round(HELD_OUT * len(documents)))
+    identity = _sha256_of_documents(documents[:cut], documents[cut:])
+    return Source(f"{STANDARD_LIBRARY}-{version}", identity, lambda skip: iter(documents[skip:]), len(documents))
 
 
 def _is_dataset(folder: Path) -> bool:
-    """Whether a folder is in the hub's format, where a card in Markdown stands beside the data."""
+    """Whether a folder is in the hub's format, in which a card in Markdown stands beside the data."""
     kinds = {file.suffix for file in folder.rglob("*")}
     return bool(kinds & {".parquet", ".arrow"}) or kinds.isdisjoint(SUFFIXES)
 
 
-def _usual_subset(name: str) -> str:
-    return next((known.subset for known in KNOWN_DATASETS.values() if known.name == name), "")
+def _identity(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _files(where: str, field: str) -> Source:
-    files = list(files_at(where))
-    contents = [part for file in files for part in (file.name, sha256_of(file))]
+def _sha256_of_documents(*parts: Sequence[Document]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        for field in itertools.chain.from_iterable(part):
+            encoded = field.encode("utf-8")
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
 
-    def read(skip: int) -> Iterator[Document]:
-        documents = itertools.chain.from_iterable(documents_in(file, file.as_posix(), field) for file in files)
-        return itertools.islice(documents, skip, None)
 
-    first = list(itertools.islice(read(0), 2))
-    if len(first) == 1:  # its end is held out as a document of its own
-        parts = halves(first[0], HELD_OUT)
-        return Source(where, _identity("file", field, *contents), lambda skip: iter(parts[skip:]))
-    return Source(where, _identity("files", field, *contents), read)
+def _files_at(path: str) -> Iterator[Path]:
+    found = Path(path).expanduser()
+    if found.is_dir():
+        inside = sorted(file for file in found.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        if not inside:
+            raise FileNotFoundError(f"the folder {path!r} holds no file ending in {', '.join(SUFFIXES)}")
+        yield from inside
+        return
+    matches = [found] if found.is_file() else [Path(match) for match in sorted(glob.glob(str(found), recursive=True))]
+    matches = [match for match in matches if match.is_file()]
+    if not matches:
+        raise FileNotFoundError(f"there is no file, folder or match of a pattern at {path!r}; check the path")
+    for match in matches:
+        if match.suffix not in SUFFIXES:
+            raise ValueError(f"{str(match)!r} is not a text file we read: allowed are {', '.join(SUFFIXES)}")
+        yield match
+
+
+@contextlib.contextmanager
+def _named_errors(file: Path) -> Iterator[None]:
+    """Errors of reading a text file that say which one."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file.as_posix()!r} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first"
+        ) from error
+    except OSError as error:
+        message = f"cannot read {file.as_posix()!r}: {error.strerror}; check its permissions"
+        raise OSError(error.errno, message) from error
+
+
+def _checksum_of(file: Path) -> str:
+    with _named_errors(file):
+        return sha256_of(file)
+
+
+def _documents_in(file: Path, field: str) -> Iterator[Document]:
+    name = file.as_posix()
+    with _named_errors(file), file.open(encoding="utf-8-sig", newline="\n") as lines:
+        if file.suffix != ".jsonl":
+            yield Document(name, lines.read().replace("\r\n", "\n").replace("\r", "\n"))
+            return
+        # Split at newlines alone: a JSON string may hold the other line separators of Unicode unescaped.
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                place = f"{name}:{number}"
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{place} is not JSON ({error}); give one JSON object a line") from error
+                yield Document(place, _text_of(entry, field, place))
+
+
+def _text_of(entry: Any, field: str, place: str) -> str:
+    """The text of a JSON object or a row."""
+    text = entry.get(field) if isinstance(entry, dict) else None
+    if not isinstance(text, str):
+        keys = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+        raise ValueError(
+            f"{place} has no text under {field!r} (it has {keys}); name the entry that holds it with field=..."
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place} holds half of a surrogate pair, which is not text; correct it") from error
+    return text
+
+
+def _cut_at_line(document: Document) -> list[Document]:
+    """A document as its beginning and its last lines, those of the two that have text."""
+    lines = document.text.splitlines(keepends=True)
+    cut = len(lines) - max(1, round(HELD_OUT * len(lines)))
+    parts = (("#head", lines[:cut]), ("#tail", lines[cut:]))
+    documents = [Document(document.name + suffix, "".join(part)) for suffix, part in parts]
+    return [document for document in documents if document.text.strip()]
+
+
+def _source_text(path: Path) -> str:
+    # tokenize.open honours a source file's own coding line, which a few modules carry.
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the Python source {path}: {error}") from error
+
+
+def _named(name: str, subset: str, split: str) -> str:
+    return ", ".join(part for part in (name, subset, split) if part)
 
 
 def _local_dataset(folder: Path, where: str, subset: str, split: str, field: str) -> Source:
@@ -135,25 +327,24 @@ def _local_dataset(folder: Path, where: str, subset: str, split: str, field: str
         )
     contents = [part for file in files for part in (file.relative_to(folder).as_posix(), sha256_of(file))]
     identity = _identity("dataset", subset, split, field, *contents)
-    return Source(_called(where, subset, split), identity, _rows(str(folder), subset, split, field))
+    return Source(_named(where, subset, split), identity, _rows(str(folder), subset, split, field))
 
 
-def _hub(name: str, subset: str, split: str, field: str) -> Source:
-    return Source(
-        _called(name, subset, split), _identity("hub", name, subset, split, field), _rows(name, subset, split, field)
-    )
-
-
-def _called(name: str, subset: str, split: str) -> str:
-    return ", ".join(part for part in (name, subset, split) if part)
-
-
-def _identity(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+def _hub_dataset(where: str, subset: str, split: str, field: str) -> Source:
+    known = KNOWN_DATASETS.get(where) or next((k for k in KNOWN_DATASETS.values() if k.name == where), None)
+    if known is not None:
+        where, subset = known.name, subset or known.subset
+    elif not _HUB_NAME.fullmatch(where):
+        raise FileNotFoundError(
+            f"there is no file or folder {where!r}, and it is not a data set's name; give a path, OWNER/NAME of a data "
+            f"set on the hub, {STANDARD_LIBRARY}, or one of {', '.join(KNOWN_DATASETS)}"
+        )
+    identity = _identity("hub", where, subset, split, field)
+    return Source(_named(where, subset, split), identity, _rows(where, subset, split, field))
 
 
 def _rows(name: str, subset: str, split: str, field: str) -> Callable[[int], Iterator[Document]]:
-    """Reads a data set row by row, nothing of it kept."""
+    """Reads a data set row by row and keeps nothing of it."""
 
     def read(skip: int) -> Iterator[Document]:
         rows = _stream(name, subset, split)
@@ -171,15 +362,15 @@ def _stream(name: str, subset: str, split: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(f"{name} is read by datasets; pip install 'polargrad[data]'") from error
+        raise ImportError(f"reading {name} needs datasets; pip install 'polargrad[data]'") from error
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        # Data sets that come with a script of their own are refused by `datasets` itself: no code of theirs runs.
+        # `datasets` itself refuses data sets that come with a script of their own: none of their code runs.
         return datasets.load_dataset(name, subset or None, split=split, streaming=True)
     except DatasetNotFoundError as error:
         raise FileNotFoundError(
-            f"the data set {name!r} is not on the hub, or it wants a login (huggingface-cli login): "
+            f"the data set {name!r} is not on the hub, or it needs a login (huggingface-cli login): "
             f"{_first_line(error)}"
         ) from error
     except OSError as error:  # every failure of the network is one
@@ -193,17 +384,10 @@ def _stream(name: str, subset: str, split: str) -> Any:
 
 def _unreachable(name: str, error: BaseException) -> OSError:
     return ConnectionError(
-        f"the data set {name!r} cannot be reached ({_first_line(error)}). Where there is a network: "
+        f"the data set {name!r} cannot be reached ({_first_line(error)}). On a machine with a network: "
         f"`huggingface-cli download --repo-type dataset {name} --local-dir FOLDER`; then give FOLDER as the data here, "
         "or give text of your own"
     )
-
-
-def _text_of(row: Any, field: str, place: str) -> str:
-    text = row.get(field) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise ValueError(f"{place} has no text under {field!r} (it has {sorted(row)}); name the entry with --field")
-    return text
 
 
 def _first_line(error: BaseException) -> str:

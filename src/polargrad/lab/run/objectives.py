@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -163,20 +162,13 @@ def _corpus(
 ) -> tuple[Mapping[str, Any], EncodedCorpus]:
     """What to record of a corpus, and its tokens; the runs of a comparison read and check it once."""
     from polargrad.lab import lm
-    from polargrad.lab.lm.shards import tokenize, vocabulary_of
-    from polargrad.lab.lm.sources import open_source
-    from polargrad.lab.lm.tokenization import load_tokenizer
+    from polargrad.lab.lm.sources import STANDARD_LIBRARY
 
-    if where == "standard-library":
-        corpus = lm.standard_library()
-        words = load_tokenizer(tokenizer) if tokenizer else lm.train_bpe(corpus, vocabulary)
-        name, checksum, encoded = corpus.name, corpus.checksum, lm.encode(corpus, words)
-    else:
-        source = open_source(where, subset=subset, split=split, field=field).limited(documents)
-        words = load_tokenizer(tokenizer) if tokenizer else vocabulary_of(source, vocabulary, held_out=held_out)
-        with preparation(source.name) as progress:
-            encoded = tokenize(source, words, held_out=held_out, progress=progress)
-        parts = encoded.train.checksum + encoded.held_out.checksum
-        name, checksum = source.name, hashlib.sha256(parts.encode()).hexdigest()
-    facts = {"corpus": name, "corpus_checksum": checksum, "tokenizer_checksum": words.checksum}
+    source = lm.open_source(where, subset=subset, split=split, field=field).limited(documents)
+    words = lm.load_tokenizer(tokenizer) if tokenizer else lm.train_bpe(source, vocabulary, held_out=held_out)
+    with preparation(source.name) as progress:
+        encoded = lm.tokenize(source, words, held_out=held_out, progress=progress)
+    # The standard library's identity is a checksum of its documents, whatever vocabulary they are written in.
+    checksum = source.identity if where == STANDARD_LIBRARY else encoded.checksum
+    facts = {"corpus": source.name, "corpus_checksum": checksum, "tokenizer_checksum": words.checksum}
     return {**facts, "corpus_tokens": len(encoded.train.tokens)}, encoded

@@ -1,39 +1,20 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from polargrad.lab.lm import LanguageModelObjective, decoder
-from polargrad.lab.lm.corpora import Document
-from polargrad.lab.lm.shards import TokenShards, tokenize, vocabulary_of
-from polargrad.lab.lm.sources import Source, open_source
-from polargrad.lab.lm.tokenization import END_OF_TEXT, load_tokenizer
-
-WORDS = ["gradient", "matrix", "polar", "factor", "norm", "spectral", "größe", "矩阵"]
-
-
-def texts(count):
-    random = np.random.default_rng(0)
-    return [" ".join(random.choice(WORDS, 40)) + f"\n{i}\n" for i in range(count)]
-
-
-class Counted:
-    """A source that tells from where it was read."""
-
-    def __init__(self, count=1300, name="words"):
-        self.documents = [Document(str(i), text) for i, text in enumerate(texts(count))]
-        self.reads = []
-        self.source = Source(name, f"identity of {name}", self.read)
-
-    def read(self, skip):
-        self.reads.append(skip)
-        return iter(self.documents[skip:])
+from polargrad.lab.lm import Document, LanguageModelObjective, Source, decoder, open_source, tokenize, train_bpe
+from polargrad.lab.lm import tokens as module
+from polargrad.lab.lm.tokenizer import END_OF_TEXT
+from polargrad.lab.lm.tokens import TokenShards
+from tests.lab.lm.words import Counted, texts
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return vocabulary_of(Counted().source, 280, cache=tmp_path_factory.mktemp("vocabulary"))
+    return train_bpe(Counted().source, 280, cache=tmp_path_factory.mktemp("vocabulary"))
 
 
 def decoded(tokenizer, file):
@@ -97,20 +78,62 @@ def test_encoding_goes_on_where_it_was_stopped(tokenizer, tmp_path):
     assert resumed.train.checksum == whole.train.checksum
 
 
-@pytest.mark.parametrize("name", ["train-00001.tokens", "held_out-00001.tokens"])
-def test_a_damaged_shard_alone_is_written_again(tokenizer, tmp_path, name):
-    whole = tokenize(Counted().source, tokenizer, cache=tmp_path, shard_tokens=20_000)
-    sound = whole.train.tokens[:].copy()
+@pytest.mark.parametrize("name", ["train-00001.tokens", "held_out-00001.tokens", "tokenizer.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove", "header", "foreign"])
+def test_a_damaged_file_is_noticed_and_written_again(tmp_path, name, harm):
+    def encoded(counted):
+        vocabulary = train_bpe(counted.source, 280, cache=tmp_path)
+        return tokenize(counted.source, vocabulary, cache=tmp_path, shard_tokens=20_000)
+
+    whole = encoded(Counted())
+    sound = [file.tokens[:] for file in whole]
     (path,) = tmp_path.rglob(name)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
+    header = path.with_name(path.name + ".header.json")
+    content = path.read_bytes()
+    if harm == "flip":
+        path.write_bytes(content[:9] + bytes([content[9] ^ 0xFF]) + content[10:])
+    elif harm == "cut":
+        path.write_bytes(content[:-2])
+    elif harm == "remove":
+        path.unlink()
+    elif harm == "header":
+        header.write_text("{")
+    else:
+        header.write_text(json.dumps({**json.loads(header.read_text()), "source": "of another"}))
     again = Counted()
-    with pytest.warns(RuntimeWarning, match="is damaged"):
-        mended = tokenize(again.source, tokenizer, cache=tmp_path, shard_tokens=20_000)
-    assert again.reads == [512]
-    assert np.array_equal(mended.train.tokens[:], sound)
-    assert mended.train.checksum == whole.train.checksum
+    with pytest.warns(RuntimeWarning, match=f"{name} is damaged"):
+        mended = encoded(again)
+    assert again.reads == [0 if name == "tokenizer.json" else 512]  # of a damaged shard its own documents alone
+    assert all(np.array_equal(file.tokens[:], tokens) for file, tokens in zip(mended, sound, strict=True))
+    assert mended.checksum == whole.checksum
+    assert path.read_bytes() == content
+    encoded(Counted())  # whole again: a warning would be an error here
+
+
+def test_other_options_have_files_of_their_own(tokenizer, tmp_path):
+    first = tokenize(Counted().source, tokenizer, cache=tmp_path)
+    other = tokenize(Counted().source, tokenizer, held_out=0.1, cache=tmp_path)  # a warning would be an error here
+    assert first.checksum != other.checksum
+    again = Counted()
+    assert tokenize(again.source, tokenizer, cache=tmp_path).checksum == first.checksum
+    assert again.reads == []
+
+
+def test_the_last_documents_of_a_source_of_known_length_are_held_out(tokenizer, tmp_path):
+    counted = Counted()
+    source = dataclasses.replace(counted.source, length=1300)
+    made = tokenize(source, tokenizer, held_out=0.1, cache=tmp_path)
+    expected = [document.text for document in counted.documents]
+    assert decoded(tokenizer, made.train) == expected[:1170]
+    assert decoded(tokenizer, made.held_out) == expected[1170:]
+
+
+def test_a_large_vocabulary_needs_wider_tokens(tokenizer, tmp_path):
+    narrow = tokenize(Counted(100).source, tokenizer, cache=tmp_path).train.tokens[:]
+    larger = dataclasses.replace(tokenizer, vocab_size=70_000)
+    wide = tokenize(Counted(100).source, larger, cache=tmp_path).train.tokens[:]
+    assert (narrow.dtype, wide.dtype) == (np.uint16, np.uint32)
+    assert wide.tolist() == narrow.tolist()
 
 
 def test_many_arrays_are_indexed_like_one():
@@ -126,70 +149,22 @@ def test_many_arrays_are_indexed_like_one():
 
 
 def test_a_long_text_is_encoded_in_pieces(tokenizer, tmp_path, monkeypatch):
-    from polargrad.lab.lm import shards
-
     text = "\n".join(texts(200))
     documents = [Document("long", text), Document("short", "polar"), Document("nothing", " \n")]
     source = Source("long", "long", lambda skip: iter(documents[skip:]))
-    monkeypatch.setattr(shards, "_PIECE", 1000)
+    monkeypatch.setattr(module, "_PIECE", 1000)
     made = tokenize(source, tokenizer, cache=tmp_path)
     assert decoded(tokenizer, made.train) == [text]
     assert decoded(tokenizer, made.held_out) == ["polar"]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.6, -1.0])
-def test_an_impossible_share_is_an_error(tokenizer, tmp_path, share):
-    with pytest.raises(ValueError, match=r"above 0 and at most 0\.5"):
-        tokenize(Counted().source, tokenizer, held_out=share, cache=tmp_path)
-
-
 def test_text_without_text_is_an_error(tokenizer, tmp_path):
     empty = Source("blank", "blank", lambda skip: iter([Document("a", " "), Document("b", "\n")][skip:]))
-    with pytest.raises(ValueError, match="blank has no text in it"):
+    with pytest.raises(ValueError, match="blank has no text to train on"):
         tokenize(empty, tokenizer, cache=tmp_path)
-
-
-def test_a_vocabulary_is_learned_once_and_not_from_what_is_held_out(tmp_path):
-    counted, again = Counted(), Counted()
-    learned = vocabulary_of(counted.source, 280, cache=tmp_path)
-    assert vocabulary_of(again.source, 280, cache=tmp_path).checksum == learned.checksum
-    assert again.reads == []
-    other = Counted()
-    other.documents[1] = Document("1", "zzzzzz qqqqqq " * 20_000)
-    assert vocabulary_of(other.source, 280, cache=tmp_path / "other").checksum == learned.checksum
-    other.documents[2] = Document("2", "zzzzzz qqqqqq " * 20_000)
-    assert vocabulary_of(other.source, 280, cache=tmp_path / "third").checksum != learned.checksum
-
-
-def test_a_tokenizer_is_read_from_its_file(tokenizer, tmp_path):
-    tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
-    for where in (tmp_path, tmp_path / "tokenizer.json"):
-        loaded = load_tokenizer(str(where))
-        assert loaded.vocab_size == 280
-        assert loaded.end_of_text == tokenizer.end_of_text
-        assert loaded.encode(["polar " + END_OF_TEXT]) == tokenizer.encode(["polar " + END_OF_TEXT])
-
-
-def test_what_is_no_tokenizer_is_said_to_be_none(tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not a tokenizer"):
-        load_tokenizer(str(tmp_path))
-    from tokenizers import Tokenizer, models
-
-    Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="none of the tokens that close a text"):
-        load_tokenizer(str(tmp_path))
-
-
-def test_a_tokenizer_that_cannot_be_fetched_says_what_to_do(monkeypatch):
-    from tokenizers import Tokenizer
-
-    def fails(*_):
-        raise Exception("error sending request\nmore")
-
-    monkeypatch.setattr(Tokenizer, "from_pretrained", staticmethod(fails))
-    with pytest.raises(FileNotFoundError, match=r"\(error sending request\).*huggingface-cli download nobody/none"):
-        load_tokenizer("nobody/none")
+    single = Source("single", "single", lambda skip: iter([Document("a", "polar")][skip:]))
+    with pytest.raises(ValueError, match="single has no text to hold out; give more documents"):
+        tokenize(single, tokenizer, cache=tmp_path)
 
 
 def test_shards_are_trained_on_with_documents_shuffled(tokenizer, tmp_path):
