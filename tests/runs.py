@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from polargrad.lab.compare.comparison import COMPARISON, Comparison
-from polargrad.lab.run.folder import Run, RunFolder, find_runs, read_run, write_json
+from polargrad.lab.compare.comparison import Comparison
+from polargrad.lab.run.folder import COMPARISON, Run, RunFolder, find_runs, read_run, write_json
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import LoopConfig
 

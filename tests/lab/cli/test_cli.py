@@ -10,7 +10,6 @@ import pytest
 
 import polargrad
 from polargrad.lab import recipes
-from polargrad.lab.cli import commands
 from polargrad.lab.cli import main as cli
 from polargrad.lab.run import runner
 from polargrad.lab.run.folder import RECORDS, read_run
@@ -50,7 +49,7 @@ def test_alone_it_explains_itself(capsys):
 def test_what_explains_itself_names_every_command_with_an_example(capsys):
     alone = _run(capsys)
     assert _run(capsys, "--help") == _run(capsys, "-h") == _run(capsys, "help") == alone
-    for command in commands.COMMANDS:
+    for command in cli.COMMANDS:
         assert f"  polargrad {command} " in alone[1]
     for code in (0, 1, 2, 130, 143):
         assert str(code) in alone[1].rpartition("Exit codes")[2]
@@ -62,13 +61,13 @@ def test_the_version(capsys):
 
 def test_every_command_and_exit_code_is_in_the_docs():
     page = (Path(polargrad.__file__).parents[2] / "docs" / "command-line.md").read_text()
-    for command in commands.COMMANDS:
+    for command in cli.COMMANDS:
         assert f"| `{command}` |" in page
     for code in (0, 1, 2, 130, 143):
         assert f"\n| {code} | " in page
 
 
-@pytest.mark.parametrize("command", commands.COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_has_help_with_an_example(capsys, command):
     code, out, _ = _run(capsys, command, "--help")
     assert code == 0
@@ -217,7 +216,7 @@ def _failing(monkeypatch, error):
     def dispatch(_arguments):
         raise error
 
-    monkeypatch.setattr("polargrad.lab.cli.commands.dispatch", dispatch)
+    monkeypatch.setattr("polargrad.lab.cli.main.dispatch", dispatch)
 
 
 def test_a_failure_is_1_and_shows_its_traceback_only_when_asked(capsys, monkeypatch):

@@ -46,6 +46,8 @@ def test_seeds_end_with_spreads_and_a_page(capsys, tiny_recipes):
     assert (code, again) == (0, out)
     code, again, _ = _run(capsys, "resume", "c")  # nothing is left to do
     assert (code, again) == (0, out)
+    code, _, err = _run(capsys, "resume", "c/adamw@seed=42", "--jobs", "2")
+    assert (code, "--jobs: c/adamw@seed=42 is a single run" in err) == (2, True)
 
 
 def test_a_grid_of_rates_ends_with_its_tables(capsys, tiny_recipes):
@@ -107,6 +109,8 @@ def test_a_search_ends_with_what_it_tried(capsys, tiny_recipes):
         (("--minutes", "-1"), "positive"),
         (("--tune", "--sweep", "hidden.lr=1,2"), "give it or --sweep"),
         (("--tune", "--ratio", "1"), "ratio"),
+        (("--ratio", "3"), "--ratio: options of the search for rates; add --tune"),
+        (("--no-halving", "--extend", "2"), "--extend, --halving: options of the search"),
         (("--jobs", "0"), "jobs must be at least 1"),
         (("--sweep", "warmup=1"), "the schedule of adamw, constant, has no warm-up"),
         (("--sweep", "rates=0"), "rates takes positive numbers"),

@@ -9,7 +9,7 @@ from polargrad.lab.cli import main as cli
 from polargrad.lab.cli.pretrain import Pretrain
 from polargrad.lab.cli.pretrain_options import read_launch_file
 
-FOLDER = Path(__file__).parents[1] / "launch"
+FOLDER = Path(__file__).parents[3] / "launch"
 FILES = sorted(FOLDER.glob("*.toml"))
 
 

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from polargrad.lab.compare.comparison import COMPARISON, Comparison, final_losses
+from polargrad.lab.compare.comparison import Comparison, final_losses
 from polargrad.lab.compare.spread import Spread, groups
 from polargrad.lab.report.comparison_page import cross_tables, in_order, results, write_page
-from polargrad.lab.run.folder import SPEC, read_run, write_json
+from polargrad.lab.run.folder import COMPARISON, SPEC, read_run, write_json
 from tests.runs import tiny_spec, written_run
 
 

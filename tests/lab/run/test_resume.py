@@ -186,5 +186,5 @@ def test_the_exit_code_tells_who_asked(monkeypatch, tmp_path, signal, code):
     def fail(arguments):
         raise runner.Interrupted(tmp_path, signal)
 
-    monkeypatch.setattr("polargrad.lab.cli.commands.dispatch", fail)
+    monkeypatch.setattr("polargrad.lab.cli.main.dispatch", fail)
     assert cli.main(["list"]) == code

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from polargrad.lab.cli import commands
 from polargrad.lab.cli.main import main
 from polargrad.lab.report.study import Outcome, Section, StudyFolder, Table
+from polargrad.lab.studies.recipes import studies
 from polargrad.lab.studies.recipes.studies import STUDIES, Study
 
 
@@ -24,7 +24,7 @@ def _made(ok):
 
 @pytest.fixture
 def toys(monkeypatch):
-    monkeypatch.setattr(commands, "STUDIES", {"good": _made(True), "bad": _made(False)})
+    monkeypatch.setattr(studies, "STUDIES", {"good": _made(True), "bad": _made(False)})
 
 
 def test_a_study_runs_and_says_what_it_found(toys, tmp_path, capsys):
@@ -76,7 +76,7 @@ def test_an_interrupted_study_says_that_it_begins_again(monkeypatch, tmp_path, c
         with StudyFolder(out, "toy", {"seed": seed}):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "STUDIES", {"long": Study("a toy", run)})
+    monkeypatch.setattr(studies, "STUDIES", {"long": Study("a toy", run)})
     assert main(["run", "long", "--out", str(tmp_path / "one")]) == 130
     said = capsys.readouterr().err
     assert f"until then is in {tmp_path / 'one'}" in said

@@ -1,77 +1,173 @@
-"""What a person wrote after a command: read by tyro, refused in one sentence."""
+"""Command-line arguments: a command is a dataclass, and its docstring says what its options mean.
+
+The help text of a field is its entry under `Args:`, its allowed values are its type, and its metadata may hold the
+`flag` under which it is given, the `metavar` of its value, and `repeated` where the flag may be given several times.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+import shutil
+import textwrap
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
+import docstring_parser
 import tyro
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-__all__ = ["option", "read", "read_options"]
+__all__ = ["Jobs", "Parallelism", "Positional", "given", "read"]
 
 Options = TypeVar("Options")
+_REGISTRY = ConstructorRegistry()
+_METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 
 
-def option(*, help: str, metavar: str | None = None) -> object:
-    """An option as `Annotated` wants it; its help ends with the default where there is one to speak of.
+@dataclasses.dataclass(frozen=True)
+class Parallelism:
+    """Several processes: torchrun --nproc-per-node 2 -m polargrad run NAME --parallel ddp.
 
     Args:
-        help: what it means.
-        metavar: what stands for its value.
+        parallel: how a language model lives on the processes: copied, cut, both, or each matrix cut
+        mesh: copies x shards x tensor-parallel ranks; by default all ranks along the mode's axis
     """
-    return tyro.conf.arg(metavar=metavar, help=help, help_behavior_hint=_default)
+
+    parallel: Literal["ddp", "fsdp", "hsdp", "tp"] | None = None
+    mesh: str | None = dataclasses.field(default=None, metadata={"metavar": "DxSxT"})
+
+    def processes(self) -> contextlib.AbstractContextManager[Any]:
+        """The processes (`polargrad.lab.train.parallel.Parallel`), as long as the block lasts."""
+        from polargrad.lab.train.parallel import processes
+
+        return processes(self.parallel, self.mesh)
+
+    def refuse(self, name: str) -> None:
+        """Raise ValueError if several processes were asked for where one does the work."""
+        if self.parallel is not None or self.mesh is not None:
+            raise ValueError(f"{name} runs on one process; leave --parallel and --mesh out")
 
 
-def _default(shown: str) -> str:
-    return "" if shown in ("", "()", "None") else f"(default: {shown})"
-
-
-def read(commands: Mapping[str, Callable[..., Callable[[], object]]], arguments: Sequence[str]) -> Callable[[], object]:
-    """The command that the arguments name, with its options set.
+@dataclasses.dataclass(frozen=True)
+class Jobs:
+    """Several runs at a time.
 
     Args:
-        commands: name -> what is made of its options.
-        arguments: the command's name, and what follows it; at least the name.
-
-    Raises:
-        ValueError: arguments that cannot be read.
-        SystemExit: after --help.
+        jobs: runs at a time, each in a process of its own
+        threads: of each run; by default one if there are several jobs
     """
-    return _read(
-        lambda: tyro.extras.subcommand_cli_from_dict(dict(commands), prog="polargrad", args=list(arguments)),
-        arguments[0],
-    )
+
+    jobs: int = 1
+    threads: int | None = None
 
 
-def read_options(kind: type[Options], command: str, arguments: Sequence[str], default: Options) -> Options:
-    """One command's options, laid over those it has already.
+def given(options: Any, *names: str) -> str:
+    """The flags among the named fields (all by default) that differ from their defaults, joined by commas."""
+    entries = [entry for entry in dataclasses.fields(options) if not names or entry.name in names]
+    return ", ".join(_flag(entry) for entry in entries if getattr(options, entry.name) != entry.default)
+
+
+def _flag(entry: dataclasses.Field[Any]) -> str:
+    return "--" + str(entry.metadata.get("flag", entry.name)).replace("_", "-")
+
+
+def read(kind: type[Options], command: str, arguments: Sequence[str], default: Options | None = None) -> Options:
+    """A command with its options set.
 
     Args:
-        kind: what holds them.
-        command: what the command is called.
+        kind: the command's dataclass.
+        command: what it is called.
         arguments: what follows its name.
-        default: the options that are there already.
+        default: the options that are there already, such as those of a launch file.
 
     Raises:
         ValueError: arguments that cannot be read.
         SystemExit: after --help.
     """
-    made = lambda: tyro.cli(kind, prog=f"polargrad {command}", args=list(arguments), default=default)  # noqa: E731
-    return _read(made, command)
-
-
-def _read(make: Callable[[], Options], command: str) -> Options:
+    if {"-h", "--help"} & set(arguments):
+        print(_description(kind), end="\n\n")
     said = io.StringIO()
+    options: dict[str, Any] = {"prog": f"polargrad {command}", "description": "", "registry": _REGISTRY}
     try:
         with contextlib.redirect_stderr(said):
-            return make()
+            return tyro.cli(kind, args=list(arguments), default=default, **options)
     except SystemExit as end:
         if not end.code:
             raise
     raise ValueError(f"{refusal(said.getvalue())}; `polargrad {command} --help` shows what it takes")
+
+
+def _description(kind: type[Any]) -> str:
+    """The command's docstring down to `Args:`, wrapped to the width of the terminal."""
+    text = inspect.cleandoc(kind.__doc__ or "").partition("\nArgs:")[0].strip()
+    width = shutil.get_terminal_size().columns
+    return "\n\n".join(textwrap.fill(part, width) for part in text.split("\n\n"))
+
+
+def _meanings(kind: type[Any]) -> dict[str, str]:
+    """What the docstrings of a class and of its bases say of each field."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= {
+                entry.arg_name: " ".join((entry.description or "").split()).removesuffix(".")
+                for entry in docstring_parser.parse(base.__doc__ or "").params
+            }
+    return found
+
+
+@_REGISTRY.struct_rule
+def _dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """How tyro reads every dataclass here."""
+    if not dataclasses.is_dataclass(info.type):
+        return None
+    hints, meanings = typing.get_type_hints(info.type, include_extras=True), _meanings(info.type)
+    specs = []
+    for entry in dataclasses.fields(info.type):
+        default = tyro.MISSING
+        if dataclasses.is_dataclass(info.default):
+            default = getattr(info.default, entry.name)
+        elif entry.default is not dataclasses.MISSING:
+            default = entry.default
+        elif entry.default_factory is not dataclasses.MISSING:
+            default = entry.default_factory()
+        specs.append(
+            StructFieldSpec(entry.name, _annotated(hints[entry.name], entry), default, meanings.get(entry.name))
+        )
+    return StructConstructorSpec(info.type, tuple(specs))
+
+
+def _annotated(hint: Any, entry: dataclasses.Field[Any]) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return Annotated[hint, OmitArgPrefixes]
+    made = Annotated[
+        hint,
+        tyro.conf.arg(
+            name=entry.metadata.get("flag"),
+            metavar=entry.metadata.get("metavar") or _metavar(hint),
+            help_behavior_hint=lambda shown: "" if shown in ("", "''", "()", "None") else f"(default: {shown})",
+        ),
+    ]
+    return UseAppendAction[made] if entry.metadata.get("repeated") else made
+
+
+def _metavar(hint: Any) -> str | None:
+    """What stands for a value of this type; None leaves it to tyro, as for booleans."""
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _metavar(choices[0])
+    if origin in (types.UnionType, typing.Union):
+        return next((_metavar(choice) for choice in choices if choice is not type(None)), None)
+    if origin is tuple:
+        return f"{_metavar(choices[0])} ..."
+    return "{" + ",".join(map(str, choices)) + "}" if origin is Literal else _METAVARS.get(hint)
 
 
 def refusal(box: str) -> str:

@@ -1,17 +1,14 @@
-"""`polargrad bench`: what is measured on this machine."""
+"""`polargrad bench`: measure polar methods on this machine."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
-
-from tyro.conf import Positional
+from typing import Literal
 
 from polargrad.lab.cli import terminal
-from polargrad.lab.cli.arguments import option
-from polargrad.lab.run import runner
+from polargrad.lab.cli.arguments import Positional
 from polargrad.lab.studies import bench_polar
 from polargrad.lab.train.progress import time_left
 
@@ -23,23 +20,26 @@ class Bench:
     """Measure every polar method: time against one matrix product of the same shape, residuals, memory.
 
     Example: polargrad bench polar --shapes 4096x1024 --spectra gaussian log-1e6 --out runs/polar
+
+    Args:
+        what: what to measure
+        shapes: of the matrices; BxMxN for a batch
+        dtypes: of torch
+        spectra: gaussian, log-1e6, log-1e12, rank-deficient, clustered, powers-of-two
+        methods: methods and peers; all by default
+        repeats: runs of which the fastest counts
+        device: cpu or cuda
+        out: the new folder; runs/bench-polar-DATE-TIME by default
     """
 
-    what: Positional[Annotated[Literal["polar"], option(help="what to measure")]]
-    shapes: Annotated[tuple[str, ...], option(metavar="MxN ...", help="of the matrices; BxMxN for a batch")] = (
-        bench_polar.SHAPES
-    )
-    dtypes: Annotated[tuple[str, ...], option(metavar="DTYPE ...", help="of torch")] = ("float32",)
-    spectra: Annotated[tuple[str, ...], option(metavar="NAME ...", help=", ".join(bench_polar.SPECTRA))] = (
-        "gaussian",
-        "log-1e6",
-    )
-    methods: Annotated[tuple[str, ...], option(metavar="NAME ...", help="methods and peers; all by default")] = ()
-    repeats: Annotated[int, option(metavar="N", help="runs of which the fastest counts")] = 3
-    device: Annotated[str, option(metavar="NAME", help="cpu or cuda")] = "cpu"
-    out: Annotated[Path | None, option(metavar="DIR", help="the new folder; runs/bench-polar-DATE-TIME by default")] = (
-        None
-    )
+    what: Positional[Literal["polar"]]
+    shapes: tuple[str, ...] = field(default=bench_polar.SHAPES, metadata={"metavar": "MxN ..."})
+    dtypes: tuple[str, ...] = ("float32",)
+    spectra: tuple[str, ...] = ("gaussian", "log-1e6")
+    methods: tuple[str, ...] = ()
+    repeats: int = 3
+    device: str = "cpu"
+    out: Path | None = None
 
     def __call__(self) -> None:
         """Print each measurement as it is made, then write table, plot and record; interrupted, those made so far."""
@@ -47,9 +47,7 @@ class Bench:
             raise ValueError(f"--repeats must be at least 1, got {self.repeats}")
         problems = list(bench_polar.problems(self.shapes, self.dtypes, self.spectra, self.device))
         total = len(problems) * len(bench_polar.choose(self.methods))
-        out = self.out or terminal.dated("bench-polar")
-        runner.refuse_existing(out)
-        terminal.say_where(out)
+        out = terminal.new_folder(self.out, "bench-polar")
         for key, value in bench_polar.machine().items():
             if value is not None:
                 print(f"{key}: {value}")
@@ -76,5 +74,5 @@ class Bench:
 
 
 def _line(m: bench_polar.Measurement) -> str:
-    figures = m.note if m.multiples is None else f"{m.multiples:8.2f} products  error {m.error:.1e}"
-    return f"{m.shape:>12} {m.dtype} {m.spectrum:>14}  {m.contender:<26} {figures}"
+    numbers = m.note if m.multiples is None else f"{m.multiples:8.2f} products  error {m.error:.1e}"
+    return f"{m.shape:>12} {m.dtype} {m.spectrum:>14}  {m.contender:<26} {numbers}"

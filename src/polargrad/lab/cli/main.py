@@ -1,15 +1,20 @@
-"""The way in from a shell: explains itself, says in one sentence what went wrong, and ends with a telling exit code.
+"""Entry point of the shell command `polargrad`: imports the command that is named, runs it, and returns the exit code.
 
 0 done    1 failed    2 bad input    130 interrupted by Ctrl-C    143 stopped by SIGTERM
 """
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 import polargrad
+
+# Each is a module of this package with a class of the same name, imported when it runs.
+COMMANDS = ("list", "run", "compare", "pretrain", "resume", "report", "bench", "plan", "info")
 
 # Which extra brings which package, by the names under which they are imported.
 _EXTRA = {
@@ -25,24 +30,26 @@ _BAD_INPUT = (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError
 _INTRODUCTION = """\
 polargrad: optimizing matrices by polar decomposition.
 
-  polargrad list                               what can be run: recipes, matrix problems, studies
-  polargrad run adamw --steps 50               one of them, into a new folder
-  polargrad compare adamw muon+polargrad       several on the same data, and a report
-  polargrad pretrain --model laptop             one language model, every option from a file or flags
-  polargrad resume runs/monday                 go on with a run or a comparison that was stopped
-  polargrad report runs/monday runs/tuesday    folders of runs as one HTML page
-  polargrad bench polar --shapes 1024x256      every polar method, timed and certified
-  polargrad plan --model demo --mesh 2x4x1     an optimizer step on many GPUs, on paper
-  polargrad info                               versions and machine, for a bug report
+  polargrad list                             recipes, matrix problems, studies
+  polargrad run adamw --steps 50             run one of them
+  polargrad compare adamw muon+polargrad     run several on the same data
+  polargrad pretrain --model laptop          train any language model on any text
+  polargrad resume runs/monday               continue a run or a comparison
+  polargrad report runs/monday runs/tuesday  write an HTML page about some runs
+  polargrad bench polar --shapes 1024x256    time and check every polar method
+  polargrad plan --model demo --mesh 2x4x1   estimate an optimizer step on GPUs
+  polargrad info                             versions and machine
 
-`polargrad COMMAND --help` shows the options of each. Begin with
+`polargrad COMMAND --help` shows the options of a command. Begin with
 
   polargrad compare adamw muon+adamw muon+polargrad
 
-Results go to a new folder under runs/, or to --out; nothing is ever overwritten. Ctrl-C saves first and says how to go
-on. An error is one sentence; `--debug` shows its traceback, `--version` the version.
+Results go to a new folder under runs/, or to --out; nothing is overwritten.
+Ctrl-C saves first and says how to continue. An error is one sentence; --debug
+shows its traceback. --version shows the version.
 
-Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted by Ctrl-C, 143 stopped by SIGTERM.
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted by Ctrl-C, 143
+stopped by SIGTERM.
 """
 
 
@@ -65,8 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"polargrad {polargrad.__version__}")
         return 0
     try:
-        from polargrad.lab.cli.commands import dispatch
-
         dispatch(given)
         sys.stdout.flush()
     except SystemExit as end:
@@ -83,6 +88,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _say(*_explained(error))
     return 0
+
+
+def dispatch(arguments: Sequence[str]) -> None:
+    """Run the command that the arguments name.
+
+    Raises:
+        ValueError: if there is no such command, or its arguments cannot be read.
+        SystemExit: after --help.
+    """
+    name, *rest = arguments
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"there is no command {name!r}; {hint}the commands are {', '.join(COMMANDS)}")
+    command = getattr(importlib.import_module(f"polargrad.lab.cli.{name}"), name.capitalize())
+    if hasattr(command, "read"):  # from a launch file and the flags that override it
+        return command.read(rest)()
+    from polargrad.lab.cli.arguments import read
+
+    read(command, name, rest)()
 
 
 def _explained(error: Exception) -> tuple[str, int]:

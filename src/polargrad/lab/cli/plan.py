@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
-
-from rich.table import Table
+from dataclasses import dataclass, field
 
 from polargrad.distributed.cost import Machine
 from polargrad.lab.cli import terminal
-from polargrad.lab.cli.arguments import option
 from polargrad.lab.planning import ModelPlan, plan_model, rows
 from polargrad.lab.train.parallel import parse_mesh
 
-__all__ = ["PlanModel"]
+__all__ = ["Plan"]
 
 _MACHINE = Machine()
 
 
 @dataclass(frozen=True)
-class PlanModel:
+class Plan:
     """Say which way each matrix goes on a mesh of ranks, and what a step sends, computes and holds.
 
     Nothing runs and no weights are made, so that the mesh may be of any size.
@@ -27,29 +23,28 @@ class PlanModel:
     Example: polargrad plan --model gpt2-small --mesh 1x8x1
 
     Example: polargrad plan --model qwen2.5-540m --mesh 16x64x1 --optimizer polargrad
+
+    Args:
+        model: demo, laptop, gpt2-small, gpt2-medium, qwen2.5-540m (the paper's), moe-demo
+        mesh: copies x shards x tensor-parallel ranks, such as 16x64x1
+        optimizer: adamw, muon+adamw, muon+polargrad, polargrad, one-sided, ...
+        tokens: that a data-parallel rank sees in a step; tensor-parallel ones share them
+        half: of bfloat16 products, as reached on one rank
+        single: of float32 and float64 products, as reached on one rank
+        bandwidth: that a rank sends
+        latency: of a collective
+        full: a line for every parameter
     """
 
-    model: Annotated[
-        str,
-        option(metavar="NAME", help="demo, laptop, gpt2-small, gpt2-medium, qwen2.5-540m (the paper's), moe-demo"),
-    ]
-    mesh: Annotated[str, option(metavar="DxSxT", help="copies x shards x tensor-parallel ranks, such as 16x64x1")]
-    optimizer: Annotated[
-        str, option(metavar="NAME", help="adamw, muon+adamw, muon+polargrad, polargrad, one-sided, ...")
-    ] = "muon+polargrad"
-    tokens: Annotated[
-        int,
-        option(metavar="N", help="that a data-parallel rank sees in a step; tensor-parallel ones share them"),
-    ] = 16384
-    half: Annotated[float, option(metavar="FLOP/S", help="of bfloat16 products, as reached on one rank")] = (
-        _MACHINE.half
-    )
-    single: Annotated[
-        float, option(metavar="FLOP/S", help="of float32 and float64 products, as reached on one rank")
-    ] = _MACHINE.single
-    bandwidth: Annotated[float, option(metavar="BYTE/S", help="that a rank sends")] = _MACHINE.bandwidth
-    latency: Annotated[float, option(metavar="S", help="of a collective")] = _MACHINE.latency
-    full: Annotated[bool, option(help="a line for every parameter")] = False
+    model: str
+    mesh: str = field(metadata={"metavar": "DxSxT"})
+    optimizer: str = "muon+polargrad"
+    tokens: int = 16384
+    half: float = field(default=_MACHINE.half, metadata={"metavar": "FLOP/S"})
+    single: float = field(default=_MACHINE.single, metadata={"metavar": "FLOP/S"})
+    bandwidth: float = field(default=_MACHINE.bandwidth, metadata={"metavar": "BYTE/S"})
+    latency: float = field(default=_MACHINE.latency, metadata={"metavar": "S"})
+    full: bool = False
 
     def __call__(self) -> None:
         """Print the table and what it adds up to."""
@@ -57,32 +52,22 @@ class PlanModel:
             raise ValueError(f"--tokens must be at least 1, got {self.tokens}")
         machine = Machine(self.half, self.single, self.bandwidth, self.latency)
         made = plan_model(self.model, parse_mesh(self.mesh), self.optimizer, machine, self.tokens)
-        console = terminal.console()
-        console.print(_table(made, full=self.full))
+        heads = ("parameters", "shape", "role", "way", "operations", "sent a rank", "busiest", "workspace")
+        terminal.print_table(heads, _cells(made, full=self.full))
         for sentence in _sentences(made, self.tokens):
-            console.print(sentence)
+            terminal.console().print(sentence)
 
 
-def _table(made: ModelPlan, *, full: bool) -> Table:
-    heads = ("parameters", "shape", "role", "way", "operations", "sent a rank", "busiest", "workspace")
-    table = terminal.table(*heads)
+def _cells(made: ModelPlan, *, full: bool) -> list[tuple[str, ...]]:
+    cells = []
     for row in rows(made.plan):
         more = len(row.names) - 1
         names = row.names if full else (row.names[0] + (f" and {more} more" if more else ""),)
         each = len(names)
-        for name in names:
-            cells = (
-                name,
-                " x ".join(map(str, row.shape)),
-                row.role,
-                row.way,
-                _short(row.operations / each),
-                _bytes(row.sent / each),
-                _bytes(row.busiest / each),
-                _bytes(row.workspace),
-            )
-            table.add_row(*terminal.texts(*cells))
-    return table
+        shared = (" x ".join(map(str, row.shape)), row.role, row.way, _short(row.operations / each))
+        traffic = (_bytes(row.sent / each), _bytes(row.busiest / each), _bytes(row.workspace))
+        cells += [(name, *shared, *traffic) for name in names]
+    return cells
 
 
 def _sentences(made: ModelPlan, tokens: int) -> list[str]:

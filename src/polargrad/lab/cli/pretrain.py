@@ -8,12 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from polargrad.lab.cli.arguments import read_options
-from polargrad.lab.cli.parallel_options import ParallelOptions
+from polargrad.lab.cli.arguments import Parallelism, read
 from polargrad.lab.cli.pretrain_options import PretrainOptions, read_launch_file
 from polargrad.lab.compare import analysis
 from polargrad.lab.recipes.optimizers import description
@@ -31,7 +28,7 @@ from polargrad.lab.train import CheckpointPolicy, LoopConfig, terminal_progress
 if TYPE_CHECKING:
     from polargrad.lab.train.journal import Record
 
-__all__ = ["Pretrain", "pretrain"]
+__all__ = ["Pretrain"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,20 @@ class Pretrain(PretrainOptions):
     Example: polargrad pretrain launch/gpt2-small.toml --batch 32 --data essays/
     """
 
-    parallel: Annotated[ParallelOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ParallelOptions)
+    parallel: Parallelism = field(default_factory=Parallelism)
+
+    @classmethod
+    def read(cls, arguments: Sequence[str]) -> Pretrain:
+        """The command from a launch file, where the first argument is one, and flags.
+
+        Raises:
+            SystemExit: after --help.
+            ValueError: if the launch file or the flags cannot be read.
+        """
+        flags, default = list(arguments), cls()
+        if flags and not flags[0].startswith("-"):
+            default = read_launch_file(Path(flags.pop(0)), default)
+        return read(cls, "pretrain", flags, default)
 
     def spec(self) -> RunSpec:
         """The run that these options describe.
@@ -165,19 +175,6 @@ class Pretrain(PretrainOptions):
                     watcher(record)
 
             yield watch if watchers else None
-
-
-def pretrain(arguments: Sequence[str]) -> None:
-    """Run the command: a launch file where the first argument is one, and flags.
-
-    Raises:
-        SystemExit: after --help.
-        ValueError: if the launch file or the flags cannot be read, or for options that do not fit together.
-    """
-    flags, default = list(arguments), Pretrain()
-    if flags and not flags[0].startswith("-"):
-        default = read_launch_file(Path(flags.pop(0)), default)
-    read_options(Pretrain, "pretrain", flags, default)()
 
 
 def _report(finished: Run) -> None:

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import tyro
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
-from polargrad.lab.cli.arguments import option
+
+def option(*, help: str, metavar: str | None = None) -> object:
+    """Until the next commit."""
+    return tyro.conf.arg(metavar=metavar, help=help)
 
 
 def _size(help_text: str) -> Any:

@@ -21,13 +21,12 @@ from polargrad.lab.compare.axes import Axis, parse_axis
 from polargrad.lab.compare.sweep import Point, points
 from polargrad.lab.compare.tuning import Tuned, Tuning
 from polargrad.lab.run import workers
-from polargrad.lab.run.folder import ENDED, Run, create_folder, find_runs, read_run, status_of, write_json
+from polargrad.lab.run.folder import COMPARISON, ENDED, Run, create_folder, find_runs, read_run, status_of, write_json
 from polargrad.lab.run.spec import RunSpec
 
 if TYPE_CHECKING:
     from polargrad.lab.train import Progress
 
-COMPARISON = "comparison.json"
 FORMAT = 1
 
 

@@ -20,7 +20,7 @@ from polargrad.lab.matrix.recipes.completion import COMPLETION
 from polargrad.lab.matrix.recipes.logistic import LOGISTIC
 from polargrad.lab.matrix.recipes.quadratic import QUADRATIC
 from polargrad.lab.report.study import PAGE
-from polargrad.lab.run.folder import Run, create_folder, read_run, refuse_existing, write_json
+from polargrad.lab.run.folder import EXPERIMENT, Run, create_folder, read_run, refuse_existing, write_json
 from polargrad.lab.run.workers import carry_out
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
     {experiment.name: experiment for experiment in (QUADRATIC, LOGISTIC, COMPLETION, *BEYOND)}
 )
 SIZES = ("full", "small")
-EXPERIMENT = "experiment.json"
 
 
 @dataclass(frozen=True)

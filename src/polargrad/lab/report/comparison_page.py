@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polargrad.lab.compare.analysis import cautions, final_metric
-from polargrad.lab.compare.comparison import COMPARISON, final_losses, read_comparison
+from polargrad.lab.compare.comparison import final_losses, read_comparison
 from polargrad.lab.compare.grid import Grid
 from polargrad.lab.compare.spread import Group, groups
 from polargrad.lab.compare.sweep import edge_notes, warmup_of
 from polargrad.lab.report.study import Section, Table, render
-from polargrad.lab.run.folder import FIGURES, Run
+from polargrad.lab.run.folder import COMPARISON, FIGURES, Run
 
 if TYPE_CHECKING:
     from polargrad.lab.compare.tuning import Tuned

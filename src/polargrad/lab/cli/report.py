@@ -1,0 +1,133 @@
+"""`polargrad report`, and how every command that runs something says how it ended."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polargrad.lab.cli import terminal
+from polargrad.lab.cli.arguments import Positional
+from polargrad.lab.compare import analysis
+from polargrad.lab.run.folder import COMPARISON, ENDED, FIGURES, Run, find_runs, read_run, refuse_existing, status_of
+from polargrad.lab.run.spec import RunSpec
+
+__all__ = ["Report", "print_comparison", "print_experiment", "print_outcomes", "print_run"]
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the report of run folders, or of the folders of comparisons, as one self-contained HTML page.
+
+    Example: polargrad report runs/monday runs/tuesday --out both.html
+
+    Args:
+        folders: run folders or comparisons
+        out: the new page; by default DIR/report.html, for several report-DATE-TIME.html
+    """
+
+    folders: Positional[tuple[Path, ...]]
+    out: Path | None = None
+
+    def __call__(self) -> None:
+        """Read the folders, print the table and write the page."""
+        if not self.folders:
+            raise ValueError("there is nothing to report; give at least one folder")
+        if len(self.folders) == 1 and self.out is None and (self.folders[0] / COMPARISON).is_file():
+            return print_comparison(self.folders[0])
+        runs = [read_run(path) for folder in self.folders for path in find_runs(folder)]
+        if self.out is not None:
+            refuse_existing(self.out)
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        alone = self.folders[0] / PAGE if len(self.folders) == 1 else terminal.dated("report", Path(), ".html")
+        _print_report(runs, self.out or alone)
+
+
+def rates(spec: RunSpec) -> str:
+    """Each role with its learning rate."""
+    return ", ".join(f"{role} {rate:g}" for role, rate in spec.learning_rates.items())
+
+
+def narrated() -> dict[str, Any]:
+    """Options with which a comparison tells on stderr how far it has come."""
+    from polargrad.lab.train import terminal_progress
+
+    return {"progress": terminal_progress, "report": lambda line: print(line, file=sys.stderr, flush=True)}
+
+
+def print_run(finished: Run) -> None:
+    """How one run ended and where it is."""
+    shown = terminal.console()
+    shown.print(analysis.sentence(analysis.outcomes([finished])[0], finished))
+    shown.print(f"Records are in {finished.path}, figures in {finished.path / FIGURES}.")
+
+
+def print_experiment(runs: Sequence[Run], page: Path) -> None:
+    """Every configuration of a matrix problem in a table, what there is to say of them, and where the page is."""
+    from polargrad.lab.matrix.page import results, sentences
+
+    found = results(runs)
+    terminal.print_table(found.columns, found.rows)
+    for line in (*sentences(runs), f"Report: {page}"):
+        terminal.console().print(line)
+
+
+def print_outcomes(runs: Sequence[Run]) -> None:
+    """The table of every run, the sentences about the best of each recipe, and warnings."""
+    from polargrad.lab.compare.sweep import edge_notes
+
+    shown, runs = terminal.console(), analysis.with_distinct_names(runs)
+    baseline = analysis.baseline_of(runs)
+    metric = baseline.spec.objective.metric_label
+    heads = ("run", f"final {metric}", "best", f"steps to {baseline.spec.name}'s", "seconds", "optimizer", "rates")
+    rows = []
+    for o in analysis.outcomes(runs):
+        reach = "not reached" if o.reach is None else f"{o.reach.step:.1f}"
+        share = "" if o.optimizer_share is None else f"{o.optimizer_share:.0%}"
+        final = o.run.status if o.final is None else f"{o.final:.4f}"
+        best = "" if o.best is None else f"{o.best:.4f}"
+        rows.append((o.run.spec.name, final, best, reach, f"{o.seconds:.1f}", share, rates(o.run.spec)))
+    terminal.print_table(heads, rows)
+    for outcome in analysis.outcomes(analysis.best_of_recipe(runs)):
+        shown.print(analysis.sentence(outcome, baseline))
+    for note in (*analysis.cautions(runs), *edge_notes(runs)):
+        shown.print(f"Note: {note}")
+
+
+def print_comparison(folder: Path) -> None:
+    """Print the table of a comparison's runs that have ended, and write the page."""
+    from polargrad.lab.compare import comparison, spread
+    from polargrad.lab.report import comparison_page
+
+    asked = comparison.read_comparison(folder) if (folder / COMPARISON).is_file() else None
+    if asked is None:  # of several processes
+        return _print_report([read_run(path) for path in find_runs(folder)], folder / PAGE)
+    runs = [read_run(path) for path in find_runs(folder) if status_of(path) in ENDED]
+    if not runs:
+        raise FileNotFoundError(f"no run in {folder} has ended yet; `polargrad resume {folder}` goes on")
+    order = list(asked.places)
+    runs.sort(key=lambda run: order.index(run.spec.name) if run.spec.name in order else len(order))
+    if not (asked.tune or len(asked.seeds) > 1 or asked.sweep):
+        return _print_report(runs, folder / PAGE)
+    page = comparison_page.write_page(runs, folder / PAGE)
+    groups = comparison_page.in_order(spread.groups(runs), folder)
+    grid = comparison_page.grid_of(runs, folder)
+    over = [] if grid is None else grid.tables()
+    for made in (comparison_page.results(groups), *comparison_page.cross_tables(groups), *over):
+        terminal.print_table(made.columns, made.rows)
+        terminal.console().print(made.note + "\n")
+    said = [] if grid is None else grid.sentences()
+    for line in (*said, *comparison_page.lead(groups, folder, runs), f"Report: {page}"):
+        terminal.console().print(line)
+
+
+def _print_report(runs: Sequence[Run], page: Path) -> None:
+    from polargrad.lab.report.report import write_report
+
+    written = write_report(runs, page)
+    print_outcomes(runs)
+    terminal.console().print(f"Report: {written}")

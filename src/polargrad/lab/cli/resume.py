@@ -1,0 +1,48 @@
+"""`polargrad resume`: continue what was stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from polargrad.lab.cli import report
+from polargrad.lab.cli.arguments import Jobs, Positional, given
+from polargrad.lab.run.folder import COMPARISON, EXPERIMENT
+from polargrad.lab.train import terminal_progress
+
+__all__ = ["Resume"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume(Jobs):
+    """Continue a run, a comparison or a matrix experiment that was stopped or killed, from its last good checkpoint.
+
+    Runs of a comparison that have ended are not repeated.
+
+    Example: polargrad resume runs/monday
+
+    Args:
+        folder: a run, a comparison or a matrix experiment
+    """
+
+    folder: Positional[Path]
+
+    def __call__(self) -> None:
+        """Continue, then say how it ended and where it is."""
+        if (self.folder / COMPARISON).is_file():
+            from polargrad.lab.compare import comparison
+
+            comparison.go_on(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
+            return report.print_comparison(self.folder)
+        if (self.folder / EXPERIMENT).is_file():
+            from polargrad.lab.matrix.laboratory import resume_experiment
+
+            if unused := given(self, "threads"):
+                raise ValueError(f"{unused}: a matrix experiment divides the cores among its jobs; leave it out")
+            runs, page = resume_experiment(self.folder, jobs=self.jobs, progress=terminal_progress)
+            return report.print_experiment(runs, page)
+        if unused := given(self, "jobs", "threads"):
+            raise ValueError(f"{unused}: {self.folder} is a single run; leave them out")
+        from polargrad.lab.run import runner
+
+        report.print_run(runner.resume(self.folder, progress=terminal_progress(self.folder.name)))

@@ -1,0 +1,182 @@
+"""`polargrad run`: one recipe, matrix problem or study into a new folder."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from polargrad.lab import recipes
+from polargrad.lab.cli import terminal
+from polargrad.lab.cli.arguments import Parallelism, Positional, given
+from polargrad.lab.recipes import spec_of
+from polargrad.lab.recipes.comparisons import COMPARISONS
+from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.train import StageLines, terminal_progress
+
+if TYPE_CHECKING:
+    from polargrad.lab.matrix.laboratory import Choices
+
+__all__ = ["Run"]
+
+
+@dataclass(frozen=True)
+class MatrixOptions:
+    """Of the matrix problems, which `polargrad list` names.
+
+    Args:
+        only: configurations to run; all by default
+        preset: of the paper's problems: paper, the authors' settings (default), or exact, converged polar factors with
+            step sizes that converge
+        size: of the problem
+        set: settings of the problem, such as rows=2000 rank=3 observed=0.2
+        repeat: how many seeds, from --seed on; figures show bands
+        eval_every: steps between evaluations of the gap in float64
+        diagnostics: steps between looks at the singular values of gradient and residual, outside the timed path; 0:
+            never; by default a hundred looks
+        picture: which one the problem `picture` completes
+        ratings: what the problem `ratings` completes: a CSV of user, item, rating
+        jobs: configurations at a time, each in a process of its own with its share of the cores
+    """
+
+    only: tuple[str, ...] = ()
+    preset: str | None = None
+    size: Literal["full", "small"] = "full"
+    set: tuple[str, ...] = field(default=(), metadata={"metavar": "NAME=VALUE ..."})
+    repeat: int = 1
+    eval_every: int | None = None
+    diagnostics: int | None = None
+    picture: Literal["china", "flower"] | None = None
+    ratings: Path | None = None
+    jobs: int = 1
+
+    def choices(self, *, steps: int | None, seed: int) -> Choices:
+        """The same as the laboratory takes it.
+
+        Raises:
+            ValueError: a setting that is not NAME=VALUE, or given twice.
+        """
+        from polargrad.lab.matrix.laboratory import Choices
+
+        pairs = [(name, value) for name, value in (("picture", self.picture), ("file", self.ratings)) if value]
+        for text in self.set:
+            name, sign, value = text.partition("=")
+            if not sign:
+                raise ValueError(f"--set takes NAME=VALUE, got {text!r}")
+            pairs.append((name, value))
+        settings = {name: str(value) for name, value in pairs}
+        if len(settings) < len(pairs):
+            twice = next(name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1)
+            raise ValueError(f"{twice} is given twice; give it once")
+        return Choices(
+            only=self.only,
+            preset=self.preset,
+            size=self.size,
+            settings=settings,
+            seed=seed,
+            repeat=self.repeat,
+            steps=steps,
+            eval_every=self.eval_every,
+            diagnostics_every=self.diagnostics,
+            jobs=self.jobs,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run one recipe into a new run folder: spec, environment, records, summary, figures.
+
+    Example: polargrad run muon+polargrad --steps 50 --out runs/first
+
+    A matrix problem runs under every optimizer in turn, each run into a folder of its own, with a page.
+
+    Example: polargrad run quadratic --only polargrad muon-ns adam
+
+    Args:
+        name: a recipe, a matrix problem, a study, or the spec.json of a run
+        steps: optimizer steps; the recipe's own number by default
+        seed: of the initial weights and of the batches
+        out: the new run folder; runs/NAME-DATE-TIME by default
+    """
+
+    name: Positional[str]
+    steps: int | None = None
+    seed: int = 42
+    out: Path | None = None
+    matrix: MatrixOptions = field(default_factory=MatrixOptions)
+    parallel: Parallelism = field(default_factory=Parallelism)
+
+    def __call__(self) -> None:
+        """Run, then say how it ended and where it is."""
+        if self.name in recipes.RECIPES or self.name.endswith(".json"):
+            return self._recipe()
+        if self.name in COMPARISONS:
+            raise ValueError(f"{self.name} is a comparison of several recipes; `polargrad compare {self.name}` runs it")
+        from polargrad.lab.matrix.laboratory import EXPERIMENTS
+
+        if self.name in EXPERIMENTS:
+            return self._experiment()
+        from polargrad.lab.studies.recipes.studies import STUDIES
+
+        if self.name in STUDIES:
+            return self._study()
+        if close := difflib.get_close_matches(self.name, [*recipes.RECIPES, *STUDIES, *EXPERIMENTS], n=1):
+            raise ValueError(f"there is no recipe {self.name!r}; did you mean {close[0]!r}?")
+        spec_of(self.name)  # which says what there is
+
+    def _recipe(self) -> None:
+        from polargrad.lab.run import runner
+
+        self._refuse_matrix_options()
+        spec = self._spec()
+        with self.parallel.processes() as parallel:
+            if not parallel.chief:
+                return runner.assist(spec, parallel)
+            out = terminal.new_folder(self.out, spec.name)
+            finished = runner.run(spec, out, progress=terminal_progress(spec.name), parallel=parallel)
+        from polargrad.lab.cli.report import print_run
+
+        print_run(finished)
+
+    def _spec(self) -> RunSpec:
+        if not self.name.endswith(".json"):
+            return spec_of(self.name, steps=self.steps, seed=self.seed)
+        if self.steps is not None or self.seed != 42:
+            raise ValueError(f"{self.name} fixes steps and seed; leave --steps and --seed out, or edit a copy of it")
+        return RunSpec.from_json(Path(self.name).read_text(encoding="utf-8"))
+
+    def _experiment(self) -> None:
+        """Every configuration of a matrix problem, then a table and the page."""
+        from polargrad.lab.cli.report import print_experiment
+        from polargrad.lab.matrix.laboratory import EXPERIMENTS, run_experiment
+
+        self.parallel.refuse(self.name)
+        choices = self.matrix.choices(steps=self.steps, seed=self.seed)
+        out = terminal.new_folder(self.out, self.name)
+        print_experiment(*run_experiment(EXPERIMENTS[self.name], out, choices, progress=terminal_progress))
+
+    def _study(self) -> None:
+        """A study says what it found; claims that failed end it with exit code 1."""
+        from polargrad.lab.studies.recipes.studies import STUDIES
+
+        self._refuse_matrix_options()
+        self.parallel.refuse(self.name)
+        if self.steps is not None:
+            raise ValueError(f"{self.name} is a study and has no optimizer steps; leave --steps out")
+        out = terminal.new_folder(self.out, self.name)
+        try:
+            outcome = STUDIES[self.name].run(out, seed=self.seed, progress=StageLines())
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; what was recorded until then is in {out}. A study takes minutes and cannot go on: "
+                f"`polargrad run {self.name}` begins again in a new folder"
+            ) from None
+        for line in (*outcome.lead, f"Report: {outcome.page}"):
+            terminal.console().print(line)
+        if not outcome.ok:
+            raise SystemExit(1)
+
+    def _refuse_matrix_options(self) -> None:
+        if unused := given(self.matrix):
+            raise ValueError(f"{unused}: options of matrix problems, and {self.name} is not one; leave them out")
