@@ -110,7 +110,7 @@ def test_a_search_ends_with_what_it_tried(capsys, tiny_recipes):
         (("--tune", "--sweep", "hidden.lr=1,2"), "give it or --sweep"),
         (("--tune", "--ratio", "1"), "ratio"),
         (("--ratio", "3"), "--ratio: options of the search for rates; add --tune"),
-        (("--no-halving", "--extend", "2"), "--extend, --halving: options of the search"),
+        (("--no-halving", "--extend", "2"), "--extend, --no-halving: options of the search"),
         (("--jobs", "0"), "jobs must be at least 1"),
         (("--sweep", "warmup=1"), "the schedule of adamw, constant, has no warm-up"),
         (("--sweep", "rates=0"), "rates takes positive numbers"),

@@ -71,11 +71,11 @@ class Jobs:
 def given(options: Any, *names: str) -> str:
     """The flags among the named fields (all by default) that differ from their defaults, joined by commas."""
     entries = [entry for entry in dataclasses.fields(options) if not names or entry.name in names]
-    return ", ".join(_flag(entry) for entry in entries if getattr(options, entry.name) != entry.default)
-
-
-def _flag(entry: dataclasses.Field[Any]) -> str:
-    return "--" + str(entry.metadata.get("flag", entry.name)).replace("_", "-")
+    changed = [entry for entry in entries if getattr(options, entry.name) != entry.default]
+    return ", ".join(
+        f"--{'no-' if entry.default is True else ''}{entry.metadata.get('flag', entry.name).replace('_', '-')}"
+        for entry in changed
+    )
 
 
 def read(kind: type[Options], command: str, arguments: Sequence[str], default: Options | None = None) -> Options:
