@@ -77,7 +77,7 @@ def plan_model(
     """Plan a model by name on a mesh of D copies, S shards and T tensor-parallel ranks, without storage.
 
     Args:
-        name: one of `polargrad.lab.lm.architectures`.
+        name: one of `polargrad.lab.lm.ARCHITECTURES`.
         sizes: (D, S, T).
         optimizer: the name of an optimizer for whole models.
         machine: what seconds are of.
@@ -86,13 +86,11 @@ def plan_model(
     Raises:
         ValueError: an unknown name, a model that T ranks cannot divide, an optimizer of another library.
     """
-    from polargrad.lab.lm.architectures import architecture
-    from polargrad.lab.lm.models import decoder
+    from polargrad.lab.lm import architecture
 
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"there is no optimizer {optimizer!r}; they are {', '.join(OPTIMIZERS)}")
-    options = architecture(name).sizes()
-    model = decoder(**{"vocab_size": options.pop("vocabulary"), **options}, device="meta")
+    model = architecture(name).build(device="meta")
     by_role = OPTIMIZERS[optimizer]()
     if foreign := {str(own["rule"]) for own in by_role.values()} - {"polar", "adamw"}:
         raise ValueError(f"{optimizer} is stepped by {', '.join(sorted(foreign))}, which the plan knows nothing of")

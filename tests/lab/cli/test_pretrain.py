@@ -139,7 +139,7 @@ def test_every_recipe_has_options_for_every_model(recipe, model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "gpt3"], "there is no model 'gpt3'"),
+        (["--model", "gpt3"], "unknown model 'gpt3'"),
         (["--recipe", "muon+adam"], "did you mean 'muon+adamw'"),
         (["--steps", "5", "--tokens", "100"], "give one of them"),
         (["--tokens", "5", "--minutes", "1"], "give one of them"),

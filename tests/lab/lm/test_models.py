@@ -7,7 +7,7 @@ import torch
 
 from polargrad.lab.lm import decoder
 
-TINY = {"hidden_size": 32, "layers": 2, "heads": 4, "vocab_size": 300, "sequence": 16}
+TINY = {"hidden_size": 32, "layers": 2, "heads": 4, "vocabulary": 300, "sequence": 16}
 
 
 def test_the_small_model_has_the_size_that_the_documents_say():
@@ -71,14 +71,14 @@ def test_sizes_arrive_where_they_belong():
 @pytest.mark.parametrize(
     ("family", "sizes", "message"),
     [
-        ("llama", {}, "allowed are 'qwen2', 'gpt2'"),
+        ("llama", {}, "allowed names are 'qwen2', 'gpt2', 'mixtral'"),
         ("qwen2", {"hidden_size": 32, "heads": 5}, r"heads may be one of \[1, 2, 4, 8, 16, 32\]"),
         ("qwen2", {"hidden_size": 12, "heads": 4}, "must be even"),
         ("qwen2", {"hidden_size": 32, "heads": 4, "kv_heads": 3}, "choose a divisor of 4"),
         ("gpt2", {"hidden_size": 32, "heads": 4, "kv_heads": 2}, "leave kv_heads out"),
-        ("gpt2", {"layers": 0}, "layers must be a whole number"),
-        ("qwen2", {"mlp": 1.5}, "mlp must be a whole number"),
-        ("qwen2", {"vocab_size": True}, "vocab_size must be a whole number"),
+        ("gpt2", {"layers": 0}, "layers must be an integer"),
+        ("qwen2", {"mlp": 1.5}, "mlp must be an integer"),
+        ("qwen2", {"vocabulary": True}, "vocabulary must be an integer"),
     ],
 )
 def test_impossible_sizes_are_named(family, sizes, message):

@@ -78,7 +78,7 @@ def test_loss_is_the_cross_entropy_of_the_next_token():
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_loss_agrees_with_the_model_s_own(family):
-    model = decoder(family, hidden_size=16, layers=1, heads=2, vocab_size=16, sequence=8)
+    model = decoder(family, hidden_size=16, layers=1, heads=2, vocabulary=16, sequence=8)
     made = objective(model)
     batch = made.batch(2)
     logits = model(input_ids=batch[:, :-1]).logits
@@ -123,8 +123,8 @@ def test_text_shorter_than_one_sequence_is_an_error():
 
 
 def test_a_model_that_does_not_fit_the_text_is_an_error():
-    model = decoder(hidden_size=16, layers=1, heads=2, vocab_size=300, sequence=8)
-    with pytest.raises(ValueError, match="build the model with vocab_size=301"):
+    model = decoder(hidden_size=16, layers=1, heads=2, vocabulary=300, sequence=8)
+    with pytest.raises(ValueError, match="build the model with vocabulary=301"):
         objective(model, train=counting(200, 301))
     with pytest.raises(ValueError, match="sequence 9 is longer than the model's 8"):
         objective(model, sequence=9)
@@ -140,7 +140,7 @@ def test_impossible_options_are_named(option):
 
 def random_objective(**options):
     torch.manual_seed(3)
-    module = decoder(hidden_size=16, layers=1, heads=2, vocab_size=16, sequence=8).double()
+    module = decoder(hidden_size=16, layers=1, heads=2, vocabulary=16, sequence=8).double()
     return objective(module, batch_size=12, **options)
 
 

@@ -6,7 +6,7 @@ LAYER = "model.layers.0"
 
 
 def small(**changes):
-    return decoder(**{"hidden_size": 32, "layers": 1, "heads": 4, "kv_heads": 2, "vocab_size": 50, **changes})
+    return decoder(**{"hidden_size": 32, "layers": 1, "heads": 4, "kv_heads": 2, "vocabulary": 50, **changes})
 
 
 def test_maps_are_cut_so_that_nothing_travels_between_them():

@@ -169,7 +169,7 @@ def test_text_without_text_is_an_error(tokenizer, tmp_path):
 
 def test_shards_are_trained_on_with_documents_shuffled(tokenizer, tmp_path):
     made = tokenize(Counted().source, tokenizer, cache=tmp_path, shard_tokens=20_000)
-    model = decoder(hidden_size=16, layers=1, heads=2, vocab_size=280, sequence=16)
+    model = decoder(hidden_size=16, layers=1, heads=2, vocabulary=280, sequence=16)
     options = {"batch_size": 4, "sequence": 16, "evaluation_windows": 8, "shuffle": "documents"}
     objective = LanguageModelObjective(model, *made, **options)
     again = LanguageModelObjective(model, *made, **options)

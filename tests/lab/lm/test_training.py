@@ -14,7 +14,7 @@ def test_a_small_decoder_learns_and_the_run_repeats(tmp_path):
     encoded = tokenize(source, tokenizer, cache=tmp_path)
 
     def run():
-        model = decoder(hidden_size=32, layers=1, heads=2, vocab_size=264, sequence=32)
+        model = decoder(hidden_size=32, layers=1, heads=2, vocabulary=264, sequence=32)
         objective = LanguageModelObjective(model, *encoded, batch_size=4, sequence=32, evaluation_windows=8)
         records = []
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

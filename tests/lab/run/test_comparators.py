@@ -21,7 +21,7 @@ def spec(recipe, changes=()):
 
 
 def after_steps(recipe):
-    model = decoder(**SIZES, vocab_size=64)
+    model = decoder(**SIZES, vocabulary=64)
     optimizer = runner.build_optimizer(spec(recipe), model)
     losses = []
     for step in range(6):
@@ -62,4 +62,4 @@ def test_one_library_steps_a_whole_model():
 def test_options_of_the_whole_optimizer_agree():
     pytest.importorskip("pytorch_optimizer")
     with pytest.raises(ValueError, match="precondition_frequency of soap is"):
-        runner.build_optimizer(spec("soap", ["head.precondition_frequency=5"]), decoder(**SIZES, vocab_size=64))
+        runner.build_optimizer(spec("soap", ["head.precondition_frequency=5"]), decoder(**SIZES, vocabulary=64))

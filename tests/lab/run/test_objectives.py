@@ -119,7 +119,7 @@ def test_a_data_set_in_the_hub_s_format_is_trained_on(spec, tmp_path):
 def test_a_tokenizer_too_large_for_the_model_is_an_error(spec, tmp_path):
     build_objective(spec)
     (path,) = (tmp_path / "cache").rglob("tokenizer.json")
-    with pytest.raises(ValueError, match="build the model with vocab_size=300"):
+    with pytest.raises(ValueError, match="build the model with vocabulary=300"):
         build_objective(changed(spec, tokenizer=str(path), vocabulary=299))
 
 

@@ -1,7 +1,6 @@
 """Language modelling: text, tokens, decoders, and next-token prediction as an objective."""
 
-from polargrad.lab.lm.architectures import ARCHITECTURES, Architecture, architecture
-from polargrad.lab.lm.models import decoder
+from polargrad.lab.lm.models import ARCHITECTURES, Architecture, architecture, decoder
 from polargrad.lab.lm.objective import LanguageModelObjective
 from polargrad.lab.lm.sources import Document, Source, open_source, standard_library, text_files
 from polargrad.lab.lm.tensor_parallel import tensor_cuts, tensor_plan

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polargrad.lab.checks import check_integer
 from polargrad.lab.lm.tokens import TokenFile
 
 _SCANNED = 2**24  # tokens looked at at a time
@@ -36,10 +37,8 @@ class WindowBatches:
         self, file: TokenFile, *, batch_size: int = 16, sequence: int = 128, seed: int = 0, shuffle: str = "windows"
     ) -> None:
         for name, size in (("batch_size", batch_size), ("sequence", sequence)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative; got {seed}")
+            check_integer(name, size)
+        check_integer("seed", seed, 0)
         if shuffle not in SHUFFLES:
             raise ValueError(f"shuffle must be one of {', '.join(map(repr, SHUFFLES))}; got {shuffle!r}")
         self.batch_size, self.sequence, self.seed, self.shuffle = batch_size, sequence, seed, shuffle

@@ -12,6 +12,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
+from polargrad.lab.checks import check_integer
 from polargrad.lab.lm.batches import WindowBatches, window_count
 from polargrad.lab.lm.tokens import TokenFile
 
@@ -63,8 +64,7 @@ class LanguageModelObjective:
         group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         for name, size in (("evaluation_windows", evaluation_windows), ("accumulation", accumulation)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}")
+            check_integer(name, size)
         self.batches = WindowBatches(train, batch_size=batch_size, sequence=sequence, seed=seed, shuffle=shuffle)
         self._rank, self._ranks = (0, 1) if group is None else (group.rank(), group.size())
         if batch_size % (accumulation * self._ranks):
@@ -162,7 +162,7 @@ def _check_fit(module: torch.nn.Module, train: TokenFile, sequence: int) -> None
     if known is not None and train.vocab_size > known:
         raise ValueError(
             f"the text has a vocabulary of {train.vocab_size} tokens and the model one of {known}: build the model "
-            f"with vocab_size={train.vocab_size}"
+            f"with vocabulary={train.vocab_size}"
         )
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and sequence > longest:

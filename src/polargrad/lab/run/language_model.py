@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from polargrad.lab.lm import Architecture
 
 PRECISIONS = ("float32", "bfloat16-mixed", "bfloat16")
 SHUFFLES = ("windows", "documents")
@@ -103,3 +106,9 @@ class LanguageModel:
         for name, allowed in (("precision", PRECISIONS), ("shuffle", SHUFFLES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(map(repr, allowed))}")
+
+    def architecture(self) -> Architecture:
+        """The sizes of the model."""
+        from polargrad.lab.lm import Architecture
+
+        return Architecture(**{entry.name: getattr(self, entry.name) for entry in fields(Architecture)})

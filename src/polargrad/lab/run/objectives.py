@@ -70,20 +70,7 @@ def _language_model(objective: LanguageModel, seed: int, parallel: Parallel) -> 
             objective.documents,
             objective.held_out,
         )
-    model = lm.decoder(
-        objective.family,
-        hidden_size=objective.hidden_size,
-        layers=objective.layers,
-        heads=objective.heads,
-        kv_heads=objective.kv_heads,
-        mlp=objective.mlp,
-        vocab_size=objective.vocabulary,
-        sequence=objective.sequence,
-        experts=objective.experts,
-        experts_per_token=objective.experts_per_token,
-        seed=seed,
-        untied=objective.untied,
-    )
+    model = objective.architecture().build(seed=seed)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     _fit_out(model, objective, alone=parallel.alone)
     tensor_ranks = parallel.sizes[2]

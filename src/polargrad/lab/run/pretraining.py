@@ -31,7 +31,7 @@ def language_model(name: str, changed: Mapping[str, Any]) -> LanguageModel:
     Raises:
         ValueError: an unknown name, or values that do not fit together.
     """
-    from polargrad.lab.lm.architectures import architecture
+    from polargrad.lab.lm import architecture
 
     given = {key: value for key, value in changed.items() if value is not None}
     if given.get("device") == "auto":
@@ -42,22 +42,7 @@ def language_model(name: str, changed: Mapping[str, Any]) -> LanguageModel:
 
 def skeleton(model: LanguageModel) -> torch.nn.Module:
     """The model without storage: names and shapes of its parameters, at any size and at no cost."""
-    from polargrad.lab.lm import decoder
-
-    return decoder(
-        model.family,
-        hidden_size=model.hidden_size,
-        layers=model.layers,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        mlp=model.mlp,
-        vocab_size=model.vocabulary,
-        sequence=model.sequence,
-        experts=model.experts,
-        experts_per_token=model.experts_per_token,
-        untied=model.untied,
-        device="meta",
-    )
+    return model.architecture().build(device="meta")
 
 
 def optimizer_for(recipe: str, module: torch.nn.Module, changes: Sequence[str] = ()) -> Optimizer:
