@@ -22,10 +22,10 @@ ALLOWED = {
     "lab.matrix": (*LIBRARY, "lab.train"),
     "lab.run": (*BASE, "lab.recipes"),
     "lab.recipes": (*BASE, "lab.run"),
-    "lab.compare": (*BASE, "lab.recipes", "lab.run"),
-    "lab.studies": (*BASE, "lab.recipes", "lab.run", "lab.compare"),
-    "lab.report": (*BASE, "lab.recipes", "lab.run", "lab.compare", "lab.studies"),
-    "lab.cli": (*BASE, "lab.recipes", "lab.run", "lab.compare", "lab.studies", "lab.report"),
+    "lab.report": (*BASE, "lab.recipes", "lab.run"),
+    "lab.compare": (*BASE, "lab.recipes", "lab.run", "lab.report"),
+    "lab.studies": (*BASE, "lab.recipes", "lab.run", "lab.report", "lab.compare"),
+    "lab.cli": (*BASE, "lab.recipes", "lab.run", "lab.report", "lab.compare", "lab.studies"),
 }
 LABORATORY = {
     *("transformers", "tokenizers", "tyro", "rich", "matplotlib", "tensorboard", "jinja2", "sklearn", "numpy"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from polargrad.lab.report.report import write_report
+from polargrad.lab.compare.page import write_runs_page
 from tests.runs import written_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -38,7 +38,7 @@ LOOK = """<!doctype html><body style="margin:0"><iframe id="page" style="border:
 document.getElementById("page").srcdoc = PAGE;
 document.getElementById("page").onload = (loaded) => {
   const view = loaded.target.contentWindow, page = view.document;
-  const table = page.querySelector("table.figures");
+  const table = page.querySelector("table.stacked");
   const first = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent.trim());
   const seen = { wide: page.documentElement.scrollWidth, screen: view.innerWidth, before: first() };
   table.tHead.rows[0].cells[1].querySelector("button").click();
@@ -62,7 +62,7 @@ def page(tmp_path_factory):
         written_run(folder / "muon", [(0, 8.0), (5, 5.0), (10, 4.0)]),
         written_run(folder / "a-run-with-quite-a-long-name", [(0, 8.0), (5, 7.0), (10, 6.0)]),
     ]
-    return write_report(runs, folder / "report.html")
+    return write_runs_page(runs, folder / "report.html")
 
 
 def _chromium(tmp_path, *arguments):

@@ -9,14 +9,14 @@ import importlib
 
 # Where each public name lives; imported when first asked for, so that a command imports only what it runs.
 _PUBLIC = {
-    "Axis": "compare.axes",
+    "Axis": "compare.sweep",
     "LanguageModel": "run.language_model",
     "RECIPES": "recipes",
     "Run": "run.folder",
     "RunSpec": "run.spec",
     "expand": "compare.sweep",
     "find_runs": "run.folder",
-    "parse_axis": "compare.axes",
+    "parse_axis": "compare.sweep",
     "read_run": "run.folder",
     "spec_of": "recipes",
 }

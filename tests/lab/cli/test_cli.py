@@ -11,7 +11,7 @@ import pytest
 import polargrad
 from polargrad.lab import recipes
 from polargrad.lab.cli import main as cli
-from polargrad.lab.run import runner
+from polargrad.lab.report import curves
 from polargrad.lab.run.folder import RECORDS, read_run
 from tests.runs import tiny_spec, tiny_text, written_run
 
@@ -30,7 +30,7 @@ def tiny_recipes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(recipes, "RECIPES", {name: partial(recipe, name) for name in ("adamw", "polar")})
     # Figures take longer than the runs, and have tests of their own.
-    monkeypatch.setattr(runner, "draw", lambda run: [])
+    monkeypatch.setattr(curves, "draw", lambda run: [])
     return tmp_path
 
 

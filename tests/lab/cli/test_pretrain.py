@@ -9,7 +9,7 @@ from polargrad.lab.cli import main as cli
 from polargrad.lab.cli.pretrain import Pretrain
 from polargrad.lab.cli.pretrain_options import read_launch_file
 from polargrad.lab.recipes.optimizers import OPTIMIZERS
-from polargrad.lab.run import objectives, runner
+from polargrad.lab.run import objectives
 from polargrad.lab.run.folder import read_run
 from polargrad.lab.train import Checkpoints, Cosine, WarmupLinearDecay
 from tests.runs import tiny_text
@@ -43,7 +43,6 @@ def small(tmp_path, monkeypatch):
     """A launch file of a run that takes a moment, and a folder to run in."""
     monkeypatch.setenv("POLARGRAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "draw", lambda run: [])  # drawn again for the report
     text = tiny_text(tmp_path)
     path = tmp_path / "small.toml"
     path.write_text(SMALL + f'\n[data]\ndata = "{text}"\n')

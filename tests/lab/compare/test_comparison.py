@@ -12,7 +12,7 @@ import pytest
 from polargrad.lab.compare import comparison
 from polargrad.lab.compare.comparison import Comparison
 from polargrad.lab.run import runner, workers
-from polargrad.lab.run.folder import SUMMARY, find_runs, read_run, status_of
+from polargrad.lab.run.folder import COMPARISON, SPEC, SUMMARY, find_runs, read_run, status_of
 from tests.runs import tiny_spec, tiny_text
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +156,14 @@ def test_what_has_ended_is_not_repeated_and_what_was_stopped_goes_on(text, tmp_p
         comparison.begin(whole, tmp_path / "cut")
 
 
+def test_runs_are_made_in_the_order_given_each_in_a_folder_of_its_name(text, tmp_path):
+    labels = []
+    recipes = tuple(tiny_spec(text, name, steps=1) for name in ("b", "a"))
+    comparison.begin(Comparison(recipes), tmp_path / "both", progress=labels.append)
+    assert labels == ["b", "a"]
+    assert (tmp_path / "both" / "a" / SPEC).is_file()
+
+
 def test_two_jobs_make_what_one_makes(text, tmp_path):
     whole = asked(text, seeds=(1, 2))
     comparison.begin(whole, tmp_path / "one", threads=1)
@@ -178,7 +186,7 @@ def test_bad_numbers_of_processes_are_errors(tmp_path, options):
 def test_what_is_no_comparison_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no comparison\.json"):
         comparison.go_on(tmp_path)
-    (tmp_path / comparison.COMPARISON).write_text("[")
+    (tmp_path / COMPARISON).write_text("[")
     with pytest.raises(ValueError, match="cannot be read"):
         comparison.go_on(tmp_path)
 
@@ -190,7 +198,7 @@ def test_a_comparison_of_two_jobs_survives_blows(text, tmp_path, blow):
     whole = asked(text, seeds=(1, 2), steps=150)
     comparison.begin(whole, tmp_path / "whole", threads=1)
     (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / comparison.COMPARISON).write_bytes((tmp_path / "whole" / comparison.COMPARISON).read_bytes())
+    (tmp_path / "cut" / COMPARISON).write_bytes((tmp_path / "whole" / COMPARISON).read_bytes())
     command = [sys.executable, "-m", "polargrad", "resume", str(tmp_path / "cut"), "--jobs", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     stopped = 0

@@ -5,14 +5,14 @@ import math
 
 import pytest
 
+from polargrad.lab.compare.analysis import replicates
 from polargrad.lab.compare.comparison import Comparison
+from polargrad.lab.compare.figures import figures
 from polargrad.lab.compare.grid import Grid, condition_number, largest_rise, spikes
-from polargrad.lab.compare.spread import groups
-from polargrad.lab.compare.sweep import points
+from polargrad.lab.compare.page import write_comparison_page
+from polargrad.lab.compare.sweep import grid_points
 from polargrad.lab.recipes import spec_of
 from polargrad.lab.recipes.comparisons import COMPARISONS
-from polargrad.lab.report.comparison_page import write_page
-from polargrad.lab.report.plots_grid import figures
 from polargrad.lab.train import WarmupLinearDecay
 from tests.runs import tiny_spec, written_grid, written_run
 
@@ -174,11 +174,11 @@ def test_values_that_are_no_numbers_stand_side_by_side(tmp_path):
 def test_the_page_has_the_grid(tmp_path):
     whole = asked()
     runs = written_grid(tmp_path / "c", whole, course)
-    text = write_page(runs, tmp_path / "c" / "report.html").read_text()
+    text = write_comparison_page(runs, tmp_path / "c" / "report.html").read_text()
     assert "<h2>The grid</h2>" in text
     assert "adamw: lowest 4.000 at warmup=0,rates=1" in text
     assert (tmp_path / "c" / "figures" / "grid-final.png").is_file()
-    alone = write_page(runs[:1], tmp_path / "report.html").read_text()  # no comparison's folder
+    alone = write_comparison_page(runs[:1], tmp_path / "report.html").read_text()  # no comparison's folder
     assert "The grid" not in alone
 
 
@@ -188,7 +188,7 @@ def test_a_point_that_lost_a_seed_is_not_the_best(tmp_path):
         return [8.0, None] if lower and spec.seed == 2 else [8.0, 3.0 if lower else 4.0]
 
     runs = written_grid(tmp_path / "c", asked(("rates=1,2",), seeds=(1, 2)), unlucky)
-    assert {group.runs[0].spec.name for group in groups(runs)} == {"adamw@rates=1@seed=1", "polar@rates=1@seed=1"}
+    assert {group.runs[0].spec.name for group in replicates(runs)} == {"adamw@rates=1@seed=1", "polar@rates=1@seed=1"}
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
@@ -196,5 +196,5 @@ def test_a_named_comparison_is_one_that_can_be_made(name):
     whole = COMPARISONS[name]
     specs = tuple(whole.looked_at(spec_of(recipe, steps=whole.steps)) for recipe in whole.recipes)
     made = Comparison(specs, sweep=whole.sweep)
-    assert len(points(specs, made.axes)) == len(made.pending({})) == 45
+    assert len(grid_points(specs, made.axes)) == len(made.pending({})) == 45
     assert {spec.loop.eval_every for spec in made.pending({})} == {25}

@@ -11,12 +11,13 @@ import torch
 from polargrad.lab.cli.main import main
 from polargrad.lab.matrix.configurations import Configuration, polargrad
 from polargrad.lab.matrix.experiment import Experiment
-from polargrad.lab.matrix.figures import curves, figures
+from polargrad.lab.matrix.figures import figures
 from polargrad.lab.matrix.laboratory import EXPERIMENTS, Choices, report, run_experiment
 from polargrad.lab.matrix.objectives import Completion, Logistic, Quadratic, problem_of
 from polargrad.lab.matrix.optimizers import build_optimizer
 from polargrad.lab.matrix.page import final_gaps, results
 from polargrad.lab.matrix.problems import OrthogonalProcrustes, ProblemObjective
+from polargrad.lab.report.curves import over_seeds
 from polargrad.lab.run import runner
 from polargrad.lab.run.spec import RunSpec
 
@@ -161,7 +162,7 @@ def test_records_hold_gap_residual_and_gradient(small_runs):
 
 def test_bands_are_median_and_range_over_seeds(small_runs):
     adam = [run for run in small_runs[0] if run.spec.recipe == "adam"]
-    curve = curves(adam, "eval", "gap")
+    curve = over_seeds(adam, "eval", "gap")
     ends = sorted(run.of_kind("eval")[-1]["gap"] for run in adam)
     assert curve.x == tuple(range(13))
     assert (curve.low[-1], curve.high[-1]) == tuple(ends)

@@ -80,7 +80,7 @@ def test_precision_is_of_weights_and_of_the_forward_pass(spec, precision, weight
 def test_a_mixture_of_experts_is_a_spec_like_any_other(spec, tmp_path):
     mixture = changed(spec, family="mixtral", experts=4, experts_per_token=2)
     options = {**mixture.optimizer, "expert": mixture.optimizer["hidden"]}
-    run = runner.run(dataclasses.replace(mixture, optimizer=options, probe=()), tmp_path / "run", figures=False)
+    run = runner.run(dataclasses.replace(mixture, optimizer=options, probe=()), tmp_path / "run")
     assert run.status == "finished"
     losses = [record["loss"] for record in run.of_kind("step")]
     assert losses[-1] < losses[0]

@@ -26,11 +26,6 @@ def text(tmp_path_factory):
         yield tiny_text(folder)
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch):
-    monkeypatch.setattr(runner, "draw", lambda run: [])
-
-
 class StopsAt:
     """Ctrl-C, twice at once, when so many steps are told of."""
 

@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
+from polargrad.lab.report.curves import draw
 from polargrad.lab.run import runner
-from polargrad.lab.run.folder import SPEC, read_run
+from polargrad.lab.run.folder import read_run
 from tests.runs import ADAMW, tiny_spec, tiny_text
 
 ROLES = ("hidden", "embedding", "head", "vector")
@@ -18,19 +19,6 @@ def text(tmp_path_factory):
         yield tiny_text(folder)
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(request, monkeypatch):
-    """Figures take longer than the runs; one test looks at them."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(runner, "draw", lambda run: [])
-
-
-@pytest.fixture
-def drawn():
-    """Ask for figures."""
-
-
-@pytest.mark.usefixtures("drawn")
 def test_a_run_from_spec_to_figures(text, tmp_path):
     spec = tiny_spec(text, polar=True)
     run = runner.run(spec, tmp_path / "one")
@@ -43,6 +31,7 @@ def test_a_run_from_spec_to_figures(text, tmp_path):
     assert set(run.of_kind("step")[0]["lr"]) == {"hidden", "embedding", "head", "vector"}
     assert len(run.environment["corpus_checksum"]) == 64
     assert run.environment["parameters"] > 0
+    draw(run)
     assert (tmp_path / "one" / "figures" / "loss-steps.png").is_file()
 
 
@@ -104,21 +93,3 @@ def test_a_diverging_run_is_recorded_as_one(text, tmp_path):
     run = runner.run(spec.with_option("head", "lr", 1e4), tmp_path / "wild")
     assert run.status == "diverged"
     assert "diverged" in {event["event"] for event in run.of_kind("event")}
-
-
-def test_a_comparison_is_one_folder_of_runs(text, tmp_path):
-    specs = [tiny_spec(text, name, steps=1) for name in ("b", "a")]
-    labels = []
-    runs = runner.compare(specs, tmp_path / "both", progress=labels.append)
-    assert [run.spec.name for run in runs] == labels == ["b", "a"]
-    assert (tmp_path / "both" / "a" / SPEC).is_file()
-    with pytest.raises(FileExistsError):
-        runner.compare(specs, tmp_path / "both")
-
-
-def test_a_comparison_needs_runs_of_different_names(tmp_path):
-    with pytest.raises(ValueError, match="nothing to compare"):
-        runner.compare([], tmp_path / "none")
-    with pytest.raises(ValueError, match="tiny is there twice"):
-        runner.compare([tiny_spec("text.txt")] * 2, tmp_path / "none")
-    assert not (tmp_path / "none").exists()

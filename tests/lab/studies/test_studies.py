@@ -5,9 +5,10 @@ import json
 import pytest
 
 from polargrad.lab.cli.main import main
-from polargrad.lab.report.study import Outcome, Section, StudyFolder, Table
+from polargrad.lab.report.page import Section, Table
 from polargrad.lab.studies.recipes import studies
 from polargrad.lab.studies.recipes.studies import STUDIES, Study
+from polargrad.lab.studies.study import StudyFolder, StudyResult
 
 
 def _made(ok):
@@ -17,7 +18,7 @@ def _made(ok):
             folder.record("toy", value=float("nan"), nested={"x": [1.0, float("inf")]})
             table = Table(("name", "value"), [("<b>", "1 & 2")], note="a < b")
             page = folder.finish("Toy", ["It is <done>."], [Section("S", ["p"], [table])], {"status": "finished"})
-        return Outcome(page, ["It is [done]."], ok=ok)
+        return StudyResult(page, ["It is [done]."], ok=ok)
 
     return Study("a toy", run)
 

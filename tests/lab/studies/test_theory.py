@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from polargrad.geometry import Spectral
-from polargrad.lab.report import plots
-from polargrad.lab.report.study import StudyFolder
+from polargrad.lab.report import figures as drawing
 from polargrad.lab.studies.recipes.theory import theory
+from polargrad.lab.studies.study import StudyFolder
 from polargrad.lab.studies.theory import (
     FAMILIES,
     check,
@@ -325,8 +325,8 @@ def _records(folder):
 
 
 def test_a_brief_study_writes_records_summary_and_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "save", lambda drawn, folder: [])
-    monkeypatch.setattr(plots, "inline_svg", lambda figure: f"<svg><title>{figure.key}</title></svg>")
+    monkeypatch.setattr(drawing, "save", lambda drawn, folder: [])
+    monkeypatch.setattr(drawing, "inline_svg", lambda figure: f"<svg><title>{figure.key}</title></svg>")
     outcome = theory(tmp_path / "study", quadratics=4, steps=5, brief=True)
     assert outcome.ok
     kinds = {record["kind"] for record in _records(tmp_path / "study")}

@@ -72,7 +72,6 @@ def single(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLARGRAD_CACHE", str(folder / "cache"))
-        patch.setattr(runner, "draw", lambda run: [])
         spec = tiny_spec(tiny_text(folder), polar=True, steps=5)
         spec = dataclasses.replace(spec, objective=dataclasses.replace(spec.objective, evaluation_windows=7))
         one = runner.run(spec, folder / "one")

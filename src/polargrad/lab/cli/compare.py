@@ -9,14 +9,11 @@ from pathlib import Path
 from polargrad.lab.cli import report, terminal
 from polargrad.lab.cli.arguments import Jobs, Parallelism, Positional, given
 from polargrad.lab.compare import comparison
-from polargrad.lab.compare.axes import parse_axis
 from polargrad.lab.compare.comparison import Comparison
-from polargrad.lab.compare.sweep import points
 from polargrad.lab.recipes import spec_of
 from polargrad.lab.recipes.comparisons import COMPARISONS
 from polargrad.lab.run import budget, runner
 from polargrad.lab.run.spec import RunSpec
-from polargrad.lab.train import terminal_progress
 
 __all__ = ["Compare"]
 
@@ -77,19 +74,15 @@ class Compare(Jobs):
             if not parallel.alone and (unused := given(self, "tune", "seeds", "jobs", "threads", "minutes")):
                 raise ValueError(f"{unused}: not with --parallel, where every process takes part in every run")
             specs, sweep = self._asked()
-            made = [point.spec for point in points(specs, [parse_axis(text) for text in sweep])]
+            seeds = tuple(range(self.seed, self.seed + self.seeds))
+            asked = Comparison(tuple(specs), seeds, self.tune, self.ratio, self.extend, self.halving, sweep)
             if not parallel.chief:
-                for spec in made:
+                for spec in asked.pending({}):
                     runner.assist(spec, parallel)
                 return
-            if parallel.alone:
-                seeds = tuple(range(self.seed, self.seed + self.seeds))
-                asked = Comparison(tuple(specs), seeds, self.tune, self.ratio, self.extend, self.halving, sweep)
-                out = terminal.new_folder(self.out, "compare")
-                comparison.begin(asked, out, jobs=self.jobs, threads=self.threads, **report.narrated())
-            else:
-                out = terminal.new_folder(self.out, "compare")
-                runner.compare(made, out, progress=terminal_progress, parallel=parallel)
+            out = terminal.new_folder(self.out, "compare")
+            how = {"jobs": self.jobs, "threads": self.threads, **report.narrated()}
+            comparison.begin(asked, out, parallel=parallel, **how)
         report.print_comparison(out)
 
     def _check(self) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from polargrad.lab.cli.arguments import Parallelism, read
 from polargrad.lab.cli.pretrain_options import PretrainOptions, read_launch_file
 from polargrad.lab.compare import analysis
+from polargrad.lab.compare.page import write_runs_page
 from polargrad.lab.recipes.optimizers import description
-from polargrad.lab.report.report import write_report
+from polargrad.lab.report.page import PAGE
 from polargrad.lab.run import pretraining, runner
 from polargrad.lab.run.folder import Run
 from polargrad.lab.run.footprint import footprint
@@ -178,7 +179,7 @@ class Pretrain(PretrainOptions):
 
 
 def _report(finished: Run) -> None:
-    page = write_report([finished], finished.path / "report.html")
+    page = write_runs_page([finished], finished.path / PAGE, save_figures=True)
     print(_ending(finished))
     print(f"Records are in {finished.path}. Report: {page}")
 

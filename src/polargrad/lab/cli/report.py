@@ -12,7 +12,7 @@ from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Positional
 from polargrad.lab.compare import analysis
 from polargrad.lab.run.folder import COMPARISON, ENDED, FIGURES, Run, find_runs, read_run, refuse_existing, status_of
-from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.run.spec import LanguageModel, RunSpec
 
 __all__ = ["Report", "print_comparison", "print_experiment", "print_outcomes", "print_run"]
 
@@ -60,7 +60,10 @@ def narrated() -> dict[str, Any]:
 
 
 def print_run(finished: Run) -> None:
-    """How one run ended and where it is."""
+    """Draw the figures of one run, and print how it ended and where it is."""
+    from polargrad.lab.report import curves
+
+    curves.draw(finished)
     shown = terminal.console()
     shown.print(analysis.sentence(analysis.outcomes([finished])[0], finished))
     shown.print(f"Records are in {finished.path}, figures in {finished.path / FIGURES}.")
@@ -78,7 +81,7 @@ def print_experiment(runs: Sequence[Run], page: Path) -> None:
 
 def print_outcomes(runs: Sequence[Run]) -> None:
     """The table of every run, the sentences about the best of each recipe, and warnings."""
-    from polargrad.lab.compare.sweep import edge_notes
+    from polargrad.lab.compare.grid import edge_notes
 
     shown, runs = terminal.console(), analysis.with_distinct_names(runs)
     baseline = analysis.baseline_of(runs)
@@ -100,12 +103,10 @@ def print_outcomes(runs: Sequence[Run]) -> None:
 
 def print_comparison(folder: Path) -> None:
     """Print the table of a comparison's runs that have ended, and write the page."""
-    from polargrad.lab.compare import comparison, spread
-    from polargrad.lab.report import comparison_page
+    from polargrad.lab.compare.comparison import read_comparison
+    from polargrad.lab.compare.page import Findings, write_comparison_page
 
-    asked = comparison.read_comparison(folder) if (folder / COMPARISON).is_file() else None
-    if asked is None:  # of several processes
-        return _print_report([read_run(path) for path in find_runs(folder)], folder / PAGE)
+    asked = read_comparison(folder)
     runs = [read_run(path) for path in find_runs(folder) if status_of(path) in ENDED]
     if not runs:
         raise FileNotFoundError(f"no run in {folder} has ended yet; `polargrad resume {folder}` goes on")
@@ -113,21 +114,23 @@ def print_comparison(folder: Path) -> None:
     runs.sort(key=lambda run: order.index(run.spec.name) if run.spec.name in order else len(order))
     if not (asked.tune or len(asked.seeds) > 1 or asked.sweep):
         return _print_report(runs, folder / PAGE)
-    page = comparison_page.write_page(runs, folder / PAGE)
-    groups = comparison_page.in_order(spread.groups(runs), folder)
-    grid = comparison_page.grid_of(runs, folder)
-    over = [] if grid is None else grid.tables()
-    for made in (comparison_page.results(groups), *comparison_page.cross_tables(groups), *over):
+    page = write_comparison_page(runs, folder / PAGE)
+    found = Findings.of(runs, folder)
+    tables = found.grid.tables() if found.grid else []
+    for made in (found.results(), *found.cross_tables(), *tables):
         terminal.print_table(made.columns, made.rows)
         terminal.console().print(made.note + "\n")
-    said = [] if grid is None else grid.sentences()
-    for line in (*said, *comparison_page.lead(groups, folder, runs), f"Report: {page}"):
+    over = found.grid.sentences() if found.grid else []
+    for line in (*over, *found.sentences(), f"Report: {page}"):
         terminal.console().print(line)
 
 
 def _print_report(runs: Sequence[Run], page: Path) -> None:
-    from polargrad.lab.report.report import write_report
+    """Print the table of runs and write their page: of language models side by side, or of a matrix experiment."""
+    from polargrad.lab.compare.page import write_runs_page
+    from polargrad.lab.matrix import laboratory
 
-    written = write_report(runs, page)
+    of_models = all(isinstance(run.spec.objective, LanguageModel) for run in runs)
+    written = write_runs_page(runs, page) if of_models else laboratory.report(runs, page)
     print_outcomes(runs)
     terminal.console().print(f"Report: {written}")

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polargrad.lab.compare.analysis import final_metric
-from polargrad.lab.compare.axes import Axis, parse_axis
-from polargrad.lab.compare.sweep import Point, points
+from polargrad.lab.compare.sweep import Axis, GridPoint, grid_points, parse_axis
 from polargrad.lab.compare.tuning import Tuned, Tuning
 from polargrad.lab.run import workers
 from polargrad.lab.run.folder import COMPARISON, ENDED, Run, create_folder, find_runs, read_run, status_of, write_json
@@ -26,6 +25,7 @@ from polargrad.lab.run.spec import RunSpec
 
 if TYPE_CHECKING:
     from polargrad.lab.train import Progress
+    from polargrad.lab.train.parallel import Parallel
 
 FORMAT = 1
 
@@ -82,12 +82,12 @@ class Comparison:
         return [parse_axis(text) for text in self.sweep]
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[GridPoint]:
         """The points of the grid over every recipe; without a grid the recipes."""
-        return points(self.recipes, self.axes)
+        return grid_points(self.recipes, self.axes)
 
     @property
-    def places(self) -> dict[str, Point]:
+    def places(self) -> dict[str, GridPoint]:
         """Where in the grid each run stands, by its name, in the order in which they are made; no searches."""
         return {spec.name: point for point in self.points for spec in self._seeded(point.spec)}
 
@@ -170,6 +170,7 @@ def go_on(
     threads: int | None = None,
     progress: Callable[[str], Progress | None] = lambda _label: None,
     report: Callable[[str], None] = lambda _line: None,
+    parallel: Parallel | None = None,
 ) -> list[Run]:
     """Make the runs of a comparison that are still to be made; one that was stopped goes on from its checkpoint.
 
@@ -179,6 +180,8 @@ def go_on(
         threads: of each run; None: one if there are several jobs, else as torch has it.
         progress: makes what is told of one run's way from the run's label; for several jobs these write to stderr.
         report: takes a line for each run that ends.
+        parallel: the processes that each run is spread over; this is rank 0, and the others `runner.assist` with each
+            of `pending({})` in order. None: each run has one process.
 
     Returns:
         Every run, in the order of the folders' names.
@@ -197,7 +200,8 @@ def go_on(
         said = "diverged" if losses[name] is None else f"{losses[name]:.4f}"
         report(f"{len(losses)} ended, {len(comparison.pending(losses))} known to come: {name} {said}")
 
-    workers.carry_out(lambda: comparison.pending(losses), ended, path, jobs=jobs, threads=threads, progress=progress)
+    how = {"jobs": jobs, "threads": threads, "progress": progress, "parallel": parallel}
+    workers.carry_out(lambda: comparison.pending(losses), ended, path, **how)
     return [read_run(folder) for folder in find_runs(path)]
 
 

@@ -11,19 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polargrad.lab.compare.analysis import final_metric
-from polargrad.lab.compare.axes import Axis, text_of
+from polargrad.lab.compare.analysis import Spread, best_of_recipe, final_metric, recipe_of
 from polargrad.lab.compare.comparison import Comparison
-from polargrad.lab.compare.spread import Spread
-from polargrad.lab.report.study import Table
+from polargrad.lab.compare.sweep import Axis, setting_text
+from polargrad.lab.report.page import UNKNOWN, Table
 from polargrad.lab.run.folder import Run
-from polargrad.lab.run.spec import Plain
+from polargrad.lab.run.spec import Plain, RunSpec
 
-__all__ = ["Cell", "Grid", "Row", "condition_number", "largest_rise", "spikes"]
+__all__ = ["Grid", "GridCell", "GridRow", "condition_number", "edge_notes", "largest_rise", "spikes"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One recipe at one point of the grid.
 
     Args:
@@ -63,7 +62,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class GridRow:
     """The cells of one recipe that differ along one axis alone.
 
     Args:
@@ -74,7 +73,7 @@ class Row:
 
     recipe: str
     settings: tuple[tuple[Axis, Plain], ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[GridCell, ...]
 
     @property
     def name(self) -> str:
@@ -84,7 +83,7 @@ class Row:
     @property
     def setting(self) -> str:
         """The other axes' values, as in "warmup=10"; the recipe where there are none."""
-        return text_of(self.settings) or self.recipe
+        return setting_text(self.settings) or self.recipe
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Grid:
 
     along: Axis
     axes: tuple[Axis, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[GridCell, ...]
 
     @classmethod
     def of(cls, asked: Comparison, runs: Sequence[Run]) -> Grid | None:
@@ -113,7 +112,9 @@ class Grid:
             if run.spec.name in places and along in dict(places[run.spec.name].settings):
                 held.setdefault(places[run.spec.name].spec.name, []).append(run)
         cells = [
-            Cell(point.spec.recipe, point.settings, tuple(sorted(held[point.spec.name], key=lambda run: run.spec.seed)))
+            GridCell(
+                point.spec.recipe, point.settings, tuple(sorted(held[point.spec.name], key=lambda run: run.spec.seed))
+            )
             for point in asked.points
             if point.spec.name in held
         ]
@@ -138,28 +139,28 @@ class Grid:
         roles = dict.fromkeys(record["role"] for run in runs for record in run.of_kind("matrix"))
         return [role for role in roles if any(condition_number(run, role) is not None for run in runs)]
 
-    def rows(self, recipe: str | None = None) -> list[Row]:
+    def rows(self, recipe: str | None = None) -> list[GridRow]:
         """One for each recipe and each setting of the other axes."""
-        found: dict[tuple[str, str], list[Cell]] = {}
+        found: dict[tuple[str, str], list[GridCell]] = {}
         for cell in self.cells:
             if recipe is None or cell.recipe == recipe:
-                found.setdefault((cell.recipe, text_of(self._others(cell))), []).append(cell)
+                found.setdefault((cell.recipe, setting_text(self._others(cell))), []).append(cell)
         order = list(self.along.ordered)
         for cells in found.values():
             cells.sort(key=lambda cell: order.index(cell.value(self.along)))
-        return [Row(name, self._others(cells[0]), tuple(cells)) for (name, _), cells in found.items()]
+        return [GridRow(name, self._others(cells[0]), tuple(cells)) for (name, _), cells in found.items()]
 
-    def best_along(self, axis: Axis) -> list[Row]:
+    def best_along(self, axis: Axis) -> list[GridRow]:
         """For each recipe and each value of an axis the cell that ended lowest, whatever the other axes."""
         rows = []
         for recipe in self.recipes:
             mine = [cell for cell in self.cells if cell.recipe == recipe and axis in dict(cell.settings)]
             held = [[cell for cell in mine if cell.value(axis) == value] for value in axis.ordered]
             if best := tuple(min(cells, key=_rank) for cells in held if cells):
-                rows.append(Row(recipe, (), best))
+                rows.append(GridRow(recipe, (), best))
         return rows
 
-    def sensitivity(self, row: Row) -> float | None:
+    def sensitivity(self, row: GridRow) -> float | None:
         """How much a wrong learning rate costs: the mean over the rates of `min(loss, start) - lowest loss of the row`.
 
         A run that diverged counts as one that did not move. None without learning rates, or if nothing ended.
@@ -176,7 +177,7 @@ class Grid:
     def tables(self) -> list[Table]:
         """Final losses, and how rough the way there was: a row for each recipe and setting, a column for each value."""
         rows, sensitive = self.rows(), self.along.is_rate and len(self.along.values) > 1
-        heads = [text_of([(self.along, value)]) for value in self.along.ordered]
+        heads = [setting_text([(self.along, value)]) for value in self.along.ordered]
         metric = self.cells[0].runs[0].spec.objective.metric_label
         ends = Table(
             (f"final {metric}", *heads, *(["sensitivity"] if sensitive else [])),
@@ -203,22 +204,22 @@ class Grid:
             if best.final.mean is None:
                 lines.append(f"{recipe}: no run has a final loss. {wrong}")
                 continue
-            parts = [f"{recipe}: lowest {best.final.text(3)} at {text_of(best.settings)}"]
+            parts = [f"{recipe}: lowest {best.final.text(3)} at {setting_text(best.settings)}"]
             for axis in self.axes:
                 if axis == self.along or axis not in dict(best.settings):
                     continue
                 (row,) = [row for row in self.best_along(axis) if row.recipe == recipe]
                 others = [cell for cell in row.cells if cell is not best]
-                parts += [f"with {text_of([(axis, cell.value(axis))])} at best {_final(cell)}" for cell in others]
+                parts += [f"with {setting_text([(axis, cell.value(axis))])} at best {_final(cell)}" for cell in others]
             lines.append(f"{'; '.join(parts)}. {wrong}")
         return lines
 
-    def _others(self, cell: Cell) -> tuple[tuple[Axis, Plain], ...]:
+    def _others(self, cell: GridCell) -> tuple[tuple[Axis, Plain], ...]:
         return tuple((axis, value) for axis, value in cell.settings if axis != self.along)
 
-    def _told(self, row: Row, said: Any) -> list[str]:
+    def _told(self, row: GridRow, said: Any) -> list[str]:
         held = {cell.value(self.along): cell for cell in row.cells}
-        return [said(held[value]) if value in held else "–" for value in self.along.ordered]
+        return [said(held[value]) if value in held else UNKNOWN for value in self.along.ordered]
 
 
 SENSITIVITY = (
@@ -259,16 +260,75 @@ def condition_number(run: Run, role: str) -> float | None:
     return statistics.median(finite) if finite else None
 
 
-def _rank(cell: Cell) -> tuple[int, float]:
+def edge_notes(runs: Sequence[Run], chosen: Sequence[Run] | None = None) -> list[str]:
+    """For each recipe's best run, the learning rates and warm-ups on the edge of what was tried, each in a sentence.
+
+    Roles whose rates always moved together, in whatever ratio, are one axis. What was tried at one value alone was not
+    swept, and no warm-up is shorter than none.
+
+    Args:
+        runs: all that was tried.
+        chosen: the best of each recipe; None: by the lowest final metric.
+    """
+    notes = []
+    for best in best_of_recipe(runs) if chosen is None else chosen:
+        tried = [run for run in runs if recipe_of(run) == recipe_of(best)]
+        if final_metric(best) is None:
+            if len(tried) > 1:
+                notes.append(f"{best.spec.recipe}: no run has a final loss; try lower rates.")
+            continue
+        notes += [f"{best.spec.recipe}: {note}" for note in (*_rate_edges(best, tried), *_warmup_edges(best, tried))]
+    return notes
+
+
+def _rate_edges(best: Run, tried: Sequence[Run]) -> list[str]:
+    own = best.spec.learning_rates
+    together: dict[tuple[str, ...], list[str]] = {}
+    for role, rate in own.items():
+        ratios = tuple(
+            f"{run.spec.learning_rates[role] / rate:.9g}" for run in tried if role in run.spec.learning_rates
+        )
+        together.setdefault(ratios, []).append(role)
+    notes = []
+    for ratios, roles in together.items():
+        values = [float(ratio) for ratio in ratios]
+        if min(values) == max(values) or 1.0 not in (min(values), max(values)):
+            continue
+        end, further = ("lowest", "lower") if min(values) == 1.0 else ("highest", "higher")
+        sharing: dict[float, list[str]] = {}
+        for role in roles:
+            sharing.setdefault(own[role], []).append(role)
+        each = [f"{'+'.join(names)} rate, {rate:g}" for rate, names in sharing.items()]
+        said = f"the best {each[0]}, is" if len(each) == 1 else f"the best rates ({'; '.join(each)}) are"
+        notes.append(
+            f"{said} the {end} tried; try {further} ones before trusting {'it' if len(each) == 1 else 'them'}."
+        )
+    return notes
+
+
+def _warmup_edges(best: Run, tried: Sequence[Run]) -> list[str]:
+    own, values = warmup_of(best.spec), {warmup_of(run.spec) for run in tried} - {None}
+    if own is None or len(values) < 2 or own not in (least := min(values), max(values)) or own == 0:  # pyright: ignore[reportArgumentType]
+        return []
+    end, further = ("shortest", "a shorter") if own == least else ("longest", "a longer")
+    return [f"the best warm-up, {own} steps, is the {end} tried; try {further} one before trusting it."]
+
+
+def warmup_of(spec: RunSpec) -> int | None:
+    """The steps of a spec's warm-up; None if its schedule knows none."""
+    return getattr(spec.schedule, "warmup", None)
+
+
+def _rank(cell: GridCell) -> tuple[int, float]:
     """Fewest seeds that diverged, then the lowest loss."""
     return cell.diverged, math.inf if cell.final.mean is None else cell.final.mean
 
 
-def _final(cell: Cell) -> str:
+def _final(cell: GridCell) -> str:
     return "diverged" if cell.final.mean is None else cell.final.text(3)
 
 
-def _roughness(cell: Cell) -> str:
+def _roughness(cell: GridCell) -> str:
     rise, count = max(cell.rise.values), cell.spikes.mean or 0.0
     said = f"{count:g}; {rise:.2f}" if math.isfinite(rise) else f"{count:g}; not finite"
     if not cell.diverged:
@@ -277,4 +337,4 @@ def _roughness(cell: Cell) -> str:
 
 
 def _or_dash(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return UNKNOWN if value is None else f"{value:.3f}"

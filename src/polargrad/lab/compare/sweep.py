@@ -1,43 +1,167 @@
-"""Grids of runs over the axes of a sweep, and whether the best point lies inside its grid."""
+"""Sweeps: what a grid of runs varies, and the runs at its points."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polargrad.lab.compare.analysis import best_of_recipe, final_metric, recipe_of
-from polargrad.lab.compare.axes import Axis, OptionAxis, text_of
-from polargrad.lab.run.folder import Run
 from polargrad.lab.run.spec import Plain, RunSpec
+
+__all__ = ["Axis", "GridPoint", "expand", "grid_points", "parse_axis", "setting_text"]
 
 
 @dataclass(frozen=True)
-class Point:
+class Axis:
+    """What a sweep varies: an option of some roles, all learning rates at once, or the length of the warm-up.
+
+    Args:
+        roles: the roles whose option is set, which move together; empty for `rates` and `warmup`.
+        option: the option's name, such as "lr". Without roles "lr" takes multiples of every role's own rate, and
+            "warmup" steps of the schedule's warm-up.
+        values: what to try.
+
+    Raises:
+        ValueError: a multiple that is not a positive finite number, a warm-up that is not an integer of at least 0.
+
+    Example:
+        >>> Axis((), "lr", (0.5, 1, 2)).label, Axis(("embedding", "head"), "lr", (0.1,)).label
+        ('rates', 'embedding+head.lr')
+    """
+
+    roles: tuple[str, ...]
+    option: str
+    values: tuple[Plain, ...]
+
+    def __post_init__(self) -> None:
+        if self.label == "rates" and (
+            odd := [value for value in self.values if not _is_number(value) or float(value) <= 0]  # pyright: ignore[reportArgumentType]
+        ):
+            raise ValueError(f"rates takes positive numbers, multiples of every role's rate; got {odd[0]!r}")
+        if self.label == "warmup" and (odd := [v for v in self.values if type(v) is not int or v < 0]):
+            raise ValueError(f"warmup takes integers, numbers of steps from 0; got {odd[0]!r}")
+
+    @property
+    def label(self) -> str:
+        """As it is written: "rates", "warmup", or as in "embedding+head.lr"."""
+        if self.roles:
+            return f"{'+'.join(self.roles)}.{self.option}"
+        return "rates" if self.option == "lr" else self.option
+
+    @property
+    def title(self) -> str:
+        """In words, as in "learning rate of embedding, head"."""
+        if not self.roles:
+            return {"rates": "learning rates", "warmup": "length of the warm-up"}[self.label]
+        return f"{'learning rate' if self.is_rate else self.option} of {', '.join(self.roles)}"
+
+    @property
+    def scale(self) -> str:
+        """The label of an axis of a figure."""
+        return {"rates": "times the recipe's own rates", "warmup": "steps of warm-up"}.get(self.label, self.label)
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether the values are learning rates or multiples of them."""
+        return self.option == "lr"
+
+    @property
+    def ordered(self) -> tuple[Plain, ...]:
+        """The values for a reader: numbers by size, others as given."""
+        numbers = [value for value in self.values if _is_number(value)]
+        return tuple(sorted(numbers)) if len(numbers) == len(self.values) else self.values  # pyright: ignore[reportArgumentType]
+
+    def sets(self, role: str, option: str) -> bool:
+        """Whether it decides the option of a role."""
+        return option == self.option and (not self.roles or role in self.roles)
+
+    def concerns(self, spec: RunSpec) -> bool:
+        """Whether the spec has what is varied."""
+        return not self.roles or any(role in spec.optimizer for role in self.roles)
+
+    def applied(self, spec: RunSpec, value: Plain) -> RunSpec:
+        """The spec with one of the values.
+
+        Raises:
+            ValueError: if the value does not fit the spec.
+        """
+        if self.label == "warmup":
+            return _with_warmup(spec, value)
+        for role in self.roles or spec.learning_rates:
+            if role in spec.optimizer:
+                set_to = value if self.roles else float(f"{spec.learning_rates[role] * float(value):.12g}")  # pyright: ignore[reportArgumentType]
+                spec = spec.with_option(role, self.option, set_to)
+        return spec
+
+
+def parse_axis(text: str) -> Axis:
+    """An axis as written on the command line.
+
+    Args:
+        text: ROLE.OPTION=VALUE,VALUE,...; roles joined by + move together. Or rates=VALUE,VALUE,... for multiples of
+            all learning rates, or warmup=STEPS,STEPS,... Values are read as JSON, else as strings.
+
+    Returns:
+        The axis.
+
+    Raises:
+        ValueError: if the text is not of that form, or a value not of its kind.
+
+    Example:
+        >>> parse_axis("embedding+head.lr=0.1,0.3")
+        Axis(roles=('embedding', 'head'), option='lr', values=(0.1, 0.3))
+        >>> parse_axis("warmup=0,10,40")
+        Axis(roles=(), option='warmup', values=(0, 10, 40))
+    """
+    place, equals, listed = (part.strip() for part in text.partition("="))
+    names, dot, option = place.rpartition(".")
+    roles = tuple(name.strip() for name in names.split("+"))
+    texts = [value.strip() for value in listed.split(",")]
+    whole = {"rates": "lr", "warmup": "warmup"}.get(place)
+    if not (equals and all(texts)) or not (whole or (dot and option and all(roles))):
+        raise ValueError(
+            f"cannot read the sweep {text!r}; write ROLE.OPTION=VALUE,VALUE, as in hidden.lr=0.003,0.01,0.03, "
+            "or rates=0.5,1,2, or warmup=0,10"
+        )
+    values = tuple(dict.fromkeys(_value(value) for value in texts))
+    return Axis((), whole, values) if whole else Axis(roles, option, values)
+
+
+@dataclass(frozen=True)
+class GridPoint:
     """A point of a grid.
 
     Args:
         spec: what runs there.
-        settings: what was set, a value for each axis that concerns the recipe.
+        settings: a value for each axis that concerns the recipe.
     """
 
     spec: RunSpec
     settings: tuple[tuple[Axis, Plain], ...] = ()
 
 
-def points(specs: Sequence[RunSpec], axes: Sequence[Axis]) -> list[Point]:
-    """Every point of the grids that the axes span over each spec.
+def grid_points(specs: Sequence[RunSpec], axes: Sequence[Axis]) -> list[GridPoint]:
+    """Every point of the grids that the axes span over each spec; the first axis varies slowest.
+
+    An axis over roles that a spec does not have does not concern it, so that one sweep can serve recipes with different
+    roles.
+
+    Args:
+        specs: where the grids start; a point keeps the recipe, and its name says what was set.
+        axes: what is varied.
 
     Raises:
         ValueError: an axis over roles that no spec has, two axes that set the same, a value that does not fit.
     """
     known = {role for spec in specs for role in spec.optimizer}
     for axis in axes:
-        if isinstance(axis, OptionAxis) and (unknown := [role for role in axis.roles if role not in known]):
+        if axis.roles and (unknown := [role for role in axis.roles if role not in known]):
             raise ValueError(f"no recipe here has a role {unknown[0]!r}; their roles are {', '.join(sorted(known))}")
     options = {option for spec in specs for given in spec.optimizer.values() for option in given}
-    options |= {axis.option for axis in axes if isinstance(axis, OptionAxis)}
+    options |= {axis.option for axis in axes if axis.roles}
     for one, other in itertools.combinations(axes, 2):
         shared = [(r, o) for r in sorted(known) for o in sorted(options) if one.sets(r, o) and other.sets(r, o)]
         if shared or one.label == other.label:
@@ -47,16 +171,11 @@ def points(specs: Sequence[RunSpec], axes: Sequence[Axis]) -> list[Point]:
 
 
 def expand(spec: RunSpec, axes: Sequence[Axis]) -> list[RunSpec]:
-    """Every point of the grid that the axes span over a spec.
-
-    An axis of which the spec has no role does not concern it; so one sweep can serve recipes with different roles.
+    """The specs at every point of the grid that the axes span over a spec; the spec alone if no axis concerns it.
 
     Args:
-        spec: where the grid starts from; its recipe is kept, its name gets what was set.
+        spec: where the grid starts; its recipe is kept, and the names say what was set.
         axes: the first varies slowest.
-
-    Returns:
-        The specs, or the spec alone if no axis concerns it.
 
     Raises:
         ValueError: if a value does not fit the spec.
@@ -64,74 +183,48 @@ def expand(spec: RunSpec, axes: Sequence[Axis]) -> list[RunSpec]:
     return [point.spec for point in _points(spec, axes)]
 
 
-def _points(spec: RunSpec, axes: Sequence[Axis]) -> list[Point]:
+def setting_text(settings: Sequence[tuple[Axis, Plain]]) -> str:
+    """Settings as they are written in the name of a run.
+
+    Example:
+        >>> setting_text([(parse_axis("warmup=0,10"), 10), (parse_axis("rates=0.5"), 0.5)])
+        'warmup=10,rates=0.5'
+    """
+    return ",".join(f"{axis.label}={v:g}" if isinstance(v, float) else f"{axis.label}={v}" for axis, v in settings)
+
+
+def _points(spec: RunSpec, axes: Sequence[Axis]) -> list[GridPoint]:
     mine = [axis for axis in axes if axis.concerns(spec)]
     if not mine:
-        return [Point(spec)]
+        return [GridPoint(spec)]
     found = []
     for values in itertools.product(*(axis.values for axis in mine)):
         settings = tuple(zip(mine, values, strict=True))
         made = spec
         for axis, value in settings:
             made = axis.applied(made, value)
-        found.append(Point(dataclasses.replace(made, name=f"{spec.name}@{text_of(settings)}"), settings))
+        found.append(GridPoint(dataclasses.replace(made, name=f"{spec.name}@{setting_text(settings)}"), settings))
     return found
 
 
-def edge_notes(runs: Sequence[Run], chosen: Sequence[Run] | None = None) -> list[str]:
-    """For each recipe's best run, the learning rates and warm-ups on the edge of what was tried, each in a sentence.
-
-    Roles whose rates always moved together, in whatever ratio, are one axis. What was tried at one value alone was not
-    swept, and no warm-up is shorter than none.
-
-    Args:
-        runs: all that was tried.
-        chosen: the best of each recipe; None: by the lowest final metric.
-    """
-    notes = []
-    for best in best_of_recipe(runs) if chosen is None else chosen:
-        tried = [run for run in runs if recipe_of(run) == recipe_of(best)]
-        if final_metric(best) is None:
-            if len(tried) > 1:
-                notes.append(f"{best.spec.recipe}: no run has a final loss; try lower rates.")
-            continue
-        notes += [f"{best.spec.recipe}: {note}" for note in (*_rate_edges(best, tried), *_warmup_edges(best, tried))]
-    return notes
-
-
-def _rate_edges(best: Run, tried: Sequence[Run]) -> list[str]:
-    own = best.spec.learning_rates
-    together: dict[tuple[str, ...], list[str]] = {}
-    for role, rate in own.items():
-        ratios = tuple(
-            f"{run.spec.learning_rates[role] / rate:.9g}" for run in tried if role in run.spec.learning_rates
+def _with_warmup(spec: RunSpec, steps: Plain) -> RunSpec:
+    if not any(entry.name == "warmup" for entry in dataclasses.fields(spec.schedule)):
+        raise ValueError(
+            f"the schedule of {spec.recipe}, {spec.schedule.name}, has no warm-up; leave the sweep of warmup out"
         )
-        together.setdefault(ratios, []).append(role)
-    notes = []
-    for ratios, roles in together.items():
-        values = [float(ratio) for ratio in ratios]
-        if min(values) == max(values) or 1.0 not in (min(values), max(values)):
-            continue
-        end, further = ("lowest", "lower") if min(values) == 1.0 else ("highest", "higher")
-        sharing: dict[float, list[str]] = {}
-        for role in roles:
-            sharing.setdefault(own[role], []).append(role)
-        each = [f"{'+'.join(names)} rate, {rate:g}" for rate, names in sharing.items()]
-        said = f"the best {each[0]}, is" if len(each) == 1 else f"the best rates ({'; '.join(each)}) are"
-        notes.append(
-            f"{said} the {end} tried; try {further} ones before trusting {'it' if len(each) == 1 else 'them'}."
-        )
-    return notes
+    try:
+        return dataclasses.replace(spec, schedule=dataclasses.replace(spec.schedule, warmup=steps))
+    except ValueError as error:
+        raise ValueError(f"warmup={steps} of {spec.recipe}, {spec.loop.steps} steps: {error}") from None
 
 
-def _warmup_edges(best: Run, tried: Sequence[Run]) -> list[str]:
-    own, values = warmup_of(best.spec), {warmup_of(run.spec) for run in tried} - {None}
-    if own is None or len(values) < 2 or own not in (least := min(values), max(values)) or own == 0:  # pyright: ignore[reportArgumentType]
-        return []
-    end, further = ("shortest", "a shorter") if own == least else ("longest", "a longer")
-    return [f"the best warm-up, {own} steps, is the {end} tried; try {further} one before trusting it."]
+def _is_number(value: Plain) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def warmup_of(spec: RunSpec) -> int | None:
-    """The steps of a spec's warm-up; None if its schedule knows none."""
-    return getattr(spec.schedule, "warmup", None)
+def _value(text: str) -> Plain:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if value is None or isinstance(value, bool | int | float | str) else text

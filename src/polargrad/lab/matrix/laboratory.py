@@ -19,7 +19,7 @@ from polargrad.lab.matrix.recipes.beyond import BEYOND
 from polargrad.lab.matrix.recipes.completion import COMPLETION
 from polargrad.lab.matrix.recipes.logistic import LOGISTIC
 from polargrad.lab.matrix.recipes.quadratic import QUADRATIC
-from polargrad.lab.report.study import PAGE
+from polargrad.lab.report.page import PAGE
 from polargrad.lab.run.folder import EXPERIMENT, Run, create_folder, read_run, refuse_existing, write_json
 from polargrad.lab.run.workers import carry_out
 

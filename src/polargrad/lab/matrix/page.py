@@ -8,7 +8,8 @@ from pathlib import Path
 
 from polargrad.lab.matrix.experiment import Experiment
 from polargrad.lab.matrix.objectives import MATRIX_OBJECTIVES
-from polargrad.lab.report.study import Section, Table, render
+from polargrad.lab.report import page as report
+from polargrad.lab.report.page import Section, Table
 from polargrad.lab.run.folder import Run
 
 __all__ = ["final_gaps", "is_matrix_run", "results", "sentences", "write_page"]
@@ -63,12 +64,8 @@ def write_page(experiment: Experiment, runs: Sequence[Run], page: str | Path, *,
         The page's path.
     """
     from polargrad.lab.matrix.figures import figures
-    from polargrad.lab.report.plots import save
-    from polargrad.lab.run.folder import FIGURES
 
-    page = Path(page)
     drawn = figures(experiment, runs)
-    save(drawn, page.parent / FIGURES)
     objective = runs[0].spec.objective
     sizes = ", ".join(f"{key} {value}" for key, value in vars(objective).items())
     seeds = sorted({run.spec.seed for run in runs})
@@ -84,8 +81,8 @@ def write_page(experiment: Experiment, runs: Sequence[Run], page: str | Path, *,
         sections.append(Section("Figures", figures=plain))
     if momentum:
         sections.append(Section("With momentum", figures=momentum))
-    page.write_text(render(experiment.title, lead, sections), encoding="utf-8")
-    return page
+    environments = {run.spec.name: run.environment for run in runs}
+    return report.write_page(page, experiment.title, lead, sections, environments)
 
 
 def sentences(runs: Sequence[Run]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Pages and figures, drawn from records alone."""
+"""Pages and figures, drawn from records alone: one page template, one kind of line figure."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,8 @@ from polargrad.lab.run.environment import environment
 from polargrad.lab.run.folder import (
     CHECKPOINTS,
     ENDED,
-    FIGURES,
     Run,
     RunFolder,
-    create_folder,
     read_environment,
     read_run,
     read_spec,
@@ -69,7 +67,6 @@ def run(
     *,
     progress: Progress | None = None,
     policy: CheckpointPolicy | None = None,
-    figures: bool = True,
     parallel: Parallel | None = None,
     watch: Record | None = None,
 ) -> Run:
@@ -80,7 +77,6 @@ def run(
         path: the run folder; it must not exist.
         progress: is told how far the run has come.
         policy: when checkpoints are made and which stay. Several processes make none.
-        figures: whether to draw them.
         parallel: the processes it runs on; this is rank 0, and the others call `assist`. None: this one alone.
         watch: is given every record besides the folder.
 
@@ -95,7 +91,7 @@ def run(
     path = Path(path)
     refuse_existing(path)
     made = _prepare(spec, parallel)
-    return _execute(made, RunFolder(path, spec, made.environment), None, progress, policy, figures, watch)
+    return _execute(made, RunFolder(path, spec, made.environment), None, progress, policy, watch)
 
 
 def resume(
@@ -104,7 +100,6 @@ def resume(
     *,
     progress: Progress | None = None,
     policy: CheckpointPolicy | None = None,
-    figures: bool = True,
     watch: Record | None = None,
 ) -> Run:
     """Go on with a run that was stopped or killed, from its last good checkpoint; from the start if it has none.
@@ -114,7 +109,6 @@ def resume(
         spec: what it should be; None: what the folder says.
         progress: is told how far the run has come.
         policy: when checkpoints are made and which stay.
-        figures: whether to draw them.
         watch: is given every record besides the folder.
 
     Returns:
@@ -142,7 +136,7 @@ def resume(
         _event(folder, step, "resumed", "begun again: it was stopped before its first checkpoint")
     if changed := differences(_machine(read_environment(path)), _machine(made.environment)):
         _event(folder, step, "machine", f"{'; '.join(changed)}: from here on equal only to rounding")
-    return _execute(made, folder, checkpoint, progress, policy, figures, watch)
+    return _execute(made, folder, checkpoint, progress, policy, watch)
 
 
 def ensure(
@@ -151,14 +145,14 @@ def ensure(
     *,
     progress: Progress | None = None,
     policy: CheckpointPolicy | None = None,
-    figures: bool = True,
+    parallel: Parallel | None = None,
 ) -> Run:
     """The run of a spec in a folder: run, resumed, or read if it has ended. Raises what these raise."""
     if not Path(path).exists():
-        return run(spec, path, progress=progress, policy=policy, figures=figures)
+        return run(spec, path, progress=progress, policy=policy, parallel=parallel)
     if status_of(path) in ENDED:
         return read_run(path)
-    return resume(path, spec, progress=progress, policy=policy, figures=figures)
+    return resume(path, spec, progress=progress, policy=policy)
 
 
 def train_unrecorded(spec: RunSpec) -> list[dict[str, Any]]:
@@ -176,42 +170,6 @@ def assist(spec: RunSpec, parallel: Parallel) -> None:
     """
     made = _prepare(spec, parallel)
     _train(made, record=lambda record: None)
-
-
-def compare(
-    specs: Sequence[RunSpec],
-    path: str | Path,
-    *,
-    progress: Callable[[str], Progress | None] = lambda _label: None,
-    parallel: Parallel | None = None,
-) -> list[Run]:
-    """Run several specs, one after another, each into a folder of its name inside a new one.
-
-    Args:
-        specs: what to run; their names must differ.
-        path: the folder of the comparison; it must not exist.
-        progress: makes what is told of one run's way from the run's label.
-        parallel: the processes they run on; this is rank 0, and the others `assist` with each spec in order.
-
-    Returns:
-        The runs in the order given.
-
-    Raises:
-        FileExistsError: if the folder exists.
-        ValueError: if there are no specs, or two of one name.
-        Interrupted: on Ctrl-C; the runs that had ended are whole.
-    """
-    names = [spec.name for spec in specs]
-    if not specs:
-        raise ValueError("there is nothing to compare; give at least one recipe")
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"{', '.join(sorted(twice))} is there twice; give each run once")
-    path = Path(path)
-    create_folder(path)
-    policy = CheckpointPolicy(keep_finished=False)
-    return [
-        run(spec, path / spec.name, progress=progress(spec.name), policy=policy, parallel=parallel) for spec in specs
-    ]
 
 
 @dataclass(frozen=True)
@@ -246,7 +204,6 @@ def _execute(
     checkpoint: Checkpoint | None,
     progress: Progress | None,
     policy: CheckpointPolicy | None,
-    figures: bool,
     watch: Record | None,
 ) -> Run:
     path = folder.path
@@ -277,10 +234,7 @@ def _execute(
         raise Interrupted(path, summary.reason or "SIGINT")
     if checkpoints is not None:
         checkpoints.finish()
-    finished = read_run(path)
-    if figures:
-        draw(finished)
-    return finished
+    return read_run(path)
 
 
 def _train(made: _Made, **options: Any) -> Summary:
@@ -370,12 +324,3 @@ def build_probe(spec: RunSpec, module: torch.nn.Module, optimizer: torch.optim.O
     if isinstance(spec.objective, LanguageModel):
         return MatrixProbe(chosen, optimizer, roles(module))
     return GradientProbe(chosen, roles(module))
-
-
-def draw(finished: Run) -> list[Path]:
-    """Draw a run's figures into its folder and return their paths."""
-    from polargrad.lab.report import plots
-
-    if isinstance(finished.spec.objective, LanguageModel):
-        return plots.save(plots.figures([finished]), finished.path / FIGURES)
-    return []  # a matrix experiment draws its runs together

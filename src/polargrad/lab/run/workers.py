@@ -24,6 +24,7 @@ from polargrad.lab.train.interruption import StopRequest
 
 if TYPE_CHECKING:
     from polargrad.lab.train import Progress
+    from polargrad.lab.train.parallel import Parallel
 
 POLICY = CheckpointPolicy(keep_finished=False)
 
@@ -36,6 +37,7 @@ def carry_out(
     jobs: int = 1,
     threads: int | None = None,
     progress: Callable[[str], Progress | None] = lambda _label: None,
+    parallel: Parallel | None = None,
 ) -> None:
     """Make runs until none is pending.
 
@@ -46,6 +48,7 @@ def carry_out(
         jobs: how many at a time.
         threads: of each; None: one if there are several jobs, else as torch has it.
         progress: makes what is told of one run's way from its name, for one job.
+        parallel: the processes that each run is spread over, for one job; this is rank 0.
 
     Raises:
         ValueError: fewer than one job or thread.
@@ -64,7 +67,8 @@ def carry_out(
     try:
         while waiting := pending():
             spec = waiting[0]
-            runner.ensure(spec, path / spec.name, progress=progress(spec.name), policy=POLICY, figures=False)
+            told = progress(spec.name)
+            runner.ensure(spec, path / spec.name, progress=told, policy=POLICY, parallel=parallel)
             ended(spec.name)
     except KeyboardInterrupt as interruption:
         raise runner.Interrupted(path, getattr(interruption, "signal", "SIGINT")) from None
@@ -158,7 +162,7 @@ def _serve(connection: Connection, path: Path, threads: int) -> None:
     while (spec := specs.get()) is not None:
         answer: Exception | None = None
         try:
-            runner.ensure(spec, path / spec.name, progress=terminal_progress(spec.name), policy=POLICY, figures=False)
+            runner.ensure(spec, path / spec.name, progress=terminal_progress(spec.name), policy=POLICY)
         except runner.Interrupted:
             return
         except Exception as error:

@@ -7,9 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure as Canvas
-
-from polargrad.lab.report.plots import INK, LIGHT, MUTED, Figure, style
+from polargrad.lab.report.figures import INK, LIGHT, MUTED, Figure, style, titled_canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,14 +23,7 @@ def figure(records: Sequence[Mapping[str, Any]]) -> Figure:
     rows = [record for record in records if record["kind"] == "measurement"]
     names = list(dict.fromkeys(row["optimizer"] for row in rows))
     with style():
-        canvas = Canvas(figsize=(9.6, 4.6))
-        canvas.suptitle(
-            "What each optimizer conditions: curvature, gradient, descent",
-            x=0.012,
-            ha="left",
-            fontsize=10,
-            fontweight="bold",
-        )
+        canvas = titled_canvas("What each optimizer conditions: curvature, gradient, descent", (9.6, 4.6))
         panels = [canvas.add_subplot(1, 3, 1)]
         panels += [canvas.add_subplot(1, 3, i, sharey=panels[0]) for i in (2, 3)]
         _dumbbells(panels[0], rows, names, "hessian_kappa", "preconditioned_kappa")
@@ -55,7 +46,7 @@ def figure(records: Sequence[Mapping[str, Any]]) -> Figure:
             panels[2].plot([], [], color=LIGHT[0], linewidth=2.0, alpha=0.45, label="range over the run")[0],
         ]
         canvas.legend(handles=handles, loc="outside lower left", ncols=3, fontsize=8)
-    return Figure("unifying-view", "Condition numbers and descent of every optimizer", "The unifying view", canvas)
+    return Figure("unifying-view", "Condition numbers and descent of every optimizer", canvas)
 
 
 def _dumbbells(axes: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str], before: str, after: str) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from polargrad.lab.report.study import Outcome, Progress, Section, StudyFolder, Table, one_thread
+from polargrad.lab.report.page import Section, Table
 from polargrad.lab.studies.preconditioning import VIEWS, Course, Regression, measure
+from polargrad.lab.studies.study import StageProgress, StudyFolder, StudyResult, one_thread
 
 __all__ = ["DESCRIPTION", "preconditioning"]
 
@@ -26,8 +27,8 @@ def preconditioning(
     seed: int = 42,
     at: Sequence[int] = AT,
     problem: Regression | None = None,
-    progress: Progress = lambda _stage, _share: None,
-) -> Outcome:
+    progress: StageProgress = lambda _stage, _share: None,
+) -> StudyResult:
     """Measure every optimizer of the unifying view and write a folder with records, one figure and a page.
 
     Args:
@@ -66,7 +67,7 @@ def preconditioning(
         )
         summary = {"status": "finished", "kappa": problem.kappa, "seconds": perf_counter() - begun}
         page = folder.finish("The unifying view of preconditioning", lead, [section], summary)
-    return Outcome(page, lead)
+    return StudyResult(page, lead)
 
 
 def _about(problem: Regression) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from polargrad.lab.report.study import Outcome, Progress
 from polargrad.lab.studies.recipes import preconditioning, theory
+from polargrad.lab.studies.study import StageProgress, StudyResult
 
 __all__ = ["STUDIES", "Study"]
 
@@ -17,7 +17,7 @@ __all__ = ["STUDIES", "Study"]
 class RunStudy(Protocol):
     """Writes a new folder of records, figures and a page."""
 
-    def __call__(self, out: str | Path, *, seed: int = 42, progress: Progress = ...) -> Outcome: ...
+    def __call__(self, out: str | Path, *, seed: int = 42, progress: StageProgress = ...) -> StudyResult: ...
 
 
 @dataclass(frozen=True)

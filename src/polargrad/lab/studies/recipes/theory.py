@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from polargrad.lab.report.study import Outcome, Progress, Section, StudyFolder, Table, one_thread
+from polargrad.lab.report.page import Section, Table
+from polargrad.lab.studies.study import StageProgress, StudyFolder, StudyResult, one_thread
 from polargrad.lab.studies.theory import stages
 
 __all__ = ["DESCRIPTION", "theory"]
@@ -25,8 +26,8 @@ def theory(
     quadratics: int = 240,
     steps: int = 100,
     brief: bool = False,
-    progress: Progress = lambda _stage, _share: None,
-) -> Outcome:
+    progress: StageProgress = lambda _stage, _share: None,
+) -> StudyResult:
     """Check the theorems and write a folder with records, figures and a page.
 
     Args:
@@ -70,7 +71,7 @@ def theory(
             "seconds": perf_counter() - begun,
         }
         page = folder.finish("The theorems of PolarGrad, run", lead, _sections(folder.records), summary)
-    return Outcome(page, lead, ok=tally.violations == 0)
+    return StudyResult(page, lead, ok=tally.violations == 0)
 
 
 def _of(records: Sequence[Mapping[str, Any]], kind: str, **equal: Any) -> list[Mapping[str, Any]]:

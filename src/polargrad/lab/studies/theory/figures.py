@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure as Canvas
-
-from polargrad.lab.report.plots import INK, LIGHT, MUTED, Figure, style
+from polargrad.lab.report.figures import INK, LIGHT, MUTED, Figure, line_style, style, titled_canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
 __all__ = ["figures"]
 
 Records = Sequence[Mapping[str, Any]]
 
-_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # Optimizers whose lines the consistency figure shows: one for each behaviour that occurs.
 _RESPONDING = (
     "gradient descent",
@@ -47,17 +44,8 @@ def _of(records: Records, kind: str) -> list[Mapping[str, Any]]:
 
 
 def _panels(title: str, count: int = 1, width: float = 5.6) -> tuple[Canvas, list[Axes]]:
-    canvas = Canvas(figsize=(width if count == 1 else 8.2, 3.9))
-    canvas.suptitle(title, x=0.012, ha="left", fontsize=10, fontweight="bold")
+    canvas = titled_canvas(title, (width if count == 1 else 8.2, 3.9))
     return canvas, [canvas.add_subplot(1, count, i + 1) for i in range(count)]
-
-
-def _line(index: int) -> dict[str, Any]:
-    return {
-        "color": LIGHT[index % len(LIGHT)],
-        "linestyle": _DASHES[index % len(_DASHES)],
-        "marker": _MARKERS[index % len(_MARKERS)],
-    }
 
 
 def _legend(canvas: Canvas, axes: Axes, columns: int) -> None:
@@ -71,7 +59,7 @@ def _descent(records: Records) -> Figure:
     for index, record in enumerate(shown):
         m, n = record["shape"]
         label = f"{record['family']} {m}×{n}, κ {record['kappa']:.3g}"
-        style_of = {**_line(index), "markevery": max(len(record["gaps"]) // 8, 1)}
+        style_of = {**line_style(index), "markevery": max(len(record["gaps"]) // 8, 1)}
         axes.plot([max(gap, 1e-18) for gap in record["gaps"]], label=label, **{**style_of, "linestyle": "-"})
         axes.plot(record["bounds"], color=LIGHT[index % len(LIGHT)], linestyle=(0, (1, 1.5)), linewidth=1.1)
     axes.set_yscale("log")
@@ -79,7 +67,7 @@ def _descent(records: Records) -> Figure:
     axes.set_xlabel("steps")
     axes.set_ylabel("gap over first gap")
     _legend(canvas, axes, 2)
-    return Figure("descent", "Gap of PolarGrad against its bound on five quadratics", "Descent", canvas)
+    return Figure("descent", "Gap of PolarGrad against its bound on five quadratics", canvas)
 
 
 def _rates(records: Records) -> Figure:
@@ -108,7 +96,7 @@ def _rates(records: Records) -> Figure:
     axes.set_xlabel("guaranteed decrease per step, 1 − rate")
     axes.set_ylabel("measured decrease per step")
     _legend(canvas, axes, 2)
-    return Figure("rates", "Measured against guaranteed decrease per step of every quadratic", "Descent", canvas)
+    return Figure("rates", "Measured against guaranteed decrease per step of every quadratic", canvas)
 
 
 def _oracles(records: Records) -> Figure:
@@ -117,8 +105,8 @@ def _oracles(records: Records) -> Figure:
     for index, method in enumerate(dict.fromkeys(record["method"] for record in limited)):
         stopped = [record for record in limited if record["method"] == method]
         steps = [record["max_steps"] for record in stopped]
-        panels[0].plot(steps, [max(abs(record["eps"]), 1e-16) for record in stopped], label=method, **_line(index))
-        panels[1].plot(steps, [record["kept"] for record in stopped], label=method, **_line(index))
+        panels[0].plot(steps, [max(abs(record["eps"]), 1e-16) for record in stopped], label=method, **line_style(index))
+        panels[1].plot(steps, [record["kept"] for record in stopped], label=method, **line_style(index))
     panels[0].set_yscale("log")
     panels[0].set_ylabel("|ε|, error of ⟨G, Ũ⟩ as nuclear norm")
     panels[1].set_ylabel("(1−ε)²/(1+δ)², share of the exact rate kept")
@@ -126,7 +114,7 @@ def _oracles(records: Records) -> Figure:
     for axes in panels:
         axes.set_xlabel("steps of the polar method")
     _legend(canvas, panels[0], 4)
-    return Figure("oracles", "Error of each polar method by step count, and its cost in the rate", "Oracles", canvas)
+    return Figure("oracles", "Error of each polar method by step count, and its cost in the rate", canvas)
 
 
 def _plateau(records: Records) -> Figure:
@@ -136,7 +124,10 @@ def _plateau(records: Records) -> Figure:
         first, scale = record["steps"][0], record["bounds"][0]
         x = [gamma / first for gamma in record["steps"]]
         axes.plot(
-            x, [level / scale for level in record["levels"]], label=f"{m}×{n}, κ {record['kappa']:.3g}", **_line(index)
+            x,
+            [level / scale for level in record["levels"]],
+            label=f"{m}×{n}, κ {record['kappa']:.3g}",
+            **line_style(index),
         )
     axes.plot([1e-3, 1.0], [1e-6, 1.0], color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label="bound")
     axes.set_xscale("log")
@@ -144,7 +135,7 @@ def _plateau(records: Records) -> Figure:
     axes.set_xlabel("step γ over the largest")
     axes.set_ylabel("level over the bound at the largest step")
     _legend(canvas, axes, 4)
-    return Figure("plateau", "Level at which sign descent stalls, against its step", "Sign descent", canvas)
+    return Figure("plateau", "Level at which sign descent stalls, against its step", canvas)
 
 
 def _consistency(records: Records) -> Figure:
@@ -156,15 +147,14 @@ def _consistency(records: Records) -> Figure:
             record["gradient_norms"],
             [norm / largest for norm in record["update_norms"]],
             label=record["optimizer"],
-            markevery=(index % 3, 3),
-            **_line(index),
+            **{**line_style(index), "markevery": (index % 3, 3)},
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("norm of the gradient")
     axes.set_ylabel("norm of the update, over its first")
     _legend(canvas, axes, 3)
-    return Figure("consistency", "Update norm against gradient norm over twelve decades", "Null gradients", canvas)
+    return Figure("consistency", "Update norm against gradient norm over twelve decades", canvas)
 
 
 def _noise(records: Records, bias: Records) -> Figure:
@@ -172,7 +162,7 @@ def _noise(records: Records, bias: Records) -> Figure:
     by_step = [record for record in records if record["against"] == "step"]
     for index, record in enumerate(by_step):
         label = f"{record['optimizer']}, {record['noise']} noise"
-        panels[0].plot(record["steps"], record["levels"], label=label, **_line(index))
+        panels[0].plot(record["steps"], record["levels"], label=label, **line_style(index))
     bounded = next(record for record in by_step if record["optimizer"] == "PolarSGD")
     panels[0].plot(
         bounded["steps"], bounded["bounds"], color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label="bound for PolarSGD"
@@ -185,11 +175,11 @@ def _noise(records: Records, bias: Records) -> Figure:
                 record["noise"],
                 record["optimizer"],
             ):
-                panels[1].plot(same["variances"], same["levels"], **_line(index))
+                panels[1].plot(same["variances"], same["levels"], **line_style(index))
     panels[1].set_xlabel("variance σ², at the largest step")
     for axes in panels:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylabel("mean gap in the long run")
     _legend(canvas, panels[0], 3)
-    return Figure("noise", "Floor of PolarSGD against step and variance", "Noise", canvas)
+    return Figure("noise", "Floor of PolarSGD against step and variance", canvas)

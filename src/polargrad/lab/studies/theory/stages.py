@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from polargrad.lab.report.study import StudyFolder
+from polargrad.lab.studies.study import StudyFolder
 from polargrad.lab.studies.theory.consistency import OPTIMIZERS, response
 from polargrad.lab.studies.theory.descent import Check, Descent, Oracle, check, descend, exact_oracle, oracle_of
 from polargrad.lab.studies.theory.noise import NOISES, Floors, floors, skewed_bias_gap

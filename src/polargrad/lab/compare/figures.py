@@ -7,24 +7,34 @@ which every line is a recipe. What diverged is a cross at the top, what lies bey
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from polargrad.lab.compare.axes import Axis
-from polargrad.lab.compare.grid import Cell, Grid, Row, condition_number
-from polargrad.lab.report.plots import LIGHT, MUTED, Figure, legend, line_style, logarithmic, style
+from polargrad.lab.compare.grid import Grid, GridCell, GridRow, condition_number
+from polargrad.lab.compare.sweep import Axis
+from polargrad.lab.report.figures import (
+    LIGHT,
+    MUTED,
+    Curve,
+    Figure,
+    draw_line,
+    legend,
+    line_style,
+    logarithmic,
+    style,
+    titled_canvas,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SECTION = "Grid"
 _MOST_COLUMNS = 4
 _TOP = 0.955  # where crosses and triangles stand, of the height of the axes
 
@@ -34,7 +44,7 @@ class _Panel:
     """One axes of a figure: a line for each row, with its number among all lines of the figure."""
 
     title: str
-    lines: Sequence[tuple[int, Row]]
+    lines: Sequence[tuple[int, GridRow]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class _Quantity:
     """What is drawn: a number for each seed of a cell, infinite beyond every axis; None as high as it comes."""
 
     label: str
-    values: Callable[[Cell], Sequence[float]]
+    values: Callable[[GridCell], Sequence[float]]
     limit: float | None = None
     kind: str = "linear"
 
@@ -92,9 +102,8 @@ def _figure(
 ) -> Figure:
     columns = min(len(panels), _MOST_COLUMNS)
     lines = -(-len(panels) // columns)
-    canvas = Canvas(figsize=(4.8 if columns == 1 else 0.7 + 2.5 * columns, 0.8 + 2.5 * lines))
+    canvas = titled_canvas(title, (4.8 if columns == 1 else 0.7 + 2.5 * columns, 0.8 + 2.5 * lines))
     placed = canvas.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
-    canvas.suptitle(title, x=0.012, ha="left", fontsize=10, fontweight="bold", parse_math=False)
     numbers = [value for panel in panels for _, row in panel.lines for cell in row.cells for value in what.values(cell)]
     shown = [value for value in numbers if value <= (what.limit or math.inf) and math.isfinite(value)]
     used: set[str] = set()
@@ -114,43 +123,35 @@ def _figure(
     _vertical(placed[0], shown, what)
     handles, said = _handles(names, used)
     legend(canvas, handles, said)
-    return Figure(key, title, _SECTION, canvas)
+    return Figure(key, title, canvas)
 
 
-def _draw(axes: Axes, axis: Axis, number: int, count: int, row: Row, what: _Quantity) -> set[str]:
+def _draw(axes: Axes, axis: Axis, number: int, count: int, row: GridRow, what: _Quantity) -> set[str]:
     """One line with its band, and the marks at the top; which kinds of marks there are."""
     colour, used = LIGHT[number % len(LIGHT)], set[str]()
-    x, mean, low, high = [], [], [], []
+    x, spreads = [], []
     for cell in row.cells:
         at, values = _position(axis, cell.value(axis)), what.values(cell)
         beyond = any(value > (what.limit or math.inf) or math.isinf(value) for value in values)
-        finite = [value for value in values if math.isfinite(value)]
         for kind, marker in (("diverged", "X"), ("beyond", "^")):
             if cell.diverged if kind == "diverged" else beyond:
                 side = ScaledTranslation((number - (count - 1) / 2) * 0.09, 0, axes.figure.dpi_scale_trans)
                 spot = axes.get_xaxis_transform() + side
                 axes.plot([at], [_TOP], marker, color=colour, markersize=6.5, transform=spot, clip_on=False)
                 used.add(kind)
+        finite = [value for value in values if math.isfinite(value)] or [math.nan]  # NaN is not drawn
         x.append(at)
-        for column, value in zip((mean, low, high), _spread(finite), strict=True):
-            column.append(value)
-    axes.plot(x, mean, **line_style(number, len(x)))
-    if any(upper > lower for lower, upper in zip(low, high, strict=True)):
-        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        spreads.append((statistics.fmean(finite), min(finite), max(finite)))
+    draw_line(axes, Curve(x, *map(list, zip(*spreads, strict=True))), line_style(number, len(x)))
     return used
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, lowest and highest; NaN, which is not drawn, of nothing."""
-    return (sum(values) / len(values), min(values), max(values)) if values else (math.nan, math.nan, math.nan)
-
-
-def _rises(cell: Cell) -> list[float]:
+def _rises(cell: GridCell) -> list[float]:
     """Those of runs that came to their end: a run that diverged rises as far as it is let."""
     return [] if cell.diverged == len(cell.runs) else list(cell.rise.values)
 
 
-def _conditions(role: str, cell: Cell) -> list[float]:
+def _conditions(role: str, cell: GridCell) -> list[float]:
     found = [condition_number(run, role) for run in cell.runs]
     return [value for value in found if value is not None]
 

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
+from polargrad.lab.compare.analysis import Spread, replicates
 from polargrad.lab.compare.comparison import Comparison, final_losses
-from polargrad.lab.compare.spread import Spread, groups
-from polargrad.lab.report.comparison_page import cross_tables, in_order, results, write_page
-from polargrad.lab.run.folder import COMPARISON, SPEC, read_run, write_json
+from polargrad.lab.compare.page import Findings, write_comparison_page
+from polargrad.lab.run.folder import COMPARISON, SPEC, find_runs, read_run, write_json
 from tests.runs import tiny_spec, written_run
 
 
@@ -38,7 +38,7 @@ def test_means_deviations_and_missing_seeds():
 
 
 def test_a_recipe_is_measured_seed_by_seed(runs):
-    a, b = groups(runs)
+    a, b = replicates(runs)
     assert (a.recipe, a.final.values) == ("a", (4.0, 5.0, 6.0))
     reached = b.reach(a)
     assert reached.steps.values == (5.0, 4.0)
@@ -53,7 +53,7 @@ def test_full_length_then_seeds_then_loss_decide_what_counts(tmp_path):
     short = written_run(tmp_path / "a@short", [(0, 8.0), (4, 1.0)], recipe="a")
     alone = seeded(tmp_path, "a", 9, [(0, 8.0), (10, 1.0)], rates={"hidden": 0.5, "embedding": 0.5})
     pair = [seeded(tmp_path, "a", seed, [(0, 8.0), (10, 5.0)]) for seed in (2, 1)]
-    (group,) = groups([short, alone, *pair])
+    (group,) = replicates([short, alone, *pair])
     assert [run.spec.seed for run in group.runs] == [1, 2]
 
 
@@ -62,32 +62,33 @@ def test_a_seed_that_diverged_is_counted_as_missing(tmp_path):
         seeded(tmp_path, "a", 1, [(0, 8.0), (4, 5.0)]),
         seeded(tmp_path, "a", 2, [(0, 8.0), (4, None)], status="diverged"),
     ]
-    (group,) = groups(made)
+    (group,) = replicates(made)
     assert group.final.text(1) == "5.0 (1 of 2 seeds)"
-    assert "5.0000 diverged" in results([group]).rows[0]
+    assert "5.0000 diverged" in Findings(tuple(made)).results().rows[0]
 
 
 def test_a_recipe_whose_rates_are_still_searched_for_is_no_result(runs, tmp_path):
     recipes = tuple(tiny_spec("text.txt", name) for name in ("a", "b"))
     asked = Comparison(recipes, seeds=(1, 2, 3), tune=True)
     write_json(tmp_path / COMPARISON, asked.to_dict())
-    assert [group.recipe for group in in_order(groups(runs), tmp_path)] == ["a", "b"]  # neither search has ended
+    assert [group.recipe for group in Findings.of(runs, tmp_path).shown] == ["a", "b"]  # neither search has ended
     while pending := asked.tuning(recipes[1]).ask(final_losses(tmp_path)).pending:
         for spec in pending:
             written_run(tmp_path / spec.name, [(0, 8.0), (4, 5.0)], recipe="b")
-    assert [group.recipe for group in in_order(groups(runs), tmp_path)] == ["b"]
+    every = [read_run(path) for path in find_runs(tmp_path)]
+    assert [group.recipe for group in Findings.of(every, tmp_path).shown] == ["b"]
 
 
 def test_tables_and_page(runs, tmp_path):
-    shown = groups(runs)
-    assert [row[:3] for row in results(shown).rows] == [
+    found = Findings(tuple(runs))
+    assert [(str(row[0]), *row[1:3]) for row in found.results().rows] == [
         ("a", "5.0000 ± 1.0000", "4.0000 5.0000 6.0000"),
         ("b", "4.6667 ± 2.0817", "3.0000 4.0000 7.0000"),
     ]
-    steps, seconds = cross_tables(shown)
+    steps, seconds = found.cross_tables()
     assert steps.rows[1][1] == "4 ± 1 (2 of 3 seeds) (45%)"
     assert seconds.columns[0].startswith("seconds to")
-    page = write_page(runs, tmp_path / "report.html")
+    page = write_comparison_page(runs, tmp_path / "report.html")
     text = page.read_text()
     assert "Lowest validation loss: b, 4.6667 ± 2.0817." in text
     assert "in 45% of its steps" in text

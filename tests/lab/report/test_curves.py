@@ -3,11 +3,18 @@ from xml.etree import ElementTree
 
 import pytest
 
-from polargrad.lab.report.plots import DARK, LIGHT, figures, inline_svg, save
+from polargrad.lab.report.curves import gradient_sections, loss_figures
+from polargrad.lab.report.figures import DARK, LIGHT, inline_svg, save
 from tests.runs import written_run
 
 CURVE = [(0, 8.0), (2, 6.0), (4, 5.0)]
 HOSTILE = ["<script>alert(1)<&", "$x$", "_under", "a$b", 'id="', LIGHT[0], "ひ😀", "x" * 120]
+
+
+def figures(runs):
+    """Every figure of some runs, each with a line of its own."""
+    sections = gradient_sections({run.spec.name: run for run in runs})
+    return [*loss_figures({run.spec.name: [run] for run in runs}), *(f for s in sections for f in s.figures)]
 
 
 @pytest.fixture
