@@ -24,7 +24,7 @@ def main() -> None:
     assert polargrad.__version__ == installed.version
     assert installed.metadata["License-Expression"] == "Apache-2.0"
     files = {str(path) for path in installed.files or ()}
-    for wanted in ("polargrad/py.typed", "polargrad/lab/report/report.html.j2", "polargrad/linalg/decomposition.py"):
+    for wanted in ("polargrad/py.typed", "polargrad/lab/report/page.html.j2", "polargrad/linalg/decomposition.py"):
         assert wanted in files, f"the wheel lacks {wanted}"
     for notice in ("LICENSE", "NOTICE"):
         assert any(name.endswith(f".dist-info/licenses/{notice}") for name in files), f"the wheel lacks {notice}"
