@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/polargrad compare adamw muon+adamw even-rows
+	$(BIN)/polargrad compare adamw muon+adamw muon+normalized-rows
 
 test: lint types docs pytest
 

@@ -45,7 +45,7 @@ def test_a_thousand_gpus_and_tensor_parallel_ranks():
     ("arguments", "message"),
     [
         (("dema", (1, 1, 1)), "did you mean 'demo'"),
-        (("demo", (1, 1, 1), "adam"), "there is no optimizer 'adam'"),
+        (("demo", (1, 1, 1), "adam"), "unknown optimizer 'adam'"),
         (("demo", (1, 1, 1), "soap"), "stepped by soap"),
         (("gpt2-small", (1, 1, 2)), "tensor parallelism is known for qwen2"),
         (("demo", (1, 1, 5)), "divide neither the 3 heads"),

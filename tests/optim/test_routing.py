@@ -254,7 +254,7 @@ def test_a_part_of_a_model_leaves_what_concerns_the_others_unused():
 
 
 def test_the_defaults_are_the_recipe_that_won():
-    won = spec_of("even-rows").optimizer
+    won = spec_of("muon+normalized-rows").optimizer
     ours = polargrad.PolarGrad(polargrad.parameter_groups(qwen2()))
     assert {group["role"] for group in ours.param_groups} == set(won)
     for group in ours.param_groups:

@@ -11,7 +11,8 @@ import torch
 from polargrad.distributed.cost import Machine
 from polargrad.distributed.layout import Layout
 from polargrad.distributed.plan import Line, Plan, plan
-from polargrad.lab.recipes.optimizers import OPTIMIZERS
+from polargrad.lab.checks import unknown_name
+from polargrad.lab.recipes import RECIPES
 from polargrad.optim import PolarGrad, parameter_groups
 
 __all__ = ["ModelPlan", "Row", "plan_model", "rows"]
@@ -88,10 +89,10 @@ def plan_model(
     """
     from polargrad.lab.lm import architecture
 
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"there is no optimizer {optimizer!r}; they are {', '.join(OPTIMIZERS)}")
+    if optimizer not in RECIPES:
+        raise unknown_name("optimizer", optimizer, RECIPES)
     model = architecture(name).build(device="meta")
-    by_role = OPTIMIZERS[optimizer]()
+    by_role = RECIPES[optimizer].optimizer()
     if foreign := {str(own["rule"]) for own in by_role.values()} - {"polar", "adamw"}:
         raise ValueError(f"{optimizer} is stepped by {', '.join(sorted(foreign))}, which the plan knows nothing of")
     groups = parameter_groups(model, defaults=by_role)

@@ -7,7 +7,7 @@ import pytest
 from polargrad.lab import recipes
 from polargrad.lab.cli import compare
 from polargrad.lab.cli import main as cli
-from polargrad.lab.recipes.comparisons import NamedComparison
+from polargrad.lab.recipes import NamedComparison
 from polargrad.lab.run import budget
 from polargrad.lab.run.folder import find_runs, read_run
 from tests.runs import tiny_spec, tiny_text

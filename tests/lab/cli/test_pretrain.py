@@ -8,7 +8,7 @@ import pytest
 from polargrad.lab.cli import main as cli
 from polargrad.lab.cli.pretrain import Pretrain
 from polargrad.lab.cli.pretrain_options import read_launch_file
-from polargrad.lab.recipes.optimizers import OPTIMIZERS
+from polargrad.lab.recipes import RECIPES
 from polargrad.lab.run import objectives
 from polargrad.lab.run.folder import read_run
 from polargrad.lab.train import Checkpoints, Cosine, WarmupLinearDecay
@@ -125,7 +125,7 @@ def test_the_usual_run_is_the_demo():
     assert made.probe == ()
 
 
-@pytest.mark.parametrize("recipe", OPTIMIZERS)
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("model", ["demo", "gpt2-small", "moe-demo"])
 def test_every_recipe_has_options_for_every_model(recipe, model):
     from polargrad.lab.run import pretraining

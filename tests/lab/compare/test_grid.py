@@ -11,8 +11,7 @@ from polargrad.lab.compare.figures import figures
 from polargrad.lab.compare.grid import Grid, condition_number, largest_rise, spikes
 from polargrad.lab.compare.page import write_comparison_page
 from polargrad.lab.compare.sweep import grid_points
-from polargrad.lab.recipes import spec_of
-from polargrad.lab.recipes.comparisons import COMPARISONS
+from polargrad.lab.recipes import COMPARISONS, spec_of
 from polargrad.lab.train import WarmupLinearDecay
 from tests.runs import tiny_spec, written_grid, written_run
 
@@ -194,7 +193,7 @@ def test_a_point_that_lost_a_seed_is_not_the_best(tmp_path):
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_named_comparison_is_one_that_can_be_made(name):
     whole = COMPARISONS[name]
-    specs = tuple(whole.looked_at(spec_of(recipe, steps=whole.steps)) for recipe in whole.recipes)
+    specs = tuple(whole.observed(spec_of(recipe, steps=whole.steps)) for recipe in whole.recipes)
     made = Comparison(specs, sweep=whole.sweep)
     assert len(grid_points(specs, made.axes)) == len(made.pending({})) == 45
     assert {spec.loop.eval_every for spec in made.pending({})} == {25}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from polargrad.lab.lm import decoder
-from polargrad.lab.recipes.optimizers import OPTIMIZERS
+from polargrad.lab.recipes import RECIPES, optimizer_for
 from polargrad.lab.run import pretraining, runner
 from polargrad.lab.run.comparators import comparator_rule
 from polargrad.lab.run.language_model import LanguageModel
@@ -16,7 +16,7 @@ SIZES = {"hidden_size": 16, "layers": 1, "heads": 2, "mlp": 32}
 
 def spec(recipe, changes=()):
     model = LanguageModel(**SIZES, kv_heads=2, vocabulary=64)
-    options = pretraining.optimizer_for(recipe, pretraining.skeleton(model), changes)
+    options = optimizer_for(recipe, set(pretraining.roles(pretraining.skeleton(model)).values()), changes)
     return RunSpec("x", model, options, loop=LoopConfig(3))
 
 
@@ -36,7 +36,7 @@ def after_steps(recipe):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("recipe", OPTIMIZERS)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_learns(recipe):
     if recipe in ("soap", "shampoo"):
         pytest.importorskip("pytorch_optimizer")

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from polargrad.lab.lm import decoder
+from polargrad.lab.recipes import optimizer_for
 from polargrad.lab.run import pretraining, runner
 from polargrad.lab.run.footprint import footprint
 from polargrad.lab.run.language_model import LanguageModel
@@ -12,7 +13,7 @@ from polargrad.lab.train import LoopConfig
 def spec(recipe="muon+adamw", **changed):
     model = LanguageModel(**{"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 2, "mlp": 64, **changed})
     module = pretraining.skeleton(model)
-    return RunSpec("x", model, pretraining.optimizer_for(recipe, module), loop=LoopConfig(steps=3))
+    return RunSpec("x", model, optimizer_for(recipe, set(pretraining.roles(module).values())), loop=LoopConfig(steps=3))
 
 
 @pytest.mark.parametrize("recipe", ["adamw", "muon+adamw", "muon+polargrad", "rownorm"])

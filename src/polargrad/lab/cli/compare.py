@@ -10,8 +10,7 @@ from polargrad.lab.cli import report, terminal
 from polargrad.lab.cli.arguments import Jobs, Parallelism, Positional, given
 from polargrad.lab.compare import comparison
 from polargrad.lab.compare.comparison import Comparison
-from polargrad.lab.recipes import spec_of
-from polargrad.lab.recipes.comparisons import COMPARISONS
+from polargrad.lab.recipes import COMPARISONS, spec_of
 from polargrad.lab.run import budget, runner
 from polargrad.lab.run.spec import RunSpec
 
@@ -106,7 +105,7 @@ class Compare(Jobs):
             raise ValueError(f"{named[0]} has a grid of its own; leave --tune out, or give the recipes themselves")
         whole = COMPARISONS[named[0]]
         specs = [
-            whole.looked_at(self._spec(name, whole.steps if self.steps is None else self.steps))
+            whole.observed(self._spec(name, whole.steps if self.steps is None else self.steps))
             for name in whole.recipes
         ]
         return specs, tuple(self.sweep) or whole.sweep

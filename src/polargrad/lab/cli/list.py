@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.report import rates
 from polargrad.lab.matrix.laboratory import EXPERIMENTS
-from polargrad.lab.recipes import RECIPES, spec_of
-from polargrad.lab.recipes.comparisons import COMPARISONS
+from polargrad.lab.recipes import COMPARISONS, RECIPES, spec_of
 from polargrad.lab.studies.recipes.studies import STUDIES
 
 __all__ = ["List"]

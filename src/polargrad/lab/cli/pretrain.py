@@ -14,7 +14,7 @@ from polargrad.lab.cli.arguments import Parallelism, read
 from polargrad.lab.cli.pretrain_options import PretrainOptions, read_launch_file
 from polargrad.lab.compare import analysis
 from polargrad.lab.compare.page import write_runs_page
-from polargrad.lab.recipes.optimizers import description
+from polargrad.lab.recipes import RECIPES, optimizer_for
 from polargrad.lab.report.page import PAGE
 from polargrad.lab.run import pretraining, runner
 from polargrad.lab.run.folder import Run
@@ -25,6 +25,7 @@ from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.run.tensorboard import FOLDER, TensorBoard
 from polargrad.lab.run.tracking import Tracker
 from polargrad.lab.train import CheckpointPolicy, LoopConfig, terminal_progress
+from polargrad.optim.routing import roles
 
 if TYPE_CHECKING:
     from polargrad.lab.train.journal import Record
@@ -94,9 +95,9 @@ class Pretrain(PretrainOptions):
         return RunSpec(
             name=self.run.name or f"{self.model.model}-{recipe}",
             recipe=recipe,
-            description=description(recipe) if recipe in pretraining.OPTIMIZERS else "",
+            description=RECIPES[recipe].description if recipe in RECIPES else "",
             objective=model,
-            optimizer=pretraining.optimizer_for(recipe, module, self.optimizer.set),
+            optimizer=optimizer_for(recipe, set(roles(module).values()), self.optimizer.set),
             schedule=pretraining.make_schedule(
                 schedule.schedule, steps, warmup=schedule.warmup, decay=schedule.decay, final=schedule.final
             ),

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from polargrad.lab import recipes
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Parallelism, Positional, given
-from polargrad.lab.recipes import spec_of
-from polargrad.lab.recipes.comparisons import COMPARISONS
+from polargrad.lab.recipes import COMPARISONS, spec_of
 from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.train import StageLines, terminal_progress
 

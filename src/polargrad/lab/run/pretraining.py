@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from polargrad.lab.recipes.optimizers import OPTIMIZERS, Optimizer
 from polargrad.lab.run.language_model import LanguageModel
-from polargrad.lab.run.spec import Plain
 from polargrad.lab.train import Constant, Cosine, Schedule, WarmupLinearDecay
 from polargrad.optim.routing import roles
 
 SCHEDULES = ("warmup-linear-decay", "cosine", "constant")
 
-__all__ = ["SCHEDULES", "chosen_matrices", "language_model", "make_schedule", "optimizer_for", "skeleton", "steps_for"]
+__all__ = ["SCHEDULES", "chosen_matrices", "language_model", "make_schedule", "skeleton", "steps_for"]
 
 
 def language_model(name: str, changed: Mapping[str, Any]) -> LanguageModel:
@@ -43,45 +40,6 @@ def language_model(name: str, changed: Mapping[str, Any]) -> LanguageModel:
 def skeleton(model: LanguageModel) -> torch.nn.Module:
     """The model without storage: names and shapes of its parameters, at any size and at no cost."""
     return model.architecture().build(device="meta")
-
-
-def optimizer_for(recipe: str, module: torch.nn.Module, changes: Sequence[str] = ()) -> Optimizer:
-    """The options of a recipe for just the roles that a model has.
-
-    Args:
-        recipe: of `OPTIMIZERS`.
-        module: the model.
-        changes: "ROLE.OPTION=VALUE", the value as in JSON or a bare word; roles joined by + change together, and * is
-            all of them.
-
-    Raises:
-        ValueError: an unknown recipe, a role that the model does not have, or a change that cannot be read.
-    """
-    if recipe not in OPTIMIZERS:
-        close = difflib.get_close_matches(recipe, OPTIMIZERS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"there is no recipe {recipe!r}; {hint}the recipes are {', '.join(OPTIMIZERS)}")
-    present = set(roles(module).values())
-    options = {role: chosen for role, chosen in OPTIMIZERS[recipe]().items() if role in present}
-    for change in changes:
-        named, option, value = _read_change(change)
-        for role in options if named == ["*"] else named:
-            if role not in options:
-                raise ValueError(f"{change!r}: the model has no role {role!r}; its roles are {', '.join(options)}")
-            options[role] = {**options[role], option: value}
-    return options
-
-
-def _read_change(change: str) -> tuple[list[str], str, Plain]:
-    place, equals, text = change.partition("=")
-    named, dot, option = place.strip().partition(".")
-    if not (equals and dot and named and option and text.strip()):
-        raise ValueError(f"cannot read {change!r}; write ROLE.OPTION=VALUE, as in hidden.lr=0.005 or head.momentum=0.5")
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text.strip()
-    return named.split("+"), option, value
 
 
 def steps_for(model: LanguageModel, *, steps: int | None, tokens: int | None, minutes: float | None = None) -> int:

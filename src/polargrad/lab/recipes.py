@@ -1,0 +1,361 @@
+"""Recipes: optimizers of whole models by name, the laboratory's small run under each, and named comparisons.
+
+Learning rates are for the demo's model (1.9 million parameters) and 200 steps: those of `adamw`, `muon+adamw` and
+`muon+normalized-rows` come from the comparison of 2026-11-22 in docs/log.md, the others from earlier sweeps or from
+those. Larger models and other numbers of steps want their own. Convolutions and experts follow the hidden matrices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from polargrad.lab.checks import unknown_name
+from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec
+from polargrad.lab.train import LoopConfig, WarmupLinearDecay
+
+__all__ = ["COMPARISONS", "RECIPES", "NamedComparison", "Recipe", "optimizer_for", "register", "spec_of"]
+
+Options = dict[str, Plain]
+Optimizer = dict[str, Options]
+
+HIDDEN = ("hidden", "conv", "expert")
+# Of AdamW on matrices: runs of a few hundred steps want a shorter memory than 0.9.
+SHORT = (0.8, 0.95)
+
+# The demo's run: after a short warm-up the rates stay constant, then fall linearly to zero over the last 70%.
+STEPS, WARMUP, DECAY = 150, 10, 0.7
+# Embedding, head, and one early and one late hidden matrix.
+PROBED = (
+    "model.embed_tokens.weight",
+    "lm_head.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.2.mlp.down_proj.weight",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An optimizer of whole models; called, it gives the laboratory's small run: a Qwen2 on Python's standard library.
+
+    Args:
+        name: under which the command line knows it.
+        optimizer: returns the options of every role that a model may have.
+    """
+
+    name: str
+    optimizer: Callable[[], Optimizer]
+
+    @property
+    def description(self) -> str:
+        """The first line of the function's docstring."""
+        return (self.optimizer.__doc__ or "").strip().partition("\n")[0]
+
+    def __call__(self, *, steps: int | None = None, seed: int = 42) -> RunSpec:
+        """The spec of a run of so many steps (150 by default) from a seed."""
+        total, chosen = STEPS if steps is None else steps, self.optimizer()
+        return RunSpec(
+            name=self.name,
+            objective=LanguageModel(),
+            optimizer={role: chosen[role] for role in ("hidden", "embedding", "head", "vector")},
+            schedule=WarmupLinearDecay(total=total, warmup=min(WARMUP, total // 10), decay_fraction=DECAY),
+            loop=LoopConfig(steps=total, eval_every=10, probe_every=10),
+            seed=seed,
+            probe=PROBED,
+            description=self.description,
+        )
+
+
+RECIPES: dict[str, Recipe] = {}
+
+
+def register(name: str) -> Callable[[Callable[[], Optimizer]], Callable[[], Optimizer]]:
+    """Decorator: make a function that returns options by role a recipe, from anywhere.
+
+    Args:
+        name: on the command line.
+
+    Raises:
+        ValueError: the name is taken.
+
+    Example:
+        >>> @register("sgd+adamw")
+        ... def sgd_adamw():
+        ...     "Steepest descent in the Frobenius norm on hidden matrices, AdamW on the rest."
+        ...     return by_role({"rule": "polar", "lr": 0.1, "geometry": "frobenius"}, *adamw_tables())
+        >>> spec_of("sgd+adamw", steps=20).learning_rates["hidden"]
+        0.1
+        >>> del RECIPES["sgd+adamw"]
+    """
+    if name in RECIPES:
+        raise ValueError(f"there is a recipe {name!r} already; choose another name")
+
+    def add(function: Callable[[], Optimizer]) -> Callable[[], Optimizer]:
+        RECIPES[name] = Recipe(name, function)
+        return function
+
+    return add
+
+
+def spec_of(name: str, *, steps: int | None = None, seed: int = 42) -> RunSpec:
+    """The small run of a recipe by its name.
+
+    Raises:
+        ValueError: if no recipe is called so.
+
+    Example:
+        >>> spec_of("adamw", steps=20).loop.steps
+        20
+    """
+    return _recipe(name)(steps=steps, seed=seed)
+
+
+def optimizer_for(recipe: str, roles: Collection[str], changes: Sequence[str] = ()) -> Optimizer:
+    """The options of a recipe for the roles that a model has.
+
+    Args:
+        recipe: one of `RECIPES`.
+        roles: of the model.
+        changes: "ROLE.OPTION=VALUE", the value as in JSON or a bare word; roles joined by + change together, and * is
+            all of them.
+
+    Raises:
+        ValueError: an unknown recipe, a role that the model does not have, or a change that cannot be read.
+    """
+    options = {role: chosen for role, chosen in _recipe(recipe).optimizer().items() if role in roles}
+    for change in changes:
+        named, option, value = _read_change(change)
+        for role in options if named == ["*"] else named:
+            if role not in options:
+                raise ValueError(f"{change!r}: the model has no role {role!r}; its roles are {', '.join(options)}")
+            options[role] = {**options[role], option: value}
+    return options
+
+
+def _recipe(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    return RECIPES[name]
+
+
+def _read_change(change: str) -> tuple[list[str], str, Plain]:
+    place, equals, text = change.partition("=")
+    named, dot, option = place.strip().partition(".")
+    if not (equals and dot and named and option and text.strip()):
+        raise ValueError(f"cannot read {change!r}; write ROLE.OPTION=VALUE, as in hidden.lr=0.005 or head.momentum=0.5")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text.strip()
+    return named.split("+"), option, value
+
+
+def by_role(
+    hidden: Options,
+    embedding: Options,
+    head: Options | None = None,
+    *,
+    positions: Options | None = None,
+    vectors: Options | None = None,
+) -> Optimizer:
+    """Options for every role, from those of the hidden matrices and of the tables of tokens.
+
+    Args:
+        hidden: of hidden matrices, convolutions and experts.
+        embedding: of the table at the input.
+        head: of the table at the output; None: those of the embedding.
+        positions: of tables of positions; None: AdamW.
+        vectors: of norms, biases and scalars; None: AdamW without weight decay.
+    """
+    return {
+        **{role: dict(hidden) for role in HIDDEN},
+        "embedding": dict(embedding),
+        "head": dict(head or embedding),
+        "position": dict(positions or adamw_options(1e-2, weight_decay=0.0)),
+        "vector": dict(vectors or adamw_options(3e-2, weight_decay=0.0)),
+    }
+
+
+def everywhere(options: Options, *, hidden: float) -> Optimizer:
+    """One rule for every role, which the optimizers of other libraries want."""
+    at = {lr: {**options, "lr": lr} for lr in (hidden, 3e-2, 1e-2)}
+    return by_role(at[hidden], at[3e-2], positions=at[1e-2], vectors=at[3e-2])
+
+
+def adamw_options(lr: float, *, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1) -> Options:
+    """AdamW with the betas of language models."""
+    return {"rule": "adamw", "lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay}
+
+
+def adamw_tables(embedding: float = 5e-2, head: float = 5e-3) -> tuple[Options, Options]:
+    """AdamW on embedding and head, at a rate each."""
+    return adamw_options(embedding, betas=SHORT), adamw_options(head, betas=SHORT)
+
+
+def muon_options(lr: float, **changed: Plain) -> Options:
+    """Five quintic Newton-Schulz steps on Nesterov momentum, scaled to AdamW's update size."""
+    return {
+        "rule": "polar",
+        "lr": lr,
+        "momentum": 0.9,
+        "nesterov": True,
+        "scale": "rms",
+        "method": "newton-schulz",
+        "max_steps": 5,
+        "weight_decay": 0.0,
+        **changed,
+    }
+
+
+def polargrad_options(lr: float, **changed: Plain) -> Options:
+    """The nuclear norm times the polar factor; QDWH, since these tall gradients have small singular values."""
+    return {
+        "rule": "polar",
+        "lr": lr,
+        "momentum": 0.5,
+        "scale": "nuclear",
+        "method": "qdwh",
+        "max_steps": 5,
+        "weight_decay": 0.0,
+        **changed,
+    }
+
+
+def normalized_rows_options(lr: float, **changed: Plain) -> Options:
+    """The row-normalized polar factor; inputs of entries +-1 have their outputs moved by `lr`, root mean square."""
+    return {
+        "rule": "polar",
+        "lr": lr,
+        "momentum": 0.7,
+        "nesterov": True,
+        "scale": "spectral",
+        "row_beta": 0.99,
+        "method": "auto",
+        "weight_decay": 0.0,
+        **changed,
+    }
+
+
+@register("adamw")
+def adamw() -> Optimizer:
+    """AdamW on every parameter."""
+    return by_role(adamw_options(1e-3, betas=SHORT), *adamw_tables(6e-2, 1.5e-2))
+
+
+@register("muon+adamw")
+def muon_adamw() -> Optimizer:
+    """Muon on hidden matrices, AdamW on embedding, head and vectors."""
+    return by_role(muon_options(5e-3), *adamw_tables())
+
+
+@register("muon+polargrad")
+def muon_polargrad() -> Optimizer:
+    """Muon on hidden matrices, PolarGrad on embedding and head, AdamW on vectors (arXiv 2505.21799, section 6.4)."""
+    return by_role(muon_options(4e-3), polargrad_options(0.2))
+
+
+@register("muon+normalized-rows")
+def muon_normalized_rows() -> Optimizer:
+    """Muon on hidden matrices, row-normalized polar factors on the head, AdamW on the rest; rates for any width."""
+    hidden = muon_options(0.028, scale="spectral")
+    return by_role(hidden, adamw_tables()[0], normalized_rows_options(0.056))
+
+
+@register("polargrad")
+def polargrad() -> Optimizer:
+    """PolarGrad on every matrix, momentum first, AdamW on vectors."""
+    return by_role(polargrad_options(0.03, momentum=0.95), polargrad_options(0.2))
+
+
+@register("polar-first")
+def polar_first() -> Optimizer:
+    """PolarGrad on every matrix, the momentum taken of the polar factors, AdamW on vectors."""
+    first: Options = {"momentum_order": "polar-first"}
+    return by_role(polargrad_options(0.03, momentum=0.95, **first), polargrad_options(0.2, **first))
+
+
+@register("adaptive")
+def adaptive() -> Optimizer:
+    """Muon on hidden matrices with each one's nuclear norm over its own recent size, AdamW on the rest."""
+    return by_role(muon_options(5e-3, scale="adaptive-nuclear"), *adamw_tables())
+
+
+@register("group")
+def group() -> Optimizer:
+    """Muon on hidden matrices with their summed nuclear norm over its recent size, AdamW on the rest."""
+    shared: Options = {"scale": "adaptive-nuclear", "scope": "group", "scale_beta": 0.99}
+    return by_role(muon_options(5e-3, **shared), *adamw_tables())
+
+
+@register("one-sided")
+def one_sided() -> Optimizer:
+    """Muon on hidden matrices, one-sided PolarGrad on embedding and head, AdamW on vectors."""
+    tables = polargrad_options(0.2, geometry="right-polar")
+    del tables["method"], tables["max_steps"]
+    return by_role(muon_options(3e-3), tables)
+
+
+@register("rownorm")
+def rownorm() -> Optimizer:
+    """Muon on hidden matrices, normalized rows on embedding and head, AdamW on vectors."""
+    tables: Options = {"rule": "polar", "lr": 3e-2, "momentum": 0.5, "geometry": "rows", "scale": "rms"}
+    return by_role(muon_options(3e-3), {**tables, "weight_decay": 0.0})
+
+
+@register("soap")
+def soap() -> Optimizer:
+    """SOAP of pytorch-optimizer on every parameter (arXiv 2409.11321)."""
+    options: Options = {"rule": "soap", "betas": (0.95, 0.95), "precondition_frequency": 10, "weight_decay": 0.0}
+    return everywhere(options, hidden=3e-3)
+
+
+@register("shampoo")
+def shampoo() -> Optimizer:
+    """Shampoo of pytorch-optimizer on every parameter, grafted onto RMSProp's steps (arXiv 2002.09018)."""
+    options: Options = {
+        "rule": "shampoo",
+        "betas": (0.9, 0.95),
+        "preconditioning_compute_steps": 10,
+        "weight_decay": 0.0,
+    }
+    return everywhere(options, hidden=1e-3)
+
+
+@dataclass(frozen=True)
+class NamedComparison:
+    """What `polargrad compare NAME` stands for.
+
+    Args:
+        description: one line for people.
+        recipes: their names.
+        sweep: the axes of the grid, as they are written on the command line.
+        steps: of every run.
+        look_every: steps between evaluations, and between measurements of the gradients.
+    """
+
+    description: str
+    recipes: tuple[str, ...]
+    sweep: tuple[str, ...]
+    steps: int
+    look_every: int
+
+    def observed(self, spec: RunSpec) -> RunSpec:
+        """One of its recipes, evaluated and measured as often as the comparison wants."""
+        loop = dataclasses.replace(spec.loop, eval_every=self.look_every, probe_every=self.look_every)
+        return dataclasses.replace(spec, loop=loop)
+
+
+COMPARISONS: Mapping[str, NamedComparison] = MappingProxyType(
+    {
+        "phenomena": NamedComparison(
+            "AdamW, Muon and Muon + PolarGrad with and without warm-up at half to eight times their rates.",
+            ("adamw", "muon+adamw", "muon+polargrad"),
+            ("warmup=0,10,30", "rates=0.5,1,2,4,8"),
+            steps=100,
+            look_every=25,
+        ),
+    }
+)
