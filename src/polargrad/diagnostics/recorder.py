@@ -1,4 +1,4 @@
-"""Figures of what the optimizer's own step computed, at a chosen interval, as plain records."""
+"""Metrics of what the optimizer's own step computed, at a chosen interval, as plain records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from polargrad.diagnostics.figures import matrix_metrics
+from polargrad.diagnostics.metrics import matrix_metrics
 from polargrad.optim import PolarGrad
 from polargrad.optim.bucket import Bucket
 from polargrad.optim.distributor import Directions
@@ -17,7 +17,7 @@ __all__ = ["Recorder"]
 
 
 class Recorder:
-    """Records figures of every matrix that `optimizer` steps by the polar rule, on each `every`-th step.
+    """Records metrics of every matrix that `optimizer` steps by the polar rule, on each `every`-th step.
 
     With M what the direction was taken of (the momentum, or the gradient in the polar-first order) and U the direction
     that the step computed, a record holds::

@@ -9,9 +9,16 @@ import torch
 from torch import nn
 
 import polargrad
-from polargrad.lab.train import CheckpointError, CheckpointPolicy, Checkpoints, LoopConfig, StepDecay, train
+from polargrad.lab.train import (
+    CheckpointError,
+    CheckpointPolicy,
+    Checkpoints,
+    LoopConfig,
+    StepDecay,
+    StopRequest,
+    train,
+)
 from polargrad.lab.train.checkpoint import differences
-from polargrad.lab.train.interruption import StopRequest
 
 EVERY_STEP = CheckpointPolicy(every_steps=1)
 
@@ -102,7 +109,7 @@ def test_a_generator_that_is_not_restored_would_be_seen(tmp_path, monkeypatch):
     _, whole, _ = go(tmp_path, policy=CheckpointPolicy(every_steps=4))
     sorted(tmp_path.iterdir())[-1].unlink()
     found = Checkpoints(tmp_path, {"steps": 8}).newest()
-    monkeypatch.setattr("polargrad.lab.train.state._restore_generators", lambda held: None)
+    monkeypatch.setattr("polargrad.lab.train.checkpoint._restore_generators", lambda held: None)
     _, records, _ = go(tmp_path / "again", resume=found)
     assert trajectory(records) != [r for r in trajectory(whole) if r["step"] > found.step]
 

@@ -5,7 +5,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from polargrad.lab.train.clipping import clip_gradients
+from polargrad.lab.train.loop import clip_gradients
 
 
 def gradients():

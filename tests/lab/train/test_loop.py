@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import polargrad
-from polargrad.lab.train import Constant, GradientProbe, LoopConfig, StepDecay, WarmupLinearDecay, train
+from polargrad.lab.train import Constant, LoopConfig, MatrixProbe, StepDecay, WarmupLinearDecay, train
 
 
 class Quadratic:
@@ -100,7 +100,7 @@ def test_evaluations_come_at_their_interval_and_at_both_ends(every, steps, expec
     assert found[-1]["gap"] == pytest.approx(objective.module.weight.sub(1).square().sum().item() / 2)
 
 
-def test_best_is_the_evaluation_with_the_lowest_leading_figure():
+def test_best_is_the_evaluation_with_the_lowest_leading_metric():
     objective = Quadratic()
     optimizer = sgd(objective, lr=0.5, momentum=0.95)  # overshoots
     summary, records = run(objective, optimizer, steps=8, eval_every=1)
@@ -153,7 +153,7 @@ def test_learning_rates_go_by_role_and_are_put_back():
 
 def test_probes_see_the_raw_gradient_before_clipping():
     objective = Quadratic()
-    probe = GradientProbe({"w": objective.module.weight}, {"w": "hidden"})
+    probe = MatrixProbe({"w": objective.module.weight}, {"w": "hidden"})
     optimizer = sgd(objective, lr=1.0)
     _, records = run(objective, optimizer, steps=7, probe=probe, probe_every=3, clip_grad_norm=0.5)
     found = of("matrix", records)
@@ -165,9 +165,9 @@ def test_probes_see_the_raw_gradient_before_clipping():
     assert clipped.module.weight.norm().item() == pytest.approx(0.5)
 
 
-def test_a_figure_that_is_not_finite_is_none_with_one_event():
+def test_a_metric_that_is_not_finite_is_none_with_one_event():
     objective = Quadratic()
-    probe = GradientProbe({"w": objective.module.weight})  # of rank one: in exact arithmetic singular
+    probe = MatrixProbe({"w": objective.module.weight})  # of rank one: in exact arithmetic singular
     probe_infinite = lambda: [{**entry, "condition_number": math.inf} for entry in probe()]  # noqa: E731
     _, records = run(objective, steps=3, probe=probe_infinite, probe_every=1)
     assert [record["condition_number"] for record in of("matrix", records)] == [None] * 3
@@ -246,7 +246,7 @@ def test_ctrl_c_keeps_the_finished_steps(log_every):
 
 def test_time_spent_looking_does_not_count(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("polargrad.lab.train.clock.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("polargrad.lab.train.run_log.time.perf_counter", lambda: clock[0])
 
     def spend(seconds, result=None):
         clock[0] += seconds

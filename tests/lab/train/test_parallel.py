@@ -22,7 +22,7 @@ def test_meshes_of_the_modes():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("fdsp", 2), "unknown mode 'fdsp'; allowed are ddp, fsdp, hsdp, tp"),
+        (("fdsp", 2), "unknown mode 'fdsp'; did you mean 'fsdp'"),
         (("hsdp", 3), "3 is odd"),
         (("ddp", 2, "2x2x1"), "has 4 ranks, and 2 processes"),
         (("ddp", 2, "1x2x1"), "is not one of ddp, whose meshes are Dx1x1"),
@@ -40,17 +40,17 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     with processes(None) as alone:
-        assert alone.alone
-        assert alone.chief
+        assert alone.is_single
+        assert alone.is_main_process
         assert alone.data_group is None
-        assert alone.facts() == {}
+        assert alone.metadata() == {}
     with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"), processes("ddp"):
         pass
     with pytest.raises(ValueError, match="--mesh needs --parallel"), processes(None, "2x1x1"):
         pass
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="started 2 times"), processes(None):
+    with pytest.raises(ValueError, match="torchrun started 2 processes that would all do the same"), processes(None):
         pass
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from polargrad.lab.train import progress
-from polargrad.lab.train.clock import Clock
 from polargrad.lab.train.progress import ProgressBar, ProgressLines, StageLines, terminal_progress
+from polargrad.lab.train.run_log import DeviceTimer
 
 
 class Terminal(io.StringIO):
@@ -86,23 +86,23 @@ def test_rates_are_readable():
     assert progress._clock(3700) == "61:40"
 
 
-def test_a_cpu_clock_counts_seconds():
-    clock = Clock(torch.device("cpu"))
-    start = clock.stamp()
-    assert 0.0 <= clock.seconds(start, clock.stamp()) < 60.0
+def test_a_cpu_timer_counts_seconds():
+    timer = DeviceTimer(torch.device("cpu"))
+    start = timer.stamp()
+    assert 0.0 <= timer.seconds(start, timer.stamp()) < 60.0
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_cuda_clock_counts_the_device_s_time():
+def test_a_cuda_timer_counts_the_device_s_time():
     device = torch.device("cuda")
-    clock = Clock(device)
+    timer = DeviceTimer(device)
     A = torch.randn(4096, 4096, device=device)
-    start = clock.stamp()
+    start = timer.stamp()
     for _ in range(50):
         A = A @ A / 64
-    queued = clock.stamp()
-    assert clock.seconds(start, queued) > 1e-3
+    queued = timer.stamp()
+    assert timer.seconds(start, queued) > 1e-3
 
 
 def test_stages_say_how_much_lies_behind_and_ahead():

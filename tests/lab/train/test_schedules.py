@@ -75,7 +75,10 @@ def test_linear_decay_begins_at_the_last_forty_percent_and_would_end_at_zero():
         (lambda: StepDecay(5, 1.1), "factor"),
         (lambda: Cosine(10)(10), "make total larger"),
         (lambda: WarmupLinearDecay(10)(-1), "covers steps 0 to 9"),
-        (lambda: schedule_from_dict({"name": "cosin", "total": 3}), "allowed are 'constant', 'cosine'"),
+        (
+            lambda: schedule_from_dict({"name": "cosin", "total": 3}),
+            "did you mean 'cosine'\\? The allowed names are 'constant', 'cosine'",
+        ),
         (lambda: schedule_from_dict({"total": 3}), "unknown schedule None"),
         (lambda: schedule_from_dict({"name": "cosine", "totl": 3}), r"takes \['total', 'warmup', 'final'\]"),
         (lambda: schedule_from_dict({"name": "cosine"}), r"takes \['total', 'warmup', 'final'\]"),

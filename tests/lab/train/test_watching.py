@@ -1,27 +1,26 @@
-"""What the journal says of steps that went wrong, and when it gives up."""
+"""What the log says of steps that went wrong, and when it gives up."""
 
 import math
 
 import pytest
 import torch
 
-from polargrad.lab.train.clock import Clock
-from polargrad.lab.train.journal import Journal
+from polargrad.lab.train import LoopConfig
+from polargrad.lab.train.run_log import DeviceTimer, RunLog
 
 
 class Watched:
-    """A journal fed with losses; `skips` counts updates left out."""
+    """A log fed with losses; `skips` counts updates left out."""
 
     def __init__(self, *, spike_threshold=8.0, nonfinite_limit=3):
         self.records = []
         self.skips, self.nothing = 0, False
-        self.journal = Journal(
+        limits = {"nonfinite_limit": nonfinite_limit, "spike_threshold": spike_threshold}
+        self.log = RunLog(
             self.records.append,
-            Clock(torch.device("cpu")),
+            DeviceTimer(torch.device("cpu")),
             1,
-            divergence_factor=None,
-            nonfinite_limit=nonfinite_limit,
-            spike_threshold=spike_threshold,
+            LoopConfig(1000, divergence_factor=None, **limits),
             skipped=lambda: self.skips,
             all_skipped=lambda: self.nothing,
         )
@@ -32,10 +31,10 @@ class Watched:
             self.step += 1
             self.skips += skipped
             self.nothing = nothing
-            self.journal.add(self.step, torch.tensor(loss), {}, (0.0, 0.0, 0.0, 0.0))
+            self.log.add(self.step, torch.tensor(loss), {}, (0.0, 0.0, 0.0, 0.0))
             if not late:
-                self.journal.flush()
-        self.journal.flush()
+                self.log.flush()
+        self.log.flush()
         return self
 
     def events(self):
@@ -64,14 +63,14 @@ def test_without_a_threshold_there_are_no_spikes():
 def test_a_few_steps_that_bring_nothing_are_events():
     watched = Watched().feed(5.0, math.nan, math.inf, 5.0, math.nan, 5.0)
     assert watched.events() == [("nonfinite", 2), ("nonfinite", 5)]
-    assert not watched.journal.diverged
+    assert not watched.log.diverged
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_many_steps_that_bring_nothing_end_the_run(late):
     watched = Watched().feed(5.0, math.nan, math.nan, math.nan, late=late)
     assert watched.events() == [("nonfinite", 2), ("diverged", 4)]
-    assert watched.journal.reason == "the loss is nan in the last of 3 steps in a row that brought nothing"
+    assert watched.log.reason == "the loss is nan in the last of 3 steps in a row without effect"
 
 
 def test_skipping_everything_ends_the_run_and_skipping_something_does_not():
@@ -79,26 +78,26 @@ def test_skipping_everything_ends_the_run_and_skipping_something_does_not():
     assert {name for name, _ in some.events()} == {"skipped"}
     nothing = Watched().feed(5.0).feed(5.1, 5.2, 5.1, skipped=4, nothing=True)
     assert ("diverged", 4) in nothing.events()
-    assert "every update was skipped" in nothing.journal.reason
+    assert "every update was skipped" in nothing.log.reason
 
 
 def test_a_mixture_of_both_counts_as_one_row():
     watched = Watched().feed(math.nan).feed(5.0, skipped=4, nothing=True).feed(math.nan)
-    assert watched.journal.diverged
+    assert watched.log.diverged
 
 
 def test_without_a_limit_the_run_goes_on():
-    assert not Watched(nonfinite_limit=None).feed(*[math.nan] * 50).journal.diverged
+    assert not Watched(nonfinite_limit=None).feed(*[math.nan] * 50).log.diverged
 
 
-def test_the_journal_goes_on_where_it_was():
+def test_the_log_goes_on_where_it_was():
     whole = Watched().feed(*quiet(20), math.nan, math.nan)
     first = Watched().feed(*quiet(20), math.nan)
     second = Watched()
-    second.journal.load_state_dict(first.journal.state_dict())
+    second.log.load_state_dict(first.log.state_dict())
     second.step = first.step
     second.feed(math.nan)
     assert first.records + second.records == whole.records
-    assert second.journal.summary("finished") == whole.journal.summary("finished")
+    assert second.log.summary("finished") == whole.log.summary("finished")
     second.feed(math.nan)
-    assert second.journal.diverged
+    assert second.log.diverged

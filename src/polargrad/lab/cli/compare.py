@@ -70,12 +70,12 @@ class Compare(Jobs):
         """Run everything, then print the table, warn of edges, and write the report."""
         self._check()
         with self.parallel.processes() as parallel:
-            if not parallel.alone and (unused := given(self, "tune", "seeds", "jobs", "threads", "minutes")):
+            if not parallel.is_single and (unused := given(self, "tune", "seeds", "jobs", "threads", "minutes")):
                 raise ValueError(f"{unused}: not with --parallel, where every process takes part in every run")
             specs, sweep = self._asked()
             seeds = tuple(range(self.seed, self.seed + self.seeds))
             asked = Comparison(tuple(specs), seeds, self.tune, self.ratio, self.extend, self.halving, sweep)
-            if not parallel.chief:
+            if not parallel.is_main_process:
                 for spec in asked.pending({}):
                     runner.assist(spec, parallel)
                 return

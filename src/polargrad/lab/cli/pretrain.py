@@ -28,7 +28,7 @@ from polargrad.lab.train import CheckpointPolicy, LoopConfig, terminal_progress
 from polargrad.optim.routing import roles
 
 if TYPE_CHECKING:
-    from polargrad.lab.train.journal import Record
+    from polargrad.lab.train import Record
 
 __all__ = ["Pretrain"]
 
@@ -122,7 +122,7 @@ class Pretrain(PretrainOptions):
                 finished = runner.resume(out, spec, progress=progress, policy=policy, watch=watch)
             return _report(finished)
         with self.parallel.processes() as parallel:
-            if not parallel.chief:
+            if not parallel.is_main_process:
                 return runner.assist(spec, parallel)
             out = self.run.out or Path("runs") / f"{spec.name}-{datetime.now():%Y%m%d-%H%M%S}"
             runner.refuse_existing(out)

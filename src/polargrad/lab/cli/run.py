@@ -130,7 +130,7 @@ class Run:
         self._refuse_matrix_options()
         spec = self._spec()
         with self.parallel.processes() as parallel:
-            if not parallel.chief:
+            if not parallel.is_main_process:
                 return runner.assist(spec, parallel)
             out = terminal.new_folder(self.out, spec.name)
             finished = runner.run(spec, out, progress=terminal_progress(spec.name), parallel=parallel)

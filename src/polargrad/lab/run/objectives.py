@@ -33,7 +33,7 @@ def build_objective(spec: RunSpec, parallel: Parallel | None = None) -> tuple[Ob
     """
     if isinstance(spec.objective, LanguageModel):
         return _language_model(spec.objective, spec.seed, parallel or Parallel())
-    if parallel is not None and not parallel.alone:
+    if parallel is not None and not parallel.is_single:
         raise ValueError(f"{spec.name} is a matrix problem, which one process solves; leave --parallel out")
     return _matrix_problem(spec)
 
@@ -59,7 +59,7 @@ def _language_model(objective: LanguageModel, seed: int, parallel: Parallel) -> 
     from polargrad.lab import lm
 
     parallel.check_batch(objective.batch)
-    with parallel.chief_first():  # which leaves the encoded text in the cache
+    with parallel.main_process_first():  # which leaves the encoded text in the cache
         data, encoded = _corpus(
             objective.corpus,
             objective.vocabulary,
@@ -72,9 +72,9 @@ def _language_model(objective: LanguageModel, seed: int, parallel: Parallel) -> 
         )
     model = objective.architecture().build(seed=seed)
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    _fit_out(model, objective, alone=parallel.alone)
+    _fit_out(model, objective, alone=parallel.is_single)
     tensor_ranks = parallel.sizes[2]
-    forward = parallel.place(model, lm.tensor_plan(model, tensor_ranks) if tensor_ranks > 1 else None)
+    forward = parallel.shard(model, lm.tensor_plan(model, tensor_ranks) if tensor_ranks > 1 else None)
     built = lm.LanguageModelObjective(
         model,
         encoded.train,
@@ -97,7 +97,7 @@ def _language_model(objective: LanguageModel, seed: int, parallel: Parallel) -> 
     facts = {
         **data,
         "parameters": numbers,
-        **parallel.facts(),
+        **parallel.metadata(),
     }
     return built, facts
 

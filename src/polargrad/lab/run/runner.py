@@ -32,7 +32,6 @@ from polargrad.lab.train import (
     CheckpointError,
     CheckpointPolicy,
     Checkpoints,
-    GradientProbe,
     MatrixProbe,
     train,
 )
@@ -42,8 +41,7 @@ from polargrad.optim import PolarGrad, parameter_groups
 from polargrad.optim.routing import roles
 
 if TYPE_CHECKING:
-    from polargrad.lab.train import Objective, Progress, Summary
-    from polargrad.lab.train.journal import Record
+    from polargrad.lab.train import Objective, Progress, Record, Summary
 
 
 class Interrupted(KeyboardInterrupt):
@@ -179,7 +177,7 @@ class _Made:
     spec: RunSpec
     objective: Objective
     optimizer: torch.optim.Optimizer
-    probe: GradientProbe | None
+    probe: MatrixProbe | None
     environment: Mapping[str, Any]
     parallel: Parallel | None = None
 
@@ -216,7 +214,7 @@ def _execute(
     checkpoints = None
     # Shampoo keeps objects in its state, which a checkpoint that runs no code cannot hold.
     saved = comparator_rule(made.spec.optimizer) != "shampoo"
-    if saved and (made.parallel is None or made.parallel.alone):
+    if saved and (made.parallel is None or made.parallel.is_single):
         position = lambda: {"records": folder.position()}  # noqa: E731
         checkpoints = Checkpoints(path / CHECKPOINTS, made.configuration, policy, caller=position)
     with folder:
@@ -308,7 +306,7 @@ def _optimizer(spec: RunSpec, objective: Objective, process_group: Any = None) -
     return build_for_matrices(spec.optimizer, objective)
 
 
-def build_probe(spec: RunSpec, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> GradientProbe | None:
+def build_probe(spec: RunSpec, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> MatrixProbe | None:
     """What measures the spec's probed matrices: gradients, of a model momenta and steps too; None if there are none.
 
     Raises:
@@ -321,6 +319,6 @@ def build_probe(spec: RunSpec, module: torch.nn.Module, optimizer: torch.optim.O
         matrices = ", ".join(name for name, parameter in named.items() if parameter.ndim == 2)
         raise ValueError(f"cannot probe {unknown[0]!r}, which the model does not have; its matrices are {matrices}")
     chosen = {name: named[name] for name in spec.probe}
-    if isinstance(spec.objective, LanguageModel):
-        return MatrixProbe(chosen, optimizer, roles(module))
-    return GradientProbe(chosen, roles(module))
+    return MatrixProbe(
+        chosen, roles(module), optimizer=optimizer if isinstance(spec.objective, LanguageModel) else None
+    )

@@ -19,8 +19,7 @@ import torch
 
 from polargrad.lab.run import runner
 from polargrad.lab.run.spec import RunSpec
-from polargrad.lab.train import CheckpointPolicy, terminal_progress
-from polargrad.lab.train.interruption import StopRequest
+from polargrad.lab.train import CheckpointPolicy, StopRequest, terminal_progress
 
 if TYPE_CHECKING:
     from polargrad.lab.train import Progress

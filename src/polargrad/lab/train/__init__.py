@@ -1,11 +1,11 @@
-"""The training loop, its schedules, its records and its probes."""
+"""The training loop, its schedules, its records and its probe."""
 
 from polargrad.lab.train.checkpoint import Checkpoint, CheckpointError, CheckpointPolicy, Checkpoints
-from polargrad.lab.train.journal import Summary
-from polargrad.lab.train.loop import LoopConfig, Objective, train
-from polargrad.lab.train.matrix_probe import MatrixProbe
-from polargrad.lab.train.metrics import GradientProbe, matrix_metrics
+from polargrad.lab.train.config import LoopConfig
+from polargrad.lab.train.loop import Objective, StopRequest, train
+from polargrad.lab.train.probe import MatrixProbe
 from polargrad.lab.train.progress import Progress, StageLines, terminal_progress
+from polargrad.lab.train.run_log import Record, Summary
 from polargrad.lab.train.schedules import (
     Constant,
     Cosine,
@@ -23,18 +23,18 @@ __all__ = [
     "Checkpoints",
     "Constant",
     "Cosine",
-    "GradientProbe",
     "LoopConfig",
     "MatrixProbe",
     "Objective",
     "Progress",
+    "Record",
     "Schedule",
     "StageLines",
     "StepDecay",
+    "StopRequest",
     "Summary",
     "WarmupLinearDecay",
     "lr_scheduler",
-    "matrix_metrics",
     "schedule_from_dict",
     "terminal_progress",
     "train",

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: all of a file or none of it, checked when read, the last few kept.
+"""The state of a run, and its checkpoints: all of a file or none of it, checked when read, the last few kept.
 
     FOLDER/step-00000040-<16 hexadecimal digits of the SHA-256 of the file>.pt
 
@@ -11,14 +11,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import re
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
+
+from polargrad.lab.checks import check_integer
 
 FORMAT = 1
 _DIGITS = 16
@@ -52,9 +57,8 @@ class CheckpointPolicy:
     keep_finished: bool = True
 
     def __post_init__(self) -> None:
-        for name, value, least in (("every_steps", self.every_steps, 0), ("keep", self.keep, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}")
+        check_integer("every_steps", self.every_steps, 0)
+        check_integer("keep", self.keep)
         if not self.every_seconds > 0:
             raise ValueError(f"every_seconds must be positive; got {self.every_seconds!r}")
 
@@ -228,6 +232,51 @@ def differences(saved: Any, asked: Any, at: str = "") -> list[str]:
     return [] if saved == asked else [f"{at or 'it'} was {saved!r} and is now {asked!r}"]
 
 
+def capture(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, base_rates: Sequence[float], data: Any
+) -> dict[str, Any]:
+    """Weights, optimizer, position in the data and random generators, as tensors and plain data.
+
+    Args:
+        module: its state dict is taken, tensors uncopied.
+        optimizer: likewise; its learning rates are those of the moment.
+        base_rates: what a schedule multiplies, one for each group; these are what is kept.
+        data: asked for `state_dict()` if it has one. A source whose batch is a function of the step needs none.
+
+    Returns:
+        A mapping that `restore` takes.
+    """
+    held = optimizer.state_dict()
+    for group, rate in zip(held["param_groups"], base_rates, strict=True):
+        group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], Tensor) else rate
+    return {
+        "module": module.state_dict(),
+        "optimizer": held,
+        "data": data.state_dict() if hasattr(data, "state_dict") else None,
+        "random": _generators(),
+    }
+
+
+def restore(state: Mapping[str, Any], module: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Any) -> None:
+    """Put back what `capture` took; the optimizer's groups get their base rates.
+
+    Raises:
+        ValueError: the data source has a position to be restored and cannot take it, or the optimizer's groups differ.
+        RuntimeError: the module has other parameters.
+    """
+    module.load_state_dict(state["module"])
+    tensors = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state["optimizer"])
+    for group, rate in zip(optimizer.param_groups, tensors, strict=True):
+        if isinstance(rate, Tensor):  # a compiled optimizer reads the rate from this very tensor
+            group["lr"] = rate.fill_(float(group["lr"]))
+    if state["data"] is not None:
+        if not hasattr(data, "load_state_dict"):
+            raise ValueError(f"the checkpoint holds a position in the data, and {type(data).__name__} cannot take it")
+        data.load_state_dict(state["data"])
+    _restore_generators(state["random"])
+
+
 class _Hashing:
     """A file to write into that hashes what passes through."""
 
@@ -278,3 +327,29 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _generators() -> dict[str, Any]:
+    """The state of every global generator; numpy's only where something imported numpy."""
+    version, words, gauss = random.getstate()
+    held: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(words), gauss]}
+    if torch.cuda.is_available():
+        held["cuda"] = torch.cuda.get_rng_state_all()
+    if (numpy := sys.modules.get("numpy")) is not None:
+        name, keys, position, has_gauss, cached = numpy.random.get_state()
+        held["numpy"] = [name, keys.tolist(), int(position), int(has_gauss), float(cached)]
+    return held
+
+
+def _restore_generators(held: Mapping[str, Any]) -> None:
+    torch.set_rng_state(held["torch"])
+    version, words, gauss = held["python"]
+    random.setstate((version, tuple(words), gauss))
+    if "cuda" in held and torch.cuda.device_count() == len(held["cuda"]):
+        torch.cuda.set_rng_state_all(held["cuda"])
+    if "numpy" in held:
+        import numpy
+
+        name, keys, position, has_gauss, cached = held["numpy"]
+        words = numpy.asarray(keys, dtype=numpy.uint32)
+        numpy.random.set_state((name, words, position, has_gauss, cached))  # noqa: NPY002  the global one's state

@@ -1,4 +1,4 @@
-"""One run on many processes, as torchrun starts them: who is who, how the model lives on them, what one does alone."""
+"""One run on several processes, as torchrun starts them: their mesh, and how a model and its batches lie on it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from polargrad.lab.checks import unknown_name
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-MODES = ("ddp", "fsdp", "hsdp", "tp")
+# The mesh copies x shards x tensor-parallel ranks of each mode.
+_MESHES = {"ddp": "Dx1x1", "fsdp": "1xSx1", "hsdp": "DxSx1", "tp": "1xSxT"}
+MODES = tuple(_MESHES)
 AXES = ("replicate", "shard", "tensor")
 
 
@@ -25,14 +29,14 @@ AXES = ("replicate", "shard", "tensor")
 class Parallel:
     """The processes of a run, on a mesh D x S x T: D copies of the model, each cut by S (data) and by T (tensor).
 
-    A batch is divided among the D S ranks of the first two axes; the T ranks of the last see the same part of it.
+    A batch is divided among the D S ranks of the first two axes; the T ranks of the last axis see the same part of it.
 
     Args:
         mode: "none" for a single process, "ddp" (D copies), "fsdp" (cut by S), "hsdp" (D copies, each cut by S) or
             "tp" (each matrix cut by T, and by S besides where S > 1).
         sizes: (D, S, T).
         mesh: the ranks, with the axes "replicate", "shard" and "tensor"; None for a single process.
-        device: of this rank; None leaves everything where it is.
+        device: this rank's device; None leaves everything where it is.
     """
 
     mode: str = "none"
@@ -41,18 +45,18 @@ class Parallel:
     device: torch.device | None = None
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         """Whether this is the only process."""
         return self.mesh is None
 
     @property
-    def chief(self) -> bool:
-        """Whether this is rank 0, which alone writes and speaks."""
+    def is_main_process(self) -> bool:
+        """Whether this is rank 0, the only one that writes and prints."""
         return self.mesh is None or torch.distributed.get_rank() == 0
 
     @property
     def data_group(self) -> torch.distributed.ProcessGroup | None:
-        """The ranks that divide a batch among them; None where nobody does."""
+        """The ranks that divide a batch among them; None if every rank sees all of it."""
         if self.mesh is None or self.sizes[0] * self.sizes[1] == 1:
             return None
         cut = [axis for axis, size in zip(AXES[:2], self.sizes, strict=False) if size > 1]
@@ -60,7 +64,7 @@ class Parallel:
 
     @property
     def optimizer_group(self) -> torch.distributed.ProcessGroup | None:
-        """The ranks that share the optimizer's work: all of them, cut parameters or copied ones."""
+        """The ranks that share the optimizer's work: all of them."""
         return None if self.mesh is None else torch.distributed.group.WORLD
 
     def check_batch(self, batch: int) -> None:
@@ -80,15 +84,18 @@ class Parallel:
             values /= self.sizes[0] * self.sizes[1]
         return values
 
-    def place(self, module: torch.nn.Module, tensor_plan: dict[str, Any] | None = None) -> Callable[..., Any]:
-        """Put a model on the ranks and return what to call for its forward pass; its parameters stay `module`'s.
+    def shard(self, module: torch.nn.Module, tensor_plan: dict[str, Any] | None = None) -> Callable[..., Any]:
+        """Distribute a model over the ranks.
 
-        Backward passes through it leave on every rank the gradient of the mean of the ranks' losses. All ranks must
-        come with equal weights.
+        All ranks must call it with equal weights.
 
         Args:
-            module: moved and cut in place.
-            tensor_plan: for "tp", what `torch.distributed.tensor.parallel.parallelize_module` takes.
+            module: the model; moved and cut in place.
+            tensor_plan: for "tp", the plan for `torch.distributed.tensor.parallel.parallelize_module`.
+
+        Returns:
+            The function to call for the forward pass. Backward passes through it leave on every rank, in the parameters
+            of `module`, the gradient of the mean of the ranks' losses.
         """
         if self.device is not None:
             module.to(self.device)
@@ -107,36 +114,31 @@ class Parallel:
 
             parallelize_module(module, self.mesh["tensor"], tensor_plan or {})
         if self.sizes[0] * self.sizes[1] > 1:
-            _shard(module, self.mesh["replicate", "shard"] if self.sizes[0] > 1 else self.mesh["shard"])
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = self.mesh["replicate", "shard"] if self.sizes[0] > 1 else self.mesh["shard"]
+            # Each block of the model (the members of its module lists), then what is left.
+            blocks = [block for part in module.modules() if isinstance(part, torch.nn.ModuleList) for block in part]
+            for part in (*blocks, module):
+                fully_shard(part, mesh=mesh)
         return module
 
     @contextlib.contextmanager
-    def chief_first(self) -> Iterator[None]:
-        """Rank 0 goes through the block before the others do, so that they find its files."""
-        if not self.chief:
+    def main_process_first(self) -> Iterator[None]:
+        """Rank 0 runs the block before the others do, so that they find its files."""
+        if not self.is_main_process:
             torch.distributed.barrier()
         try:
             yield
         finally:
-            if not self.alone and self.chief:
+            if not self.is_single and self.is_main_process:
                 torch.distributed.barrier()
 
-    def facts(self) -> dict[str, Any]:
-        """Plain data for the record of where a run ran; empty for a single process."""
-        if self.alone:
+    def metadata(self) -> dict[str, Any]:
+        """Mode, mesh and number of processes, as plain data for the records; empty for a single process."""
+        if self.is_single:
             return {}
         return {"parallel": self.mode, "mesh": "x".join(map(str, self.sizes)), "processes": math.prod(self.sizes)}
-
-
-def _shard(module: torch.nn.Module, mesh: DeviceMesh) -> None:
-    """`fully_shard` each block of the model (the members of its module lists), then what is left."""
-    from torch.distributed.fsdp import fully_shard
-
-    for part in module.modules():
-        if isinstance(part, torch.nn.ModuleList):
-            for block in part:
-                fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
 
 
 def mesh_sizes(mode: str, world: int, mesh: str | None = None) -> tuple[int, int, int]:
@@ -144,7 +146,7 @@ def mesh_sizes(mode: str, world: int, mesh: str | None = None) -> tuple[int, int
 
     Args:
         mode: one of `MODES`.
-        world: how many ranks there are.
+        world: number of ranks.
         mesh: "DxSxT"; None: all ranks along the mode's axis, for "hsdp" two copies.
 
     Raises:
@@ -155,25 +157,16 @@ def mesh_sizes(mode: str, world: int, mesh: str | None = None) -> tuple[int, int
         ((1, 4, 1), (2, 4, 1), (1, 2, 2))
     """
     if mode not in MODES:
-        raise ValueError(f"unknown mode {mode!r}; allowed are {', '.join(MODES)}")
+        raise unknown_name("mode", mode, MODES)
     if mesh is None:
         if mode == "hsdp" and world % 2:
             raise ValueError(f"hsdp makes two copies of the model unless --mesh says otherwise, and {world} is odd")
-        sizes = {"ddp": (world, 1, 1), "fsdp": (1, world, 1), "hsdp": (2, world // 2, 1), "tp": (1, 1, world)}[mode]
-        return sizes
+        return {"ddp": (world, 1, 1), "fsdp": (1, world, 1), "hsdp": (2, world // 2, 1), "tp": (1, 1, world)}[mode]
     sizes = parse_mesh(mesh)
     if math.prod(sizes) != world:
         raise ValueError(f"--mesh {mesh} has {math.prod(sizes)} ranks, and {world} processes were started")
-    copies, shards, tensor = sizes
-    fits = {
-        "ddp": shards == tensor == 1,
-        "fsdp": copies == tensor == 1,
-        "hsdp": tensor == 1,
-        "tp": copies == 1,
-    }[mode]
-    if not fits:
-        wanted = {"ddp": "Dx1x1", "fsdp": "1xSx1", "hsdp": "DxSx1", "tp": "1xSxT"}[mode]
-        raise ValueError(f"--mesh {mesh} is not one of {mode}, whose meshes are {wanted}")
+    if any(axis == "1" and size != 1 for axis, size in zip(_MESHES[mode].split("x"), sizes, strict=True)):
+        raise ValueError(f"--mesh {mesh} is not one of {mode}, whose meshes are {_MESHES[mode]}")
     return sizes
 
 
@@ -195,14 +188,14 @@ def parse_mesh(text: str) -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def processes(mode: str | None, mesh: str | None = None) -> Iterator[Parallel]:
-    """The processes that torchrun started, as long as the block lasts.
+    """The processes that torchrun started, for the length of the block.
 
     Args:
         mode: one of `MODES`; None: a single process.
         mesh: "DxSxT", see `mesh_sizes`.
 
     Raises:
-        ValueError: no torchrun where there must be one, or one where there must not; a mesh that does not fit.
+        ValueError: torchrun is missing or was not expected, or the mesh does not fit.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     launched = "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
@@ -211,7 +204,7 @@ def processes(mode: str | None, mesh: str | None = None) -> Iterator[Parallel]:
             raise ValueError("--mesh needs --parallel ddp, fsdp, hsdp or tp")
         if launched and world > 1:
             raise ValueError(
-                f"started {world} times by torchrun, each to do the same; give --parallel ddp|fsdp|hsdp|tp"
+                f"torchrun started {world} processes that would all do the same; give --parallel ddp|fsdp|hsdp|tp"
             )
         yield Parallel()
         return
@@ -236,7 +229,7 @@ def _device() -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         raise ValueError(
-            f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; start as "
+            f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; start that "
             "many processes, or hide the GPUs with CUDA_VISIBLE_DEVICES="
         )
     device = torch.device("cuda", local)

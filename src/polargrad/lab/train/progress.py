@@ -19,7 +19,7 @@ class Progress(Protocol):
         """So many steps are finished, and consumed units in training seconds."""
         ...
 
-    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """An evaluation was made after so many steps."""
         ...
 
@@ -60,7 +60,7 @@ class ProgressLines:
         self._label, self._stream, self._every = label, stream, every
         self._total, self._unit = 0, ""
         self._began = self._last = 0.0
-        self._loss = self._figures = ""
+        self._loss = self._metrics = ""
         self._estimate = _Estimate(0)
 
     def start(self, total: int, unit: str) -> None:
@@ -79,16 +79,16 @@ class ProgressLines:
             return
         self._last = now
         self._write(
-            f"step {step}/{self._total}{self._loss}{self._figures}  {_rate(units, seconds, self._unit)}  {left} left"
+            f"step {step}/{self._total}{self._loss}{self._metrics}  {_rate(units, seconds, self._unit)}  {left} left"
         )
 
-    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """An evaluation was made."""
-        self._figures = _figures(figures)
+        self._metrics = _metrics(metrics)
 
     def finish(self, status: str) -> None:
         """The run is over."""
-        self._write(f"{status} after {_clock(time.monotonic() - self._began)}{self._loss}{self._figures}")
+        self._write(f"{status} after {_clock(time.monotonic() - self._began)}{self._loss}{self._metrics}")
 
     def _write(self, line: str) -> None:
         self._stream.write(f"{self._label}  {line}\n")
@@ -115,7 +115,7 @@ class ProgressBar:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}{task.fields[figures]}  {task.fields[rate]}"),
+            TextColumn("{task.fields[loss]}{task.fields[metrics]}  {task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
             console=Console(file=stream),
@@ -129,7 +129,7 @@ class ProgressBar:
     def start(self, total: int, unit: str) -> None:
         """The run begins."""
         self._unit, self._estimate = unit, _Estimate(total)
-        self._task = self._bar.add_task(self._label, total=total, loss="", rate="", figures="", left="")
+        self._task = self._bar.add_task(self._label, total=total, loss="", rate="", metrics="", left="")
         self._bar.start()
 
     def update(self, step: int, loss: float, units: int, seconds: float) -> None:
@@ -142,9 +142,9 @@ class ProgressBar:
         rate = _rate(units, seconds, self._unit)
         self._bar.update(self._task, completed=step, loss=f"loss {loss:.4g}", rate=rate, left=left, refresh=True)
 
-    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """An evaluation was made."""
-        self._bar.update(self._task, completed=step, figures=_figures(figures), refresh=True)
+        self._bar.update(self._task, completed=step, metrics=_metrics(metrics), refresh=True)
 
     def finish(self, status: str) -> None:
         """The run is over."""
@@ -203,8 +203,8 @@ def time_left(elapsed: float, share: float) -> str:
     return f"  {_clock(elapsed / share - elapsed)} left" if share > 0 else ""
 
 
-def _figures(figures: Mapping[str, float]) -> str:
-    return "".join(f"  {name} {value:.4g}" for name, value in figures.items())
+def _metrics(metrics: Mapping[str, float]) -> str:
+    return "".join(f"  {name} {value:.4g}" for name, value in metrics.items())
 
 
 def _rate(units: int, seconds: float, unit: str) -> str:

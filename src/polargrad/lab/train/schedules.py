@@ -1,15 +1,19 @@
-"""Learning-rate schedules: what each group's base rate is multiplied by at a step."""
+"""Learning-rate schedules, and the learning rates of an optimizer's groups under one."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+
+from polargrad.lab.checks import check_integer, unknown_name
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,9 @@ class Cosine(Schedule):
     `m(k) = final + (1 - final) (1 + cos(pi (k - warmup) / (total - warmup))) / 2`.
 
     Args:
-        total: how many steps the schedule covers.
-        warmup: steps of the warm-up; its last step is at the base rate.
-        final: the multiplier that the cosine heads for, reached at step `total`.
+        total: number of steps that the schedule covers.
+        warmup: steps of the warm-up, the last of them at the base rate.
+        final: the multiplier that the cosine would reach at step `total`.
 
     Raises:
         ValueError: the warm-up does not fit into `total`, or `final` is not in [0, 1].
@@ -73,8 +77,8 @@ class Cosine(Schedule):
     name: ClassVar[str] = "cosine"
 
     def __post_init__(self) -> None:
-        _whole("total", self.total, 1)
-        _whole("warmup", self.warmup, 0)
+        check_integer("total", self.total, 1)
+        check_integer("warmup", self.warmup, 0)
         _between("final", self.final, 0.0, 1.0)
         _fits(self.warmup, self.total)
 
@@ -95,8 +99,8 @@ class WarmupLinearDecay(Schedule):
     then `m(k) = (total - k) / (total - b)`, which would be 0 at step `total`.
 
     Args:
-        total: how many steps the schedule covers.
-        warmup: steps of the warm-up; its last step is at the base rate.
+        total: number of steps that the schedule covers.
+        warmup: steps of the warm-up, the last of them at the base rate.
         decay_fraction: the share of `total` over which the rate falls, in [0, 1].
 
     Raises:
@@ -114,8 +118,8 @@ class WarmupLinearDecay(Schedule):
     name: ClassVar[str] = "warmup-linear-decay"
 
     def __post_init__(self) -> None:
-        _whole("total", self.total, 1)
-        _whole("warmup", self.warmup, 0)
+        check_integer("total", self.total, 1)
+        check_integer("warmup", self.warmup, 0)
         _between("decay_fraction", self.decay_fraction, 0.0, 1.0)
         _fits(self.warmup, self.total - self._decay_steps)
 
@@ -134,11 +138,11 @@ class WarmupLinearDecay(Schedule):
 
 @dataclass(frozen=True)
 class StepDecay(Schedule):
-    """The rate times `factor` every so many steps: `m(k) = factor^floor(k / every)`.
+    """The rate multiplied by `factor` every `every` steps: `m(k) = factor^floor(k / every)`.
 
     Args:
         every: steps at the same rate.
-        factor: what the rate is then multiplied by, in (0, 1].
+        factor: multiplier of the rate after them, in (0, 1].
 
     Raises:
         ValueError: a field is out of range.
@@ -153,7 +157,7 @@ class StepDecay(Schedule):
     name: ClassVar[str] = "step-decay"
 
     def __post_init__(self) -> None:
-        _whole("every", self.every, 1)
+        check_integer("every", self.every, 1)
         _between("factor", self.factor, 0.0, 1.0)
         if self.factor == 0.0:
             raise ValueError("factor 0 would stop the training after the first steps; give one in (0, 1]")
@@ -166,13 +170,54 @@ class StepDecay(Schedule):
 SCHEDULES: dict[str, type[Schedule]] = {kind.name: kind for kind in (Constant, Cosine, WarmupLinearDecay, StepDecay)}
 
 
+class LearningRates:
+    """The learning rates of an optimizer's groups: base rate times the schedule's multiplier.
+
+    Args:
+        groups: the optimizer's `param_groups`, at their base rates.
+        schedule: step, counted from 0, to multiplier.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], schedule: Callable[[int], float]) -> None:
+        self._groups, self._schedule = groups, schedule
+        self.base = [float(group["lr"]) for group in groups]
+        roles = [str(group.get("role") or f"group{index}") for index, group in enumerate(groups)]
+        self._names = [
+            role if roles.count(role) == 1 else f"{role}.{roles[:index].count(role)}"
+            for index, role in enumerate(roles)
+        ]
+
+    def set(self, step: int) -> dict[str, float]:
+        """Set every group's rate for a step, counted from 0, and return the rates by the groups' names."""
+        multiplier = self._schedule(step)
+        rates = [base * multiplier for base in self.base]
+        self._assign(rates)
+        return dict(zip(self._names, rates, strict=True))
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Restore the base rates when the block ends."""
+        try:
+            yield
+        finally:
+            self._assign(self.base)
+
+    def _assign(self, rates: list[float]) -> None:
+        for group, rate in zip(self._groups, rates, strict=True):
+            # A rate that is a tensor keeps its identity: a compiled or captured optimizer reads it from there.
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+
 def lr_scheduler(optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]) -> LambdaLR:
     """A schedule as torch's own scheduler, for training loops other than ours.
 
     A torch scheduler moves on after the last step too, past the end of a schedule, and stays at the last multiplier.
 
     Args:
-        optimizer: whose groups' rates are multiplied.
+        optimizer: optimizer whose groups' rates are multiplied.
         schedule: step, counted from 0, to multiplier.
 
     Example:
@@ -213,18 +258,13 @@ def schedule_from_dict(plain: dict[str, Any]) -> Schedule:
     entries = dict(plain)
     name = entries.pop("name", None)
     if name not in SCHEDULES:
-        raise ValueError(f"unknown schedule {name!r}: allowed are {', '.join(map(repr, SCHEDULES))}")
+        raise unknown_name("schedule", name, SCHEDULES)
     kind = SCHEDULES[name]
     try:
         return kind(**entries)
     except TypeError as error:
         allowed = [field.name for field in fields(kind)]
         raise ValueError(f"schedule {name!r} takes {allowed}; got {sorted(entries)}") from error
-
-
-def _whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}")
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

@@ -22,7 +22,7 @@ def _parameters(*shapes, seed=0):
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("order", ["momentum-first", "polar-first", "heavy-ball"])
 @pytest.mark.parametrize("scale", ["nuclear", "spectral", "adaptive-nuclear"])
-def test_figures_are_those_of_the_matrices(order, scale, capturable):
+def test_metrics_are_those_of_the_matrices(order, scale, capturable):
     W, E = _parameters((6, 4), (3, 4, 6))
     optimizer = polargrad.PolarGrad(
         [W, E], lr=0.1, momentum_order=order, scale=scale, method="svd", nesterov=True, capturable=capturable

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from polargrad.lab.train import GradientProbe, matrix_metrics
+from polargrad.diagnostics import matrix_metrics
 
 
 def matrix(singular_values, m=7, n=5, dtype=torch.float64):
@@ -13,7 +13,7 @@ def matrix(singular_values, m=7, n=5, dtype=torch.float64):
     return (U * torch.tensor(singular_values, dtype=torch.float64) @ V.mT).to(dtype)
 
 
-def test_figures_of_known_singular_values():
+def test_metrics_of_known_singular_values():
     found = matrix_metrics(matrix([4.0, 2.0, 2.0, 1.0, 0.5]))
     assert found == pytest.approx(
         {
@@ -53,7 +53,7 @@ def test_orientation_and_complex_entries_do_not_matter():
     assert matrix_metrics(1j * G) == pytest.approx(matrix_metrics(G), rel=1e-12)
 
 
-def test_matrices_without_these_figures():
+def test_matrices_without_these_metrics():
     assert matrix_metrics(torch.ones(3, 1).repeat(1, 2) * torch.tensor([1.0, 0.0]))["condition_number"] == math.inf
     zero = matrix_metrics(torch.zeros(3, 2))
     assert zero.pop("nuclear_norm") == 0.0
@@ -62,21 +62,5 @@ def test_matrices_without_these_figures():
     broken[1, 1] = math.inf
     assert all(math.isnan(value) for value in matrix_metrics(broken).values())
     for shape in [(3,), (2, 3, 3), (0, 3)]:
-        with pytest.raises(ValueError, match="of a matrix"):
+        with pytest.raises(ValueError, match="takes a matrix"):
             matrix_metrics(torch.zeros(shape))
-
-
-def test_a_probe_reports_raw_gradients():
-    W, unused = torch.nn.Parameter(torch.zeros(3, 3)), torch.nn.Parameter(torch.zeros(2, 2))
-    W.grad = torch.diag(torch.tensor([1.0, 2.0, 4.0]))
-    (entry,) = GradientProbe({"w": W, "unused": unused}, {"w": "head"})()
-    assert (entry["role"], entry["parameter"], entry["shape"]) == ("head", "w", [3, 3])
-    assert entry["condition_number"] == pytest.approx(4.0)
-    assert torch.equal(W.grad, torch.diag(torch.tensor([1.0, 2.0, 4.0])))
-
-
-def test_a_probe_needs_matrices():
-    with pytest.raises(ValueError, match="at least one"):
-        GradientProbe({})
-    with pytest.raises(ValueError, match="'bias' has the shape"):
-        GradientProbe({"bias": torch.zeros(3)})

@@ -6,7 +6,7 @@ from torch import nn
 
 import polargrad
 from polargrad.lab.train import MatrixProbe
-from polargrad.lab.train.matrix_probe import spectral_norm
+from polargrad.lab.train.probe import spectral_norm
 
 
 def stepped(make, gradient):
@@ -14,7 +14,7 @@ def stepped(make, gradient):
     weight = nn.Parameter(torch.randn(12, 5))
     before = weight.detach().clone()
     optimizer = make([weight])
-    probe = MatrixProbe({"w": weight}, optimizer, {"w": "hidden"})
+    probe = MatrixProbe({"w": weight}, {"w": "hidden"}, optimizer=optimizer)
     for _ in range(2):
         weight.grad = gradient.clone()
         before.copy_(weight.detach())
@@ -32,7 +32,7 @@ def stepped(make, gradient):
         (lambda p: polargrad.PolarGrad(p, lr=0.1, momentum=0.9, method="svd", max_steps=None), "momentum_buffer"),
     ],
 )
-def test_the_figures_are_those_of_gradient_momentum_weight_and_step(make, key):
+def test_the_metrics_are_those_of_gradient_momentum_weight_and_step(make, key):
     gradient = torch.randn(12, 5)
     raw, after, weight, before, optimizer = stepped(make, gradient)
     s = torch.linalg.svdvals(gradient.double())
@@ -46,12 +46,12 @@ def test_the_figures_are_those_of_gradient_momentum_weight_and_step(make, key):
     assert (raw["role"], after["role"], after["parameter"]) == ("hidden", "hidden", "w")
 
 
-def test_a_step_without_momentum_or_gradient_has_no_figures_of_it():
+def test_a_step_without_momentum_or_gradient_has_no_metrics_of_it():
     raw, after, *_ = stepped(lambda p: torch.optim.SGD(p, lr=0.1), torch.ones(12, 5))
     assert not [key for key in after if key.startswith("momentum")]
     assert raw["stable_rank"] == pytest.approx(1.0)
     weight = nn.Parameter(torch.ones(2, 2))
-    probe = MatrixProbe({"w": weight}, torch.optim.SGD([weight]))
+    probe = MatrixProbe({"w": weight}, optimizer=torch.optim.SGD([weight]))
     assert list(probe()) == list(probe.stepped()) == []
 
 
@@ -65,3 +65,19 @@ def test_the_spectral_norm_is_approached_from_below(shape):
 def test_a_zero_matrix_has_norm_zero():
     assert spectral_norm(torch.zeros(3, 4)) == 0.0
     assert math.isnan(spectral_norm(torch.full((3, 4), torch.nan)))
+
+
+def test_a_probe_reports_raw_gradients():
+    W, unused = torch.nn.Parameter(torch.zeros(3, 3)), torch.nn.Parameter(torch.zeros(2, 2))
+    W.grad = torch.diag(torch.tensor([1.0, 2.0, 4.0]))
+    (entry,) = MatrixProbe({"w": W, "unused": unused}, {"w": "head"})()
+    assert (entry["role"], entry["parameter"], entry["shape"]) == ("head", "w", [3, 3])
+    assert entry["condition_number"] == pytest.approx(4.0)
+    assert torch.equal(W.grad, torch.diag(torch.tensor([1.0, 2.0, 4.0])))
+
+
+def test_a_probe_needs_matrices():
+    with pytest.raises(ValueError, match="at least one"):
+        MatrixProbe({})
+    with pytest.raises(ValueError, match="'bias' has the shape"):
+        MatrixProbe({"bias": torch.zeros(3)})

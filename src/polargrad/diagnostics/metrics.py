@@ -21,7 +21,7 @@ def matrix_metrics(G: Tensor) -> dict[str, float]:
         G: (m, n), real or complex.
 
     Returns:
-        The four figures. Of a zero matrix the norm is 0 and the others are nan; of a singular one the condition number
+        The four metrics. Of a zero matrix the norm is 0 and the others are nan; of a singular one the condition number
         is inf; of one with a non-finite entry all are nan.
 
     Raises:
@@ -34,7 +34,7 @@ def matrix_metrics(G: Tensor) -> dict[str, float]:
     Source: arXiv 2505.21799 (gradient condition number and nuclear norm).
     """
     if G.ndim != 2 or 0 in G.shape:
-        raise ValueError(f"these figures are of a matrix (m, n) with entries; got the shape {tuple(G.shape)}")
+        raise ValueError(f"matrix_metrics takes a matrix (m, n) with entries; got the shape {tuple(G.shape)}")
     if not bool(torch.isfinite(G).all()):
         return dict.fromkeys(("condition_number", "nuclear_norm", "stable_rank", "alignment"), math.nan)
     eps = torch.finfo(G.dtype).eps
