@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from polargrad.lab.matrix.problems import MatrixQuadratic, ProblemObjective
+from polargrad.lab.matrix import MatrixQuadratic, ProblemObjective
 from polargrad.lab.recipes import spec_of
 from polargrad.lab.run.folder import RunFolder
 from polargrad.lab.run.objectives import build_objective

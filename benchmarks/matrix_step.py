@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import polargrad
-from polargrad.lab.matrix.problems import MatrixQuadratic, ProblemObjective
+from polargrad.lab.matrix import MatrixQuadratic, ProblemObjective
 from polargrad.linalg.qdwh import halley_weights
 
 LR = 4e-8

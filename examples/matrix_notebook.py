@@ -14,7 +14,7 @@ import io
 import torch
 
 import polargrad
-from polargrad.lab.matrix.problems import MatrixQuadratic
+from polargrad.lab.matrix import MatrixQuadratic
 
 problem = MatrixQuadratic.draw(0, rows=200, m=30, n=20, columns=150)
 print(f"condition number of the Hessian: {problem.condition_number:.1f}")

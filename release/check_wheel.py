@@ -43,7 +43,7 @@ def main() -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert polargrad.integrations.transformers.optimizer()
-    assert polargrad.lab.matrix.problems.MatrixQuadratic.draw(0, rows=9, m=4, n=3, columns=8).condition_number
+    assert polargrad.lab.matrix.MatrixQuadratic.draw(0, rows=9, m=4, n=3, columns=8).condition_number
 
     command = [str(Path(sys.executable).with_name("polargrad"))]
     explained = subprocess.run(command, capture_output=True, text=True, check=True)

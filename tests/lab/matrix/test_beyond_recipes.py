@@ -6,12 +6,21 @@ import pytest
 import torch
 
 from polargrad.lab.cli.main import main
-from polargrad.lab.matrix.beyond import Multinomial, Nonnegative, Procrustes, Regression
-from polargrad.lab.matrix.laboratory import EXPERIMENTS, Choices, report, run_experiment
-from polargrad.lab.matrix.observed import Picture, Ratings
-from polargrad.lab.matrix.page import results
-from polargrad.lab.matrix.problems import MultiplicativeUpdates, NonnegativeFactorization, ProblemObjective
+from polargrad.lab.matrix import (
+    PROBLEMS,
+    MultinomialRegression,
+    MultiplicativeUpdates,
+    MultiResponseRegression,
+    NonnegativeFactorization,
+    OrthogonalProcrustes,
+    PictureCompletion,
+    ProblemObjective,
+    RatingsCompletion,
+    SoftplusFactorization,
+)
 from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.studies.matrix.experiments import ExperimentOptions, report, run_experiment
+from polargrad.lab.studies.matrix.page import results
 
 DRAWN = ("regression", "multinomial", "nonnegative", "nonnegative-softplus", "procrustes")
 
@@ -27,36 +36,53 @@ def ratings_file(tmp_path):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_every_optimizer_descends_at_a_small_size(name, tmp_path):
-    choices = Choices(size="small", steps=150, diagnostics_every=0)
-    runs, page = run_experiment(EXPERIMENTS[name], tmp_path / "out", choices)
+    options = ExperimentOptions(size="small", steps=150, diagnostics_every=0)
+    runs, page = run_experiment(PROBLEMS[name], tmp_path / "out", options)
     assert {"polargrad", "polargradm", "muon-ns", "adam"} < {run.spec.recipe for run in runs}
     for run in runs:
         gaps = [record["gap"] for record in run.of_kind("eval")]
         assert run.status == "finished", run.spec.name
         assert gaps[-1] < 0.5 * gaps[0], run.spec.name
         assert RunSpec.from_json(run.spec.to_json()) == run.spec
-    assert EXPERIMENTS[name].title in page.read_text(encoding="utf-8")
+    assert PROBLEMS[name].experiment.title in page.read_text(encoding="utf-8")
     assert results(runs).rows[0][2] in report(runs, tmp_path / "again.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("objective", "label"),
+    "spec",
     [
-        (Regression(rows=400, features=60, responses=10), "smoothness"),
-        (Multinomial(rows=500, features=30, classes=6), "smoothness"),
-        (Procrustes(rows=120, n=20), "smoothness"),
+        MultiResponseRegression.spec(rows=400, features=60, responses=10),
+        MultinomialRegression.spec(rows=500, features=30, classes=6),
+        OrthogonalProcrustes.spec(rows=120, n=20),
     ],
 )
-def test_step_sizes_follow_one_over_the_smoothness_and_the_rank(objective, label):
-    problem = objective.build(3)
-    rank = min(problem.start["X"].shape)
-    assert objective.step_scale == pytest.approx(1.0 / (getattr(problem, label) * rank), rel=0.25)
+def test_step_sizes_follow_one_over_the_smoothness_and_the_rank(spec):
+    problem = spec.build(3)
+    L, r = spec.expected_curvature
+    assert pytest.approx(1.0 / problem.smoothness, rel=0.25) == 1.0 / L
+    assert r == min(problem.start["X"].shape)
+    scales = {}
+    for name, options in (("full", ExperimentOptions()), ("spec", ExperimentOptions(settings=_texts(spec)))):
+        runs = options.specs(spec.problem)
+        scales[name] = {run.recipe: run.learning_rates["matrix"] for run in runs}
+    L_full, r_full = spec.problem.spec().expected_curvature
+    ratio = {key: scales["spec"][key] / scales["full"][key] for key in scales["full"]}
+    descent = "projected-gd" if "projected-gd" in ratio else "gd"
+    assert ratio["polargrad"] == pytest.approx(L_full * r_full / (L * r))
+    assert ratio[descent] == pytest.approx(L_full / L)
+    assert ratio["adam"] == ratio["muon-ns"] == 1.0
+
+
+def _texts(spec):
+    return {name: str(value) for name, value in spec.settings.items()}
 
 
 def test_a_picture_is_completed(tmp_path):
     pytest.importorskip("sklearn")
-    choices = Choices(only=("polargrad", "als"), settings={"shrink": "16", "rank": "2"}, steps=60, diagnostics_every=0)
-    runs, page = run_experiment(EXPERIMENTS["picture"], tmp_path / "out", choices)
+    options = ExperimentOptions(
+        only=("polargrad", "als"), settings={"shrink": "16", "rank": "2"}, steps=60, diagnostics_every=0
+    )
+    runs, page = run_experiment(PictureCompletion, tmp_path / "out", options)
     for run in runs:
         ends = run.of_kind("eval")
         assert ends[-1]["gap"] < 0.5 * ends[0]["gap"]
@@ -65,15 +91,15 @@ def test_a_picture_is_completed(tmp_path):
 
 def test_ratings_are_completed(ratings_file, tmp_path):
     settings = {"file": str(ratings_file), "rank": "2"}
-    choices = Choices(only=("polargrad", "muon-ns"), settings=settings, steps=40, diagnostics_every=0)
-    runs, page = run_experiment(EXPERIMENTS["ratings"], tmp_path / "out", choices)
+    options = ExperimentOptions(only=("polargrad", "muon-ns"), settings=settings, steps=40, diagnostics_every=0)
+    runs, page = run_experiment(RatingsCompletion, tmp_path / "out", options)
     for run in runs:
         ends = run.of_kind("eval")
         assert run.status == "finished"
         assert ends[-1]["gap"] < ends[0]["gap"]
         assert ends[-1]["held_out_rmse"] > 0
     assert (page.parent / "figures" / "held-out.svg").exists()
-    assert runs[0].spec.objective == Ratings(file=str(ratings_file), rank=2)
+    assert runs[0].spec.objective == RatingsCompletion.spec(file=str(ratings_file), rank=2)
 
 
 @pytest.mark.parametrize(
@@ -88,23 +114,23 @@ def test_a_bad_file_of_ratings_is_refused_before_anything_is_written(text, messa
     file = tmp_path / "bad.csv"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        run_experiment(EXPERIMENTS["ratings"], tmp_path / "out", Choices(settings={"file": str(file)}))
+        run_experiment(RatingsCompletion, tmp_path / "out", ExperimentOptions(settings={"file": str(file)}))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_rank_above_the_data_is_refused(ratings_file, tmp_path):
-    choices = Choices(settings={"file": str(ratings_file), "rank": "10"})
+    options = ExperimentOptions(settings={"file": str(ratings_file), "rank": "10"})
     with pytest.raises(ValueError, match="rank 10 is above 9"):
-        run_experiment(EXPERIMENTS["ratings"], tmp_path / "out", choices)
+        run_experiment(RatingsCompletion, tmp_path / "out", options)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Nonnegative(rows=4, columns=3, rank=4), "rank 4 is above 3"),
-        (lambda: Picture(observed=0.0), "observed is 0.0"),
-        (lambda: Regression(features=0), "features is 0"),
-        (lambda: Regression(noise=float("inf")), "noise is inf"),
+        (lambda: NonnegativeFactorization.spec(rows=4, columns=3, rank=4).build(0), "rank 4 is above 3"),
+        (lambda: PictureCompletion.spec(observed=0.0).build(0), "observed is 0.0"),
+        (lambda: MultiResponseRegression.spec(features=0), "features is 0"),
+        (lambda: MultiResponseRegression.spec(noise=float("inf")), "noise is inf"),
     ],
 )
 def test_impossible_sizes_are_refused(make, message):
@@ -132,7 +158,7 @@ def test_multiplicative_updates_are_those_of_lee_and_seung():
 
 
 def test_multiplicative_updates_are_for_nonnegative_factors_alone():
-    problem = NonnegativeFactorization.draw(0, rows=9, columns=7, rank=3, constraint="softplus")
+    problem = SoftplusFactorization.draw(0, rows=9, columns=7, rank=3)
     parameters = dict(ProblemObjective(problem).module.named_parameters())
     with pytest.raises(ValueError, match="projected"):
         MultiplicativeUpdates(problem, parameters, 1.0)
@@ -151,9 +177,9 @@ class _StopsAfterOne:
 
 
 def test_an_experiment_that_was_stopped_goes_on(tmp_path, capsys):
-    choices = Choices(only=("polargrad", "adam"), size="small", steps=10, diagnostics_every=0)
+    options = ExperimentOptions(only=("polargrad", "adam"), size="small", steps=10, diagnostics_every=0)
     with pytest.raises(KeyboardInterrupt, match="polargrad resume"):
-        run_experiment(EXPERIMENTS["regression"], tmp_path / "out", choices, progress=_StopsAfterOne())
+        run_experiment(MultiResponseRegression, tmp_path / "out", options, progress=_StopsAfterOne())
     first = (tmp_path / "out" / "polargrad" / "records.jsonl").stat().st_mtime_ns
     assert main(["resume", str(tmp_path / "out")]) == 0
     assert "adam" in capsys.readouterr().out
@@ -165,8 +191,8 @@ def test_an_experiment_that_was_stopped_goes_on(tmp_path, capsys):
 def test_jobs_side_by_side_give_what_one_after_another_gives(tmp_path):
     made = {}
     for jobs in (1, 2):
-        choices = Choices(only=("polargrad", "adam"), size="small", steps=20, diagnostics_every=0, jobs=jobs)
-        made[jobs], _ = run_experiment(EXPERIMENTS["regression"], tmp_path / str(jobs), choices)
+        options = ExperimentOptions(only=("polargrad", "adam"), size="small", steps=20, diagnostics_every=0, jobs=jobs)
+        made[jobs], _ = run_experiment(MultiResponseRegression, tmp_path / str(jobs), options)
     for one, other in zip(made[1], made[2], strict=True):
         assert one.spec == other.spec
         assert [r["gap"] for r in one.of_kind("eval")] == pytest.approx([r["gap"] for r in other.of_kind("eval")])

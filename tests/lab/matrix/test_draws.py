@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polargrad.lab.matrix.problems import MatrixCompletion, MatrixLogistic, MatrixQuadratic
+from polargrad.lab.matrix import MatrixCompletion, MatrixLogistic, MatrixQuadratic
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -9,19 +10,24 @@ import pytest
 import torch
 
 from polargrad.lab.cli.main import main
-from polargrad.lab.matrix.configurations import Configuration, polargrad
-from polargrad.lab.matrix.experiment import Experiment
-from polargrad.lab.matrix.figures import figures
-from polargrad.lab.matrix.laboratory import EXPERIMENTS, Choices, report, run_experiment
-from polargrad.lab.matrix.objectives import Completion, Logistic, Quadratic, problem_of
+from polargrad.lab.matrix import (
+    PROBLEMS,
+    Configuration,
+    MatrixCompletion,
+    MatrixLogistic,
+    MatrixQuadratic,
+    OrthogonalProcrustes,
+    ProblemObjective,
+    ProblemSpec,
+)
+from polargrad.lab.matrix.configurations import polargrad
 from polargrad.lab.matrix.optimizers import build_optimizer
-from polargrad.lab.matrix.page import final_gaps, results
-from polargrad.lab.matrix.problems import OrthogonalProcrustes, ProblemObjective
 from polargrad.lab.report.curves import over_seeds
 from polargrad.lab.run import runner
 from polargrad.lab.run.spec import RunSpec
-
-COMPLETION = EXPERIMENTS["completion"]
+from polargrad.lab.studies.matrix.experiments import ExperimentOptions, report, run_experiment
+from polargrad.lab.studies.matrix.figures import figures
+from polargrad.lab.studies.matrix.page import final_gaps, results
 
 # name -> (step size, decay), from the paper's section of experiments.
 PAPER = {
@@ -74,7 +80,7 @@ PAPER = {
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_step_sizes_and_decays(name):
-    specs = {spec.name: spec for spec in EXPERIMENTS[name].specs()}
+    specs = {spec.name: spec for spec in ExperimentOptions().specs(PROBLEMS[name])}
     found = {
         key: (spec.learning_rates["matrix"], getattr(spec.schedule, "factor", None)) for key, spec in specs.items()
     }
@@ -92,21 +98,25 @@ def test_the_papers_step_sizes_and_decays(name):
 
 
 def test_steps_of_the_paper():
-    steps = {name: {s.recipe: s.loop.steps for s in EXPERIMENTS[name].specs()} for name in PAPER}
+    steps = {name: {s.recipe: s.loop.steps for s in ExperimentOptions().specs(PROBLEMS[name])} for name in PAPER}
     assert (steps["quadratic"]["adam"], steps["logistic"]["adam"], steps["completion"]["adam"]) == (4000, 1500, 1000)
     assert steps["completion"]["momentum-first-decay"] == 200
 
 
 def test_the_exact_preset_has_converged_factors():
     for name in PAPER:
-        for spec in EXPERIMENTS[name].specs(preset="exact"):
+        for spec in ExperimentOptions(preset="exact").specs(PROBLEMS[name]):
             assert spec.optimizer["matrix"].get("method") != "qdwh" or spec.optimizer["matrix"]["max_steps"] is None
 
 
 def _polargrad_on_completion(lr: float, max_steps: int | None, out) -> object:
     configuration = Configuration("polargrad", "PolarGrad", "PolarGrad", polargrad(lr, "qdwh", max_steps))
-    experiment = Experiment("completion", "", "", Completion(), 60, 20, {"paper": (configuration,)})
-    (spec,) = experiment.specs(diagnostics_every=0)
+
+    class OneConfiguration(MatrixCompletion):
+        experiment = dataclasses.replace(MatrixCompletion.experiment, presets={"paper": (configuration,)})
+
+    options = ExperimentOptions(steps=60, eval_every=20, diagnostics_every=0)
+    (spec,) = options.specs(OneConfiguration)
     return runner.run(spec, out)
 
 
@@ -127,8 +137,8 @@ def test_the_papers_step_converges_with_the_papers_factors_and_diverges_with_exa
 def small_runs(tmp_path_factory):
     """Three configurations of a small completion over two seeds."""
     out = tmp_path_factory.mktemp("completion") / "small"
-    choices = Choices(only=("polargrad", "adam", "alternating-newton"), size="small", steps=12, repeat=2)
-    return *run_experiment(COMPLETION, out, choices), out
+    options = ExperimentOptions(only=("polargrad", "adam", "alternating-newton"), size="small", steps=12, repeat=2)
+    return *run_experiment(MatrixCompletion, out, options), out
 
 
 def test_an_experiment_leaves_runs_page_and_figures(small_runs):
@@ -154,7 +164,7 @@ def test_records_hold_gap_residual_and_gradient(small_runs):
     matrix = run.of_kind("matrix")
     assert {record["parameter"] for record in matrix} == {"X", "Y"}
     assert {"condition_number", "nuclear_norm", "stable_rank", "alignment"} <= set(matrix[0])
-    problem = problem_of(run.spec.objective, run.spec.seed)
+    problem = run.spec.objective.build(run.spec.seed)
     assert evaluations[0]["gap"] == problem.gap(problem.start)
     gradient = problem.gradients(problem.start)["X"]
     assert matrix[0]["nuclear_norm"] == pytest.approx(float(torch.linalg.matrix_norm(gradient, "nuc")), rel=1e-5)
@@ -170,15 +180,17 @@ def test_bands_are_median_and_range_over_seeds(small_runs):
 
 
 def test_both_matrices_of_a_problem_have_their_figures(small_runs):
-    titles = [figure.title for figure in figures(COMPLETION, small_runs[0])]
+    titles = [figure.title for figure in figures(MatrixCompletion.experiment, small_runs[0])]
     assert "Condition number of the gradient in X" in titles
     assert "Alignment of the gradient in Y" in titles
 
 
 def test_momentum_variants_stand_beside_plain_polargrad(tmp_path):
-    choices = Choices(only=("polargrad", "adam", "momentum-first"), size="small", steps=5, diagnostics_every=0)
-    runs, page = run_experiment(EXPERIMENTS["quadratic"], tmp_path / "out", choices)
-    drawn = {figure.key: figure for figure in figures(EXPERIMENTS["quadratic"], runs)}
+    options = ExperimentOptions(
+        only=("polargrad", "adam", "momentum-first"), size="small", steps=5, diagnostics_every=0
+    )
+    runs, page = run_experiment(MatrixQuadratic, tmp_path / "out", options)
+    drawn = {figure.key: figure for figure in figures(MatrixQuadratic.experiment, runs)}
     assert set(drawn) == {"objective", "objective-seconds", "momentum-objective", "momentum-objective-seconds"}
     legend = [text.get_text() for text in drawn["momentum-objective"].canvas.legends[0].get_texts()]
     assert legend == ["PolarGrad (QDWH)", "PolarGradM, momentum first"]
@@ -190,57 +202,61 @@ def test_momentum_variants_stand_beside_plain_polargrad(tmp_path):
 
 
 def test_other_sizes_scale_the_steps_that_depend_on_smoothness():
-    assert Quadratic().step_scale == Logistic().step_scale == 1.0
-    assert Completion().step_scale == pytest.approx(1.0)
     rates = {
-        size: {s.name: s.learning_rates["matrix"] for s in EXPERIMENTS["quadratic"].specs(objective=objective)}
-        for size, objective in (("paper", Quadratic()), ("small", Quadratic.small()))
+        size: {s.name: s.learning_rates["matrix"] for s in ExperimentOptions(size=size).specs(MatrixQuadratic)}
+        for size in ("full", "small")
     }
-    assert rates["small"]["adam"] == rates["paper"]["adam"]
-    assert rates["small"]["polargrad"] > 1e3 * rates["paper"]["polargrad"]
+    assert rates["small"]["adam"] == rates["full"]["adam"]
+    assert rates["small"]["polargrad"] > 1e3 * rates["full"]["polargrad"]
 
 
 @pytest.mark.parametrize("name", ["quadratic", "logistic"])
 def test_polargrad_converges_at_a_small_size_too(name, tmp_path):
     plain = "polarsgd" if name == "logistic" else "polargrad"
-    choices = Choices(only=(plain,), size="small", steps=60, diagnostics_every=0)
-    (run,), _ = run_experiment(EXPERIMENTS[name], tmp_path / "out", choices)
+    options = ExperimentOptions(only=(plain,), size="small", steps=60, diagnostics_every=0)
+    (run,), _ = run_experiment(PROBLEMS[name], tmp_path / "out", options)
     gaps = [record["gap"] for record in run.of_kind("eval")]
     assert gaps[-1] < 0.2 * gaps[0]
     assert not run.of_kind("matrix")
 
 
 @pytest.mark.parametrize(
-    ("experiment", "choices", "message"),
+    ("kind", "options", "message"),
     [
-        ("completion", Choices(only=("polargard",)), "did you mean 'polargrad'"),
-        ("completion", Choices(preset="mine"), "preset 'mine'"),
-        ("completion", Choices(size="huge"), "size must be"),
-        ("completion", Choices(repeat=0), "repeat"),
-        ("completion", Choices(steps=0), "steps"),
-        ("completion", Choices(jobs=0), "jobs"),
-        ("completion", Choices(settings={"rank": "400"}), "rank 400 is above 250"),
-        ("completion", Choices(settings={"rows": "-3"}), "rows is -3"),
-        ("completion", Choices(settings={"rows": "many"}), "rows is 'many'; give a positive whole number"),
-        ("completion", Choices(settings={"observed": "nan"}), "observed is nan"),
-        ("completion", Choices(settings={"observed": "1e-12"}), "selects no entry"),
-        ("completion", Choices(settings={"picture": "china"}), "no setting 'picture'; it has rows"),
-        ("quadratic", Choices(settings={"rank": "3"}), "no setting 'rank'"),
+        ("completion", {"only": ("polargard",)}, "did you mean 'polargrad'"),
+        ("completion", {"preset": "mine"}, "preset 'mine'"),
+        ("completion", {"size": "huge"}, "size is 'huge'; give one of full, small"),
+        ("completion", {"repeat": 0}, "repeat is 0"),
+        ("completion", {"steps": 0}, "steps is 0"),
+        ("completion", {"eval_every": 0}, "eval_every is 0"),
+        ("completion", {"jobs": 0}, "jobs is 0"),
+        ("completion", {"settings": {"rank": "400"}}, "rank 400 is above 250"),
+        ("completion", {"settings": {"rows": "-3"}}, "rows is -3; give an integer of at least 1"),
+        ("completion", {"settings": {"rows": "many"}}, "rows is 'many'; give an integer of at least 1"),
+        ("completion", {"settings": {"observed": "nan"}}, "observed is nan; give a finite number"),
+        ("completion", {"settings": {"observed": "1e-12"}}, "selects no entry"),
+        ("completion", {"settings": {"picture": "china"}}, "no setting 'picture'; it has rows"),
+        ("quadratic", {"settings": {"rank": "3"}}, "no setting 'rank'"),
     ],
 )
-def test_choices_that_do_not_fit_are_refused_before_anything_is_written(experiment, choices, message, tmp_path):
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(kind, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        run_experiment(EXPERIMENTS[experiment], tmp_path / "out", choices)
+        run_experiment(PROBLEMS[kind], tmp_path / "out", ExperimentOptions(**options))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Quadratic(m=0), "m is 0"),
-        (lambda: Logistic(batch=-1), "batch is -1"),
-        (lambda: Completion(rank=251), "rank 251 is above 250"),
-        (lambda: Completion(observed=2.0), "observed"),
+        (lambda: MatrixQuadratic.spec(m=0), "m is 0"),
+        (lambda: MatrixQuadratic.spec(m=2.0), "m is 2.0; give an integer"),
+        (lambda: MatrixQuadratic.spec(m=True), "m is True; give an integer"),
+        (lambda: MatrixQuadratic.spec(height=3), "no setting 'height'"),
+        (lambda: MatrixLogistic.spec(batch=-1), "batch is -1"),
+        (lambda: MatrixCompletion.spec(rank=251).build(0), "rank 251 is above 250"),
+        (lambda: MatrixCompletion.spec(observed=2.0).build(0), "observed is 2.0"),
+        (lambda: MatrixCompletion.spec(observed="half"), "observed is 'half'; give a finite number"),
+        (lambda: ProblemSpec("cubic"), "no matrix problem 'cubic'; the kinds are quadratic"),
     ],
 )
 def test_impossible_sizes_are_refused(make, message):
@@ -249,7 +265,7 @@ def test_impossible_sizes_are_refused(make, message):
 
 
 def test_an_optimizer_that_the_problem_does_not_know_is_refused():
-    objective = ProblemObjective(problem_of(Completion.small(), 0))
+    objective = ProblemObjective(MatrixCompletion.spec(**MatrixCompletion.small).build(0))
     with pytest.raises(ValueError, match="one role"):
         build_optimizer({"hidden": {"rule": "polar", "lr": 1.0}}, objective)
     with pytest.raises(ValueError, match="momentum"):

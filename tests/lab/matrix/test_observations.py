@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from polargrad.lab.matrix.problems import MatrixCompletion, picture, ratings
+from polargrad.lab.matrix import MatrixCompletion, photograph, ratings
 
 
 @pytest.fixture
@@ -22,22 +22,22 @@ def sample_image(monkeypatch):
 
 
 def test_a_picture_is_grey_centred_and_partly_observed(sample_image):
-    data = picture("china", observed=0.5, seed=1)
+    data = photograph("china", observed=0.5, seed=1)
     assert data.M.shape == (6, 8)
     assert 0.0 <= float((data.M + data.offset).min()) <= float((data.M + data.offset).max()) <= 1.0
     assert float(data.M[data.mask].mean()) == pytest.approx(0.0, abs=1e-6)
     assert torch.equal(data.held_out, ~data.mask)
-    assert picture("china", seed=1, shrink=2).M.shape == (3, 4)
-    assert picture("china", seed=1, observed=1.0).held_out is None
+    assert photograph("china", seed=1, shrink=2).M.shape == (3, 4)
+    assert photograph("china", seed=1, observed=1.0).held_out is None
     problem = MatrixCompletion.fit(data.M, data.mask, rank=2, seed=0, held_out=data.held_out)
-    assert problem.figures(problem.start)["held_out_rmse"] > 0
+    assert problem.metrics(problem.start)["held_out_rmse"] > 0
 
 
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ModuleNotFoundError, match=r"polargrad\[lab\]"):
-        picture("china")
+        photograph("china")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
 )
 def test_a_picture_that_cannot_be_made_says_why(sample_image, options, message):
     with pytest.raises(ValueError, match=message):
-        picture(**options)
+        photograph(**options)
 
 
 def _file(tmp_path, text, encoding="utf-8"):

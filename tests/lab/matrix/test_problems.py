@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from polargrad.lab.matrix.problems import (
+from polargrad.lab.matrix import (
     AlternatingGradientDescent,
     AlternatingNewton,
     MatrixCompletion,
@@ -20,8 +20,9 @@ from polargrad.lab.matrix.problems import (
     OrthogonalProcrustes,
     Problem,
     ProblemObjective,
+    SoftplusFactorization,
 )
-from polargrad.lab.matrix.problems.objective import condition_number
+from polargrad.lab.matrix.objective import condition_number
 from tests.assertions import assert_close
 
 NAN = torch.full((2, 2), math.nan)
@@ -32,7 +33,7 @@ SMALL: dict[str, Callable[[int], Problem]] = {
     "regression": lambda seed: MultiResponseRegression.draw(seed, rows=30, features=6, responses=4, condition=50.0),
     "multinomial": lambda seed: MultinomialRegression.draw(seed, rows=80, features=5, classes=3),
     "nonnegative": lambda seed: NonnegativeFactorization.draw(seed, rows=9, columns=7, rank=3),
-    "softplus": lambda seed: NonnegativeFactorization.draw(seed, rows=9, columns=7, rank=3, constraint="softplus"),
+    "softplus": lambda seed: SoftplusFactorization.draw(seed, rows=9, columns=7, rank=3),
     "procrustes": lambda seed: OrthogonalProcrustes.draw(seed, rows=20, n=5),
 }
 WITH_MINIMUM = ("quadratic", "logistic", "regression", "multinomial", "procrustes")
@@ -205,7 +206,7 @@ def test_completion_sees_the_observed_entries_alone():
 def test_held_out_entries_measure_what_was_not_observed():
     M, mask = torch.eye(2), torch.tensor([[True, True], [True, False]])
     problem = MatrixCompletion(M, mask, torch.zeros(2, 1), torch.zeros(2, 1), held_out=~mask)
-    assert problem.figures(problem.start) == {"held_out_rmse": 1.0}
+    assert problem.metrics(problem.start) == {"held_out_rmse": 1.0}
 
 
 def test_the_objective_evaluates_gap_and_now_and_then_the_residual():
@@ -268,8 +269,8 @@ SEEN = torch.ones(2, 2, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: MatrixQuadratic.draw(0, rows=0), ValueError, "rows must be a whole number"),
-        (lambda: MatrixQuadratic.draw(0, n=2.5), ValueError, "n must be a whole number"),
+        (lambda: MatrixQuadratic.draw(0, rows=0), ValueError, "rows is 0; give an integer"),
+        (lambda: MatrixQuadratic.draw(0, n=2.5), ValueError, "n is 2.5; give an integer"),
         (lambda: MatrixQuadratic.draw(-1), ValueError, "seed"),
         (lambda: MatrixQuadratic(EYE, EYE, torch.ones(3, 2), EYE), ValueError, "C has shape"),
         (lambda: MatrixQuadratic(EYE, EYE, EYE, torch.ones(2, 3)), ValueError, "X has shape"),
@@ -281,7 +282,7 @@ SEEN = torch.ones(2, 2, dtype=torch.bool)
         (lambda: MatrixLogistic(EYE, EYE, EYE, EYE), ValueError, "labels -1 and 1"),
         (lambda: MatrixLogistic.draw(0, batch=0), ValueError, "batch"),
         (lambda: MatrixCompletion.draw(0, rows=10, columns=4, rank=5), ValueError, "rank 5 is above 4"),
-        (lambda: MatrixCompletion.draw(0, observed=0.0), ValueError, "observed must lie"),
+        (lambda: MatrixCompletion.draw(0, observed=0.0), ValueError, "observed is 0.0"),
         (lambda: MatrixCompletion.draw(0, rows=2, columns=2, rank=1, observed=1e-9), ValueError, "selects no entry"),
         (lambda: MatrixCompletion(EYE, ~SEEN, EYE, EYE), ValueError, "selects no entry"),
         (lambda: MatrixCompletion(NAN, SEEN, EYE, EYE), ValueError, "M holds 4 entries"),
@@ -297,7 +298,7 @@ SEEN = torch.ones(2, 2, dtype=torch.bool)
         (lambda: MultinomialRegression(EYE, torch.tensor([0, 1]), EYE, ridge=0.0), ValueError, "above 0"),
         (lambda: NonnegativeFactorization(-EYE, EYE, EYE), ValueError, "M has negative"),
         (lambda: NonnegativeFactorization(EYE, -EYE, EYE), ValueError, "X has negative"),
-        (lambda: NonnegativeFactorization(EYE, EYE, EYE, constraint="box"), ValueError, "constraint"),
+        (lambda: SoftplusFactorization(-EYE, EYE, EYE), ValueError, "M has negative"),
         (lambda: NonnegativeFactorization.draw(0, rows=3, columns=3, rank=4), ValueError, "rank 4"),
         (lambda: OrthogonalProcrustes(EYE, EYE, 2 * EYE), ValueError, "not orthogonal"),
         (lambda: OrthogonalProcrustes(EYE, EYE[:1], EYE), ValueError, "B has shape"),

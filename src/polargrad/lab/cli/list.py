@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.report import rates
-from polargrad.lab.matrix.laboratory import EXPERIMENTS
+from polargrad.lab.matrix import PROBLEMS
 from polargrad.lab.recipes import COMPARISONS, RECIPES, spec_of
 from polargrad.lab.studies.recipes.studies import STUDIES
 
@@ -26,8 +26,10 @@ class List:
         for name in RECIPES:
             spec = spec_of(name)
             rows.append((name, spec.description, rates(spec), spec.loop.steps))
-        for name, experiment in EXPERIMENTS.items():
-            rows.append((name, f"{experiment.title}, {len(experiment.chosen())} configurations.", "", experiment.steps))
+        for name, experiment in ((name, problem.experiment) for name, problem in PROBLEMS.items()):
+            if experiment is not None:
+                about = f"{experiment.title}, {len(experiment.chosen())} configurations."
+                rows.append((name, about, "", experiment.steps))
         rows += [(name, study.description, "", "") for name, study in STUDIES.items()]
         rows += [(name, comparison.description, "", comparison.steps) for name, comparison in COMPARISONS.items()]
         terminal.print_table(("recipe", "what it is", "learning rates", "steps"), rows)

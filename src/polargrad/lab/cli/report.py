@@ -71,7 +71,7 @@ def print_run(finished: Run) -> None:
 
 def print_experiment(runs: Sequence[Run], page: Path) -> None:
     """Every configuration of a matrix problem in a table, what there is to say of them, and where the page is."""
-    from polargrad.lab.matrix.page import results, sentences
+    from polargrad.lab.studies.matrix.page import results, sentences
 
     found = results(runs)
     terminal.print_table(found.columns, found.rows)
@@ -128,9 +128,9 @@ def print_comparison(folder: Path) -> None:
 def _print_report(runs: Sequence[Run], page: Path) -> None:
     """Print the table of runs and write their page: of language models side by side, or of a matrix experiment."""
     from polargrad.lab.compare.page import write_runs_page
-    from polargrad.lab.matrix import laboratory
+    from polargrad.lab.studies.matrix import experiments
 
     of_models = all(isinstance(run.spec.objective, LanguageModel) for run in runs)
-    written = write_runs_page(runs, page) if of_models else laboratory.report(runs, page)
+    written = write_runs_page(runs, page) if of_models else experiments.report(runs, page)
     print_outcomes(runs)
     terminal.console().print(f"Report: {written}")

@@ -35,7 +35,7 @@ class Resume(Jobs):
             comparison.go_on(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
             return report.print_comparison(self.folder)
         if (self.folder / EXPERIMENT).is_file():
-            from polargrad.lab.matrix.laboratory import resume_experiment
+            from polargrad.lab.studies.matrix.experiments import resume_experiment
 
             if unused := given(self, "threads"):
                 raise ValueError(f"{unused}: a matrix experiment divides the cores among its jobs; leave it out")

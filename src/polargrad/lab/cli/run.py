@@ -15,7 +15,7 @@ from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.train import StageLines, terminal_progress
 
 if TYPE_CHECKING:
-    from polargrad.lab.matrix.laboratory import Choices
+    from polargrad.lab.studies.matrix.experiments import ExperimentOptions
 
 __all__ = ["Run"]
 
@@ -50,13 +50,13 @@ class MatrixOptions:
     ratings: Path | None = None
     jobs: int = 1
 
-    def choices(self, *, steps: int | None, seed: int) -> Choices:
-        """The same as the laboratory takes it.
+    def experiment_options(self, *, steps: int | None, seed: int) -> ExperimentOptions:
+        """The same as `run_experiment` takes it.
 
         Raises:
             ValueError: a setting that is not NAME=VALUE, or given twice.
         """
-        from polargrad.lab.matrix.laboratory import Choices
+        from polargrad.lab.studies.matrix.experiments import ExperimentOptions
 
         pairs = [(name, value) for name, value in (("picture", self.picture), ("file", self.ratings)) if value]
         for text in self.set:
@@ -68,7 +68,7 @@ class MatrixOptions:
         if len(settings) < len(pairs):
             twice = next(name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1)
             raise ValueError(f"{twice} is given twice; give it once")
-        return Choices(
+        return ExperimentOptions(
             only=self.only,
             preset=self.preset,
             size=self.size,
@@ -112,15 +112,15 @@ class Run:
             return self._recipe()
         if self.name in COMPARISONS:
             raise ValueError(f"{self.name} is a comparison of several recipes; `polargrad compare {self.name}` runs it")
-        from polargrad.lab.matrix.laboratory import EXPERIMENTS
+        from polargrad.lab.matrix import PROBLEMS
 
-        if self.name in EXPERIMENTS:
+        if self.name in PROBLEMS:
             return self._experiment()
         from polargrad.lab.studies.recipes.studies import STUDIES
 
         if self.name in STUDIES:
             return self._study()
-        if close := difflib.get_close_matches(self.name, [*recipes.RECIPES, *STUDIES, *EXPERIMENTS], n=1):
+        if close := difflib.get_close_matches(self.name, [*recipes.RECIPES, *STUDIES, *PROBLEMS], n=1):
             raise ValueError(f"there is no recipe {self.name!r}; did you mean {close[0]!r}?")
         spec_of(self.name)  # which says what there is
 
@@ -148,12 +148,13 @@ class Run:
     def _experiment(self) -> None:
         """Every configuration of a matrix problem, then a table and the page."""
         from polargrad.lab.cli.report import print_experiment
-        from polargrad.lab.matrix.laboratory import EXPERIMENTS, run_experiment
+        from polargrad.lab.matrix import PROBLEMS
+        from polargrad.lab.studies.matrix.experiments import run_experiment
 
         self.parallel.refuse(self.name)
-        choices = self.matrix.choices(steps=self.steps, seed=self.seed)
+        options = self.matrix.experiment_options(steps=self.steps, seed=self.seed)
         out = terminal.new_folder(self.out, self.name)
-        print_experiment(*run_experiment(EXPERIMENTS[self.name], out, choices, progress=terminal_progress))
+        print_experiment(*run_experiment(PROBLEMS[self.name], out, options, progress=terminal_progress))
 
     def _study(self) -> None:
         """A study says what it found; claims that failed end it with exit code 1."""

@@ -1,38 +1,141 @@
-"""From the options in a spec to an optimizer of a problem's matrices."""
+"""Optimizers of matrix problems: the library's own, and those that know the problem and step its matrices in turn."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from polargrad.lab.matrix.problems import (
-    AlternatingGradientDescent,
-    AlternatingNewton,
-    MultiplicativeUpdates,
-    ProblemObjective,
-)
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from polargrad.lab.matrix.nonnegative import NonnegativeFactorization
+from polargrad.lab.matrix.objective import ProblemObjective
+from polargrad.lab.matrix.problem import Problem
 from polargrad.optim import PolarGrad
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["COMPARATORS", "ROLE", "build_optimizer"]
+__all__ = [
+    "COMPARATORS",
+    "ROLE",
+    "AlternatingGradientDescent",
+    "AlternatingNewton",
+    "MultiplicativeUpdates",
+    "build_optimizer",
+]
 
 ROLE = "matrix"
+
+
+class _Alternating(Optimizer):
+    """Steps each matrix in turn, with the gradient at the point that the earlier ones have moved to."""
+
+    def __init__(self, problem: Problem, parameters: Mapping[str, Parameter], lr: float) -> None:
+        if not 0.0 < lr < float("inf"):
+            raise ValueError(f"lr must be a positive finite number, got {lr!r}")
+        if set(parameters) != set(problem.start):
+            raise ValueError(f"{problem.kind} has the matrices {', '.join(problem.start)}, got {', '.join(parameters)}")
+        self._problem = problem
+        self._parameters = {name: parameters[name] for name in problem.start}
+        super().__init__([{"params": list(self._parameters.values()), "role": ROLE}], {"lr": lr})
+
+    @abstractmethod
+    def _direction(self, name: str, G: Tensor) -> Tensor:
+        """The direction of the named matrix, given its gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step of every matrix; gradients are expected for the first, the others' are computed anew.
+
+        Raises:
+            RuntimeError: the first matrix has no gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        lr = self.param_groups[0]["lr"]
+        for position, (name, parameter) in enumerate(self._parameters.items()):
+            G = self._problem.gradients(self._parameters)[name] if position else parameter.grad
+            if G is None:
+                raise RuntimeError(f"{name} has no gradient; call backward() before step()")
+            parameter.sub_(lr * self._direction(name, G))
+        return loss
+
+
+class AlternatingGradientDescent(_Alternating):
+    """X <- X - lr grad_X f(X, Y), then Y <- Y - lr grad_Y f(X, Y) at the new X. With one matrix, gradient descent.
+
+    Args:
+        problem: whose gradients are taken.
+        parameters: its matrices, by name.
+        lr: the step size.
+
+    Raises:
+        ValueError: an lr that is not positive, parameters that are not the problem's.
+    """
+
+    def _direction(self, name: str, G: Tensor) -> Tensor:
+        return G
+
+
+class AlternatingNewton(_Alternating):
+    """The same with the inverse of each matrix's block of the Hessian before its gradient. With one, Newton's method.
+
+    Args:
+        problem: whose `newton_direction` is taken.
+        parameters: its matrices, by name.
+        lr: the step size; 1 minimizes over a matrix in which f is quadratic.
+
+    Raises:
+        ValueError: an lr that is not positive, parameters that are not the problem's.
+    """
+
+    def _direction(self, name: str, G: Tensor) -> Tensor:
+        return self._problem.newton_direction(name, G, self._parameters)
+
+
+class MultiplicativeUpdates(_Alternating):
+    """X <- X * (M Y) / (X Y^T Y), then the same for Y: factors that are positive stay so, and f never rises.
+
+    With G = P - N the gradient as a difference of nonnegative parts this is X - lr (X / P) * G at lr = 1.
+
+    Args:
+        problem: a nonnegative factorization, whose `multiplicative_direction` is taken.
+        parameters: its matrices, by name.
+        lr: the step size; 1 is the classical method.
+
+    Raises:
+        ValueError: an lr that is not positive, parameters that are not the problem's, or another problem.
+
+    Source: Lee, Seung, NeurIPS 13 (2000), theorem 1.
+    """
+
+    def __init__(self, problem: Problem, parameters: Mapping[str, Parameter], lr: float) -> None:
+        if not isinstance(problem, NonnegativeFactorization) or not problem.constrained:
+            raise ValueError(f"multiplicative updates are for projected nonnegative factorization, not {problem.kind}")
+        super().__init__(problem, parameters, lr)
+        self._factorization = problem
+
+    def _direction(self, name: str, G: Tensor) -> Tensor:
+        return self._factorization.multiplicative_direction(name, G, self._parameters)
+
+
 # Rules that need the problem, besides PolarGrad's own "polar" and "adamw".
-COMPARATORS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+COMPARATORS: Mapping[str, type[_Alternating]] = {
     "gradient-descent": AlternatingGradientDescent,
     "multiplicative": MultiplicativeUpdates,
     "newton": AlternatingNewton,
 }
 
 
-def build_optimizer(options: Mapping[str, Mapping[str, Any]], objective: ProblemObjective) -> torch.optim.Optimizer:
+def build_optimizer(options: Mapping[str, Mapping[str, Any]], objective: ProblemObjective) -> Optimizer:
     """The optimizer that a spec's options ask for, all matrices in one group of the role "matrix".
 
     Args:
         options: {"matrix": {"rule": "polar", "lr": ..., ...}}; the rule may also be "adamw" or one of `COMPARATORS`.
-        objective: whose matrices it steps.
+        objective: the problem whose matrices are stepped.
 
     Raises:
         ValueError: another role, or an option that the rule does not have.
@@ -45,7 +148,7 @@ def build_optimizer(options: Mapping[str, Mapping[str, Any]], objective: Problem
         rule = COMPARATORS[group.pop("rule")]
         if unknown := set(group) - {"lr"}:
             raise ValueError(f"{', '.join(sorted(unknown))}: a comparator has no option but lr")
-        optimizer = rule(objective.problem, parameters, group["lr"])
+        optimizer: Optimizer = rule(objective.problem, parameters, group["lr"])
     else:
         optimizer = PolarGrad([{"params": list(parameters.items()), "role": ROLE, **group}])
     if objective.problem.constrained:

@@ -39,11 +39,10 @@ def build_objective(spec: RunSpec, parallel: Parallel | None = None) -> tuple[Ob
 
 
 def _matrix_problem(spec: RunSpec) -> tuple[Objective, Mapping[str, Any]]:
-    from polargrad.lab.matrix.objectives import problem_of
-    from polargrad.lab.matrix.problems import ProblemObjective
+    from polargrad.lab.matrix import ProblemObjective
 
     assert not isinstance(spec.objective, LanguageModel)
-    problem = problem_of(spec.objective, spec.seed)
+    problem = spec.objective.build(spec.seed)
     evaluations = spec.loop.probe_every // spec.loop.eval_every if spec.loop.eval_every else 1
     built = ProblemObjective(problem, residual_every=max(1, evaluations) if spec.loop.probe_every else 0)
     facts = {

@@ -299,8 +299,8 @@ def _optimizer(spec: RunSpec, objective: Objective, process_group: Any = None) -
     """The optimizer of a spec: for a model by roles, for a matrix problem on its matrices."""
     if isinstance(spec.objective, LanguageModel):
         return build_optimizer(spec, objective.module, process_group)
+    from polargrad.lab.matrix.objective import ProblemObjective
     from polargrad.lab.matrix.optimizers import build_optimizer as build_for_matrices
-    from polargrad.lab.matrix.problems import ProblemObjective
 
     assert isinstance(objective, ProblemObjective)
     return build_for_matrices(spec.optimizer, objective)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
-from polargrad.lab.matrix.objectives import MATRIX_OBJECTIVES, MatrixObjective
+from polargrad.lab.matrix import PROBLEMS, ProblemSpec
 from polargrad.lab.run.language_model import LanguageModel
 from polargrad.lab.train import Constant, LoopConfig, Schedule, schedule_from_dict
 
@@ -24,10 +24,7 @@ Plain = None | bool | int | float | str | tuple["Plain", ...] | Mapping[str, "Pl
 FORMAT = 1
 
 
-ObjectiveSpec = LanguageModel | MatrixObjective
-OBJECTIVES: Mapping[str, type[ObjectiveSpec]] = MappingProxyType(
-    {objective.kind: objective for objective in (LanguageModel, *MATRIX_OBJECTIVES)}
-)
+ObjectiveSpec = LanguageModel | ProblemSpec
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class RunSpec:
             "recipe": self.recipe,
             "description": self.description,
             "seed": self.seed,
-            "objective": {"kind": self.objective.kind, **dataclasses.asdict(self.objective)},
+            "objective": _objective_to_dict(self.objective),
             "optimizer": _thaw(self.optimizer),
             "schedule": self.schedule.to_dict(),
             "loop": dataclasses.asdict(self.loop),
@@ -134,15 +131,11 @@ class RunSpec:
             raise ValueError(
                 f"the spec has format {written!r}, this version reads {FORMAT}; use the version that wrote it"
             )
-        objective = dict(_mapping(data.pop("objective", None), "objective"))
-        kind = objective.pop("kind", None)
-        if kind not in OBJECTIVES:
-            raise ValueError(f"objective kind {kind!r} is unknown; this version knows {', '.join(OBJECTIVES)}")
         return _build(
             cls,
             {
                 **data,
-                "objective": _build(OBJECTIVES[kind], objective, f"objective {kind}"),
+                "objective": _objective_from_dict(_mapping(data.get("objective"), "objective")),
                 "schedule": schedule_from_dict(dict(_mapping(data.get("schedule"), "schedule"))),
                 "loop": _build(LoopConfig, _mapping(data.get("loop"), "loop"), "loop"),
                 "probe": tuple(data.get("probe", ())),
@@ -154,6 +147,23 @@ class RunSpec:
     def from_json(cls, text: str) -> RunSpec:
         """The spec that `to_json` gave."""
         return cls.from_dict(json.loads(text))
+
+
+def _objective_to_dict(objective: ObjectiveSpec) -> dict[str, Any]:
+    if isinstance(objective, ProblemSpec):
+        return objective.to_dict()
+    return {"kind": objective.kind, **dataclasses.asdict(objective)}
+
+
+def _objective_from_dict(data: Mapping[str, Any]) -> ObjectiveSpec:
+    settings = {key: value for key, value in data.items() if key != "kind"}
+    kind = data.get("kind")
+    if kind == LanguageModel.kind:
+        return _build(LanguageModel, settings, f"objective {kind}")
+    if kind not in PROBLEMS:
+        known = ", ".join((LanguageModel.kind, *PROBLEMS))
+        raise ValueError(f"objective kind {kind!r} is unknown; this version knows {known}")
+    return ProblemSpec(kind, settings)
 
 
 def _build(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from polargrad.lab.matrix.problems.base import (
-    Point,
+from polargrad.lab.matrix.configurations import gradient_descent, newton, tuned
+from polargrad.lab.matrix.problem import (
+    Matrices,
     Problem,
     check_matrix,
     check_product,
+    check_ridge,
     check_sizes,
     generator,
+    normal_smoothness,
+    register,
     uniform,
 )
 
 
+@register
 class MultiResponseRegression(Problem):
     """f(X) = 1/(2N) ||A X - Y||_F^2 + ridge/2 ||X||_F^2.
 
@@ -41,7 +46,19 @@ class MultiResponseRegression(Problem):
         (1.0, 1.0, 0.25)
     """
 
-    name: ClassVar[str] = "regression"
+    kind: ClassVar[str] = "regression"
+    small: ClassVar = {"rows": 80, "features": 20, "responses": 8}
+    experiment: ClassVar = tuned(
+        "Multi-response regression",
+        "f(X) = ‖A X − Y‖² / 2N",
+        500,
+        gradient_descent(1.28),
+        newton(0.25),
+        polargrad_lr=2.5,
+        momentum_lr=20.0,
+        muon_lr=(0.1, 0.7, 0.8),
+        adam_lr=(0.08, 0.9, 0.4),
+    )
 
     def __init__(self, A: Tensor, Y: Tensor, X: Tensor, *, ridge: float = 0.0) -> None:
         check_matrix("A", A)
@@ -77,12 +94,19 @@ class MultiResponseRegression(Problem):
         Y = A @ W + noise * torch.randn(rows, responses, generator=data)
         return cls(A, Y, uniform(features, responses, draw=generator(seed)), ridge=ridge)
 
-    def value(self, point: Point) -> Tensor:
+    @classmethod
+    def expected_curvature(cls, sizes: Any) -> tuple[float, int]:
+        """L = lambda_max(A^T A / N) + ridge; the columns that are scaled near 1 count."""
+        effective = sum(sizes.condition ** (-j / sizes.features) for j in range(sizes.features))
+        L = normal_smoothness(max(1, round(effective)), sizes.rows) + sizes.ridge
+        return L, min(sizes.features, sizes.responses)
+
+    def value(self, point: Matrices) -> Tensor:
         """1/(2N) ||A X - Y||_F^2 + ridge/2 ||X||_F^2."""
         fit = 0.5 * self.residual(point).square().sum() / self.A.shape[0]
         return fit + 0.5 * self.ridge * point["X"].square().sum() if self.ridge else fit
 
-    def residual(self, point: Point) -> Tensor:
+    def residual(self, point: Matrices) -> Tensor:
         """A X - Y, (N, q)."""
         return torch.addmm(self.Y, self.A, point["X"], beta=-1.0)
 
@@ -107,7 +131,7 @@ class MultiResponseRegression(Problem):
         """f(X*)."""
         return float(self.float64.value({"X": self.solution}))
 
-    def gap(self, point: Point) -> float:
+    def gap(self, point: Matrices) -> float:
         """f(X) - f* = 1/2 <D, H D> with D = X - X*, free of cancellation."""
         D = point["X"].detach().double() - self.solution
         return 0.5 * float((D * (self.hessian @ D)).sum())
@@ -129,20 +153,10 @@ class MultiResponseRegression(Problem):
             return 0.0
         return max(0.0, float(self._spectrum[0]))
 
-    def newton_direction(self, name: str, G: Tensor, point: Point) -> Tensor:
+    def newton_direction(self, name: str, G: Tensor, point: Matrices) -> Tensor:
         """H^{-1} G."""
         if not self.strong_convexity:
             raise ValueError(
                 "Newton's direction needs a Hessian of full rank; give a ridge, or more rows than features"
             )
         return torch.linalg.solve(self.hessian, G.double()).to(G.dtype)
-
-
-def check_ridge(ridge: float) -> None:
-    """A finite number of at least 0.
-
-    Raises:
-        ValueError: otherwise.
-    """
-    if not 0.0 <= ridge < math.inf:
-        raise ValueError(f"ridge must be at least 0, got {ridge!r}")

@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polargrad.lab.matrix.configurations import Configuration
-from polargrad.lab.matrix.experiment import Experiment
+from polargrad.lab.matrix import Configuration, Experiment
 from polargrad.lab.report.curves import over_seeds
 from polargrad.lab.report.figures import LIGHT, MUTED, Figure, Line, line_figure, style
 from polargrad.lab.run.folder import Run
@@ -29,7 +28,7 @@ _PROBES = (
 
 def figures(experiment: Experiment, runs: Sequence[Run]) -> list[Figure]:
     """Every figure that the records allow: first without momentum, then its variants beside plain PolarGrad."""
-    known = {c.name: c for every in experiment.configurations.values() for c in every}
+    known = {c.name: c for every in experiment.presets.values() for c in every}
     there = [known[name] for name in dict.fromkeys(run.spec.recipe for run in runs) if name in known]
     of = {c.name: [run for run in runs if run.spec.recipe == c.name] for c in there}
     with_momentum = [c for c in there if c.momentum]

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polargrad.lab.matrix.problems.base import (
-    Point,
+from polargrad.lab.matrix.configurations import gradient_descent, tuned
+from polargrad.lab.matrix.problem import (
+    Matrices,
     Problem,
     check_matrix,
     check_product,
+    check_ridge,
     check_sizes,
     generator,
+    normal_smoothness,
+    register,
     uniform,
 )
-from polargrad.lab.matrix.problems.regression import check_ridge
 
 
+@register
 class MultinomialRegression(Problem):
     """f(X) = mean over i of cross-entropy(A_i X, label_i) + ridge/2 ||X||_F^2.
 
@@ -44,7 +48,18 @@ class MultinomialRegression(Problem):
     Source: Boehning, Ann. Inst. Statist. Math. 44 (1992): the bound 1/2 on the curvature of the cross-entropy.
     """
 
-    name: ClassVar[str] = "multinomial"
+    kind: ClassVar[str] = "multinomial"
+    small: ClassVar = {"rows": 200, "features": 10, "classes": 5}
+    experiment: ClassVar = tuned(
+        "Multinomial regression",
+        "f(X) = mean cross-entropy of softmax(A X) + ridge/2 ‖X‖²",
+        500,
+        gradient_descent(9.5),
+        polargrad_lr=12.0,
+        momentum_lr=32.0,
+        muon_lr=(0.04, 0.7, 0.2),
+        adam_lr=(0.08, 0.8, 0.4),
+    )
 
     def __init__(self, A: Tensor, labels: Tensor, X: Tensor, *, ridge: float = 1e-3) -> None:
         check_matrix("A", A)
@@ -76,11 +91,17 @@ class MultinomialRegression(Problem):
         labels = torch.multinomial(torch.softmax(2.0 * A @ W, -1), 1, generator=data).squeeze(-1)
         return cls(A, labels, uniform(features, classes, draw=generator(seed)), ridge=ridge)
 
-    def value(self, point: Point) -> Tensor:
+    @classmethod
+    def expected_curvature(cls, sizes: Any) -> tuple[float, int]:
+        """L = lambda_max(A^T A / N) / 2 + ridge."""
+        L = 0.5 * normal_smoothness(sizes.features, sizes.rows) + sizes.ridge
+        return L, min(sizes.features, sizes.classes)
+
+    def value(self, point: Matrices) -> Tensor:
         """The mean cross-entropy in nats, and the ridge."""
         return F.cross_entropy(self.A @ point["X"], self.labels) + 0.5 * self.ridge * point["X"].square().sum()
 
-    def residual(self, point: Point) -> Tensor:
+    def residual(self, point: Matrices) -> Tensor:
         """softmax(A X) - onehot(labels), (N, classes)."""
         X = point["X"]
         return torch.softmax(self.A @ X, -1) - F.one_hot(self.labels, X.shape[1]).to(X.dtype)

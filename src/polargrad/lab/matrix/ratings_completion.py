@@ -1,20 +1,19 @@
-"""Matrices to complete that are not drawn: a picture, and ratings from a file."""
+"""Completion of a matrix of ratings, users by items, read from a file."""
 
 from __future__ import annotations
 
 import csv
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
 
-from polargrad.lab.matrix.problems.base import check_sizes, generator
-from polargrad.lab.matrix.problems.completion import check_fraction
+from polargrad.lab.matrix.completion import MatrixCompletion, Observations
+from polargrad.lab.matrix.configurations import gradient_descent, newton, tuned
+from polargrad.lab.matrix.problem import generator, register
 
-PICTURES = ("china", "flower")
-# How files in circulation call their columns.
+# The names of columns in files in circulation.
 _COLUMNS = {
     "user": ("user", "userid", "user_id"),
     "item": ("item", "itemid", "item_id", "movieid", "movie_id"),
@@ -22,61 +21,54 @@ _COLUMNS = {
 }
 
 
-class Observations(NamedTuple):
-    """A matrix of which some entries are observed and others known but held out.
+@register
+class RatingsCompletion(MatrixCompletion):
+    """f(X, Y) = mean of (X Y^T - M)^2 over the observed ratings of a file, less their mean."""
 
-    Attributes:
-        M: (p, q), 0 where nothing is known.
-        mask: (p, q), bool, the observed entries.
-        held_out: (p, q), bool, known and not observed; None if there are none.
-        offset: what was subtracted from every known entry.
-    """
+    kind: ClassVar[str] = "ratings"
+    metric_label: ClassVar[str] = "mean squared error of observed ratings"
+    small: ClassVar = {}
+    experiment: ClassVar = tuned(
+        "Completion of ratings",
+        "f(X, Y) = mean of (X Yᵀ − M)² over observed ratings, less their mean",
+        500,
+        gradient_descent(2.5 / 3.0, "alternating-gd", "alternating GD"),
+        newton(1.0, "als", "alternating least squares"),
+        polargrad_lr=0.5,
+        momentum_lr=2.0,
+        muon_lr=(0.2, 0.9, 0.4),
+        adam_lr=(0.02, 0.9, 0.1),
+    )
 
-    M: Tensor
-    mask: Tensor
-    held_out: Tensor | None
-    offset: float
+    @classmethod
+    def draw(  # pyright: ignore[reportIncompatibleMethodOverride] - settings are each problem's own
+        cls, seed: int, *, rank: int = 3, file: str = "", held_out: float = 0.1
+    ) -> Self:
+        """The seed draws which ratings are held out, and the initial point of two factors with `rank` columns.
 
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: no file, or as `ratings` and `fit`.
+        """
+        if not file:
+            raise ValueError(
+                "ratings has no file yet; give --ratings FILE, a CSV with the columns user, item and rating"
+            )
+        data = ratings(file, held_out=held_out, seed=seed)
+        return cls.fit(data.M, data.mask, rank=rank, seed=seed, held_out=data.held_out)
 
-def picture(name: str = "china", *, observed: float = 0.3, seed: int = 42, shrink: int = 1) -> Observations:
-    """A photograph that scikit-learn ships, in grey levels of [0, 1] less their mean, some pixels observed.
-
-    Args:
-        name: "china" or "flower", 427 x 640 pixels.
-        observed: probability of each pixel; the others are held out.
-        seed: of the mask.
-        shrink: keep every so many-th pixel in both directions.
-
-    Raises:
-        ModuleNotFoundError: scikit-learn is not installed.
-        ValueError: another name, a probability outside (0, 1], a mask that came out empty.
-    """
-    if name not in PICTURES:
-        raise ValueError(f"picture must be one of {', '.join(PICTURES)}, got {name!r}")
-    check_fraction("observed", observed)
-    check_sizes(shrink=shrink)
-    try:
-        from sklearn.datasets import load_sample_image  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            'the picture comes with scikit-learn, which is not installed; pip install "polargrad[lab]"',
-            name="sklearn",
-        ) from error
-    pixels = torch.tensor(load_sample_image(f"{name}.jpg"))
-    grey = (pixels.float().mean(-1) / 255.0)[::shrink, ::shrink].contiguous()
-    mask = torch.rand(grey.shape, generator=generator(seed)) < observed
-    if not bool(mask.any()):
-        raise ValueError(f"with observed={observed} no pixel of {tuple(grey.shape)} was; give a larger probability")
-    offset = float(grey[mask].mean())
-    return Observations(grey - offset, mask, None if bool(mask.all()) else ~mask, offset)
+    @classmethod
+    def expected_curvature(cls, sizes: Any) -> tuple[float, int]:
+        """That of seed 0."""
+        return cls.draw(0, **vars(sizes)).balanced_smoothness, sizes.rank
 
 
 def ratings(path: str | Path, *, held_out: float = 0.1, seed: int = 42, delimiter: str = ",") -> Observations:
-    """Ratings from a text file with a header and one rating a line, less the mean of the observed ones.
+    """Ratings from a text file with a header and one rating per line, less the mean of the observed ones.
 
     Users are rows and items columns, in the order in which the file first names them. Column names are taken in any
     case: `user`, `userId` or `user_id`; `item`, `itemId`, `item_id`, `movieId` or `movie_id`; `rating`, `score` or
-    `value`. Other columns are passed over.
+    `value`. Other columns are ignored.
 
     Args:
         path: the file, UTF-8.
@@ -134,7 +126,7 @@ def _read_ratings(path: Path, delimiter: str) -> dict[tuple[str, str], float]:
         except ValueError as error:
             if str(path) in str(error):
                 raise
-            raise ValueError(f"{path}, line {reader.line_num}: {error}; mend or delete the line") from None
+            raise ValueError(f"{path}, line {reader.line_num}: {error}; correct or delete the line") from None
     if not known:
         raise ValueError(f"{path} has a header and no ratings; give at least one")
     return known

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from polargrad.lab.matrix.problems.base import Problem
+from polargrad.lab.matrix.problem import Problem
 
 
 class _Matrices(nn.Module):
@@ -23,12 +23,12 @@ class ProblemObjective:
     """Minimizes a problem from its initial point; evaluations give f - f* in float64.
 
     Args:
-        problem: what to minimize.
-        residual_every: evaluations between looks at the singular values of the residual, which cost more than the step
-            they follow; 0: never.
+        problem: the problem to minimize.
+        residual_every: evaluations between computations of the residual's singular values, which cost more than a
+            step; 0: never.
 
     Example:
-        >>> from polargrad.lab.matrix.problems import MatrixQuadratic
+        >>> from polargrad.lab.matrix import MatrixQuadratic
         >>> objective = ProblemObjective(MatrixQuadratic.draw(0, rows=6, m=4, n=3, columns=5))
         >>> [tuple(parameter.shape) for parameter in objective.module.parameters()]
         [(4, 3)]
@@ -46,19 +46,19 @@ class ProblemObjective:
         self._evaluations = 0
 
     def loss(self, step: int) -> Tensor:
-        """What the problem asks step `step`, counted from 0, to differentiate."""
+        """The value that step `step`, counted from 0, differentiates."""
         return self.problem.step_value(self._point, step)
 
     def evaluate(self) -> dict[str, float]:
         """`gap`: f - f* in float64; now and then `residual_condition_number`."""
-        figures = {"gap": self.problem.gap(self._point), **self.problem.figures(self._point)}
+        metrics = {"gap": self.problem.gap(self._point), **self.problem.metrics(self._point)}
         if self._residual_every and self._evaluations % self._residual_every == 0:
             with torch.no_grad():
                 residual = self.problem.residual(self._point)
             if residual is not None:
-                figures["residual_condition_number"] = condition_number(residual)
+                metrics["residual_condition_number"] = condition_number(residual)
         self._evaluations += 1
-        return figures
+        return metrics
 
 
 def condition_number(A: Tensor) -> float:

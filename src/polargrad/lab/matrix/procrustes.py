@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from polargrad.lab.matrix.problems.base import Point, Problem, check_matrix, check_product, check_sizes, generator
+from polargrad.lab.matrix.configurations import gradient_descent, tuned
+from polargrad.lab.matrix.problem import (
+    Matrices,
+    Problem,
+    check_matrix,
+    check_product,
+    check_sizes,
+    generator,
+    normal_smoothness,
+    register,
+)
 
 
+@register
 class OrthogonalProcrustes(Problem):
     """f(X) = 1/2 ||A X - B||_F^2 over orthogonal X: X* is the polar factor of A^T B.
 
@@ -33,8 +44,23 @@ class OrthogonalProcrustes(Problem):
     Source: Higham, Functions of Matrices (2008), section 8.6 and theorem 8.4.
     """
 
-    name: ClassVar[str] = "procrustes"
-    constrained: bool = True
+    kind: ClassVar[str] = "procrustes"
+    constrained: ClassVar[bool] = True
+    small: ClassVar = {"rows": 30, "n": 6}
+    experiment: ClassVar = tuned(
+        "Orthogonal Procrustes",
+        "f(X) = ½ ‖A X − B‖², XᵀX = I by projection",
+        500,
+        gradient_descent(0.96, "projected-gd", "projected gradient descent"),
+        polargrad_lr=1.6,
+        momentum_lr=3.2,
+        muon_lr=(0.1, 0.7, 0.4),
+        adam_lr=(0.04, 0.8, 1.6),
+        notes=(
+            "The minimum is one polar factor away, that of AᵀB. Projected steps along a polar factor or along signs "
+            "have fixed points that are not minima: U may be normal to the orthogonal matrices where G is not.",
+        ),
+    )
 
     def __init__(self, A: Tensor, B: Tensor, X: Tensor) -> None:
         check_matrix("A", A)
@@ -59,11 +85,16 @@ class OrthogonalProcrustes(Problem):
         B = A @ Q.float() + noise * torch.randn(rows, n, generator=data)
         return cls(A, B, X.float())
 
-    def value(self, point: Point) -> Tensor:
+    @classmethod
+    def expected_curvature(cls, sizes: Any) -> tuple[float, int]:
+        """L = sigma_max(A)^2."""
+        return sizes.rows * normal_smoothness(sizes.n, sizes.rows), sizes.n
+
+    def value(self, point: Matrices) -> Tensor:
         """1/2 ||A X - B||_F^2."""
         return 0.5 * self.residual(point).square().sum()
 
-    def residual(self, point: Point) -> Tensor:
+    def residual(self, point: Matrices) -> Tensor:
         """A X - B, (p, n)."""
         return torch.addmm(self.B, self.A, point["X"], beta=-1.0)
 
@@ -84,7 +115,7 @@ class OrthogonalProcrustes(Problem):
         """sigma_max(A)^2, of f over all matrices."""
         return float(torch.linalg.matrix_norm(self.A.double(), 2)) ** 2
 
-    def project(self, parameters: Point) -> None:
+    def project(self, parameters: Matrices) -> None:
         """The nearest orthogonal matrix."""
         with torch.no_grad():
             parameters["X"].copy_(_nearest_orthogonal(parameters["X"]))

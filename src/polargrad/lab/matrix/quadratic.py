@@ -1,7 +1,8 @@
-"""Matrix quadratic regression: the strongly convex problem whose Hessian is known."""
+"""Matrix quadratic regression, section 6.1 of the paper: strongly convex, with a Hessian that is known."""
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -9,17 +10,72 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from polargrad.lab.matrix.problems.base import (
-    Point,
+from polargrad.lab.matrix.configurations import (
+    Configuration,
+    Experiment,
+    adam,
+    momentum_first,
+    muon,
+    muon_newton_schulz,
+    muon_qdwh,
+    newton,
+    polar_first,
+    polargrad,
+    polargrad_qdwh,
+    with_decay,
+)
+from polargrad.lab.matrix.problem import (
+    Matrices,
     Problem,
     check_matrix,
     check_product,
     check_sizes,
     generator,
+    register,
     uniform,
 )
 
 
+def _configurations(
+    steps: int | None, plain: float, first: float, second: float, *decaying: float
+) -> tuple[Configuration, ...]:
+    """Every configuration with this many QDWH steps (None: converged), and PolarGrad's step sizes.
+
+    These are of PolarGrad without momentum, polar first and momentum first; `decaying` are the same with a decay.
+    """
+    without, polar, momentum = (
+        polargrad_qdwh(plain, steps),
+        polar_first(first, steps, 0.95),
+        momentum_first(second, steps, 0.9),
+    )
+    return (
+        without,
+        with_decay(without, 0.99, decaying[0]),
+        Configuration("polargrad-zolo", "PolarGrad (ZOLO-PD)", "PolarGrad", polargrad(3e-8, "zolo-pd", None)),
+        muon_newton_schulz(0.1),
+        muon_qdwh(0.1, steps),
+        with_decay(muon_qdwh(0.05, steps), 0.99),
+        Configuration("muon-zolo", "Muon (ZOLO-PD)", "Muon", muon(0.1, "zolo-pd", None), scaled=False),
+        adam(0.05),
+        with_decay(adam(0.05), 0.99),
+        newton(0.25),
+        polar,
+        with_decay(polar, 0.99, decaying[1]),
+        momentum,
+        with_decay(momentum, 0.99, decaying[2]),
+    )
+
+
+def normal_curvature(rows: int, sizes: Any) -> tuple[float, int]:
+    """L = sigma_max(A)^2 sigma_max(B)^2 expected of normal A (rows, m), B (n, columns), and r = min(m, n).
+
+    sigma_max of a normal matrix (p, m) is about sqrt(p) + sqrt(m).
+    """
+    spectral = (math.sqrt(rows) + math.sqrt(sizes.m)) * (math.sqrt(sizes.n) + math.sqrt(sizes.columns))
+    return spectral**2, min(sizes.m, sizes.n)
+
+
+@register
 class MatrixQuadratic(Problem):
     """f(X) = 1/2 ||A X B - C||_F^2.
 
@@ -43,7 +99,29 @@ class MatrixQuadratic(Problem):
     Source: Lau, Long, Su, arXiv 2505.21799, section 6.1.
     """
 
-    name: ClassVar[str] = "quadratic"
+    kind: ClassVar[str] = "quadratic"
+    small: ClassVar = {"rows": 60, "m": 30, "n": 8, "columns": 20}
+    experiment: ClassVar = Experiment(
+        title="Matrix quadratic regression",
+        formula="f(X) = ½ ‖A X B − C‖²",
+        steps=4000,
+        eval_every=10,
+        presets={
+            "paper": _configurations(2, 4e-8, 4e-7, 2e-7, 4.75e-8, 5e-7, 2.5e-7),
+            "exact": _configurations(None, 3e-8, 3e-7, 1.5e-7, 3.25e-8, 3.75e-7, 1.9e-7),
+        },
+        notes={
+            "paper": (
+                "QDWH is stopped after 2 steps in float32, as in the authors' experiments: it leaves singular values "
+                "of about 0.73 to 1, and the step sizes are tuned to that. With exact factors PolarGrad diverges at "
+                "4e-8.",
+            ),
+            "exact": (
+                "QDWH runs to convergence. PolarGrad's step sizes are smaller than the paper's, which diverge with "
+                "exact factors.",
+            ),
+        },
+    )
 
     def __init__(self, A: Tensor, B: Tensor, C: Tensor, X: Tensor) -> None:
         for key, value in (("A", A), ("B", B), ("C", C)):
@@ -66,11 +144,16 @@ class MatrixQuadratic(Problem):
         C = torch.randn(rows, columns, generator=data)
         return cls(A, B, C, uniform(m, n, draw=generator(seed)))
 
-    def value(self, point: Point) -> Tensor:
+    @classmethod
+    def expected_curvature(cls, sizes: Any) -> tuple[float, int]:
+        """Of normal A and B."""
+        return normal_curvature(sizes.rows, sizes)
+
+    def value(self, point: Matrices) -> Tensor:
         """1/2 ||A X B - C||_F^2."""
         return 0.5 * self.residual(point).square().sum()
 
-    def step_value(self, point: Point, step: int) -> Tensor:
+    def step_value(self, point: Matrices, step: int) -> Tensor:
         """The same f as 1/2 <Z, A^T A Z> - <Z, A^T C Q> + 1/2 ||C||_F^2 with Z = X L and B^T = Q L^T, Q orthonormal.
 
         Value and gradient are those of `value` up to rounding, at a quarter of the work where A is tall and B wide.
@@ -79,9 +162,13 @@ class MatrixQuadratic(Problem):
         gram, L, K, constant = self._reduced
         return _QuadraticForm.apply(point["X"] @ L, gram, K) + constant
 
-    def residual(self, point: Point) -> Tensor:
+    def residual(self, point: Matrices) -> Tensor:
         """A X B - C, (p, q)."""
         return torch.addmm(self.C, self.A @ point["X"], self.B, beta=-1.0)
+
+    def gradient(self, X: Tensor) -> Tensor:
+        """A^T (A X B - C) B^T of matrices X (*batch, m, n), without autograd."""
+        return self.A.mT @ (self.A @ X @ self.B - self.C) @ self.B.mT
 
     @cached_property
     def solution(self) -> Tensor:
@@ -94,7 +181,7 @@ class MatrixQuadratic(Problem):
         """f(X*)."""
         return float(self.float64.value({"X": self.solution}))
 
-    def gap(self, point: Point) -> float:
+    def gap(self, point: Matrices) -> float:
         """f(X) - f* = 1/2 ||A (X - X*) B||_F^2, free of the cancellation in the difference of two values."""
         R_A, R_B = self._factors
         return 0.5 * float((R_A @ (point["X"].detach().double() - self.solution) @ R_B.mT).square().sum())
@@ -141,7 +228,7 @@ class MatrixQuadratic(Problem):
         a, b = self._curvature
         return float(a[0] * b[0])
 
-    def newton_direction(self, name: str, G: Tensor, point: Point) -> Tensor:
+    def newton_direction(self, name: str, G: Tensor, point: Matrices) -> Tensor:
         """(A^T A)^{-1} G (B B^T)^{-1}, the Hessian's inverse applied to G (m, n).
 
         Raises:

@@ -6,21 +6,16 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from polargrad.lab.matrix.experiment import Experiment
-from polargrad.lab.matrix.objectives import MATRIX_OBJECTIVES
+from polargrad.lab.matrix import Experiment, ProblemSpec
 from polargrad.lab.report import page as report
 from polargrad.lab.report.page import Section, Table
 from polargrad.lab.run.folder import Run
+from polargrad.lab.studies.matrix.figures import figures
 
-__all__ = ["final_gaps", "is_matrix_run", "results", "sentences", "write_page"]
+__all__ = ["final_gaps", "results", "sentences", "write_page"]
 
 COLUMNS = ("configuration", "step size", "start", "quarter", "half", "end", "lowest", "ms/step", "optimizer", "status")
 _HELD_OUT = "held_out_rmse"
-
-
-def is_matrix_run(run: Run) -> bool:
-    """Whether a run minimized a matrix problem."""
-    return isinstance(run.spec.objective, MATRIX_OBJECTIVES)
 
 
 def final_gaps(runs: Sequence[Run]) -> dict[str, float | None]:
@@ -50,37 +45,34 @@ def results(runs: Sequence[Run]) -> Table:
     )
 
 
-def write_page(experiment: Experiment, runs: Sequence[Run], page: str | Path, *, preset: str) -> Path:
+def write_page(experiment: Experiment, runs: Sequence[Run], page: str | Path) -> Path:
     """Write figures and page of an experiment's runs.
 
     Args:
-        experiment: what the runs belong to.
+        experiment: the experiment that the runs belong to.
         runs: at least one.
         page: the file to write; figures go into `figures` beside it. What is there is replaced, since it holds nothing
             that the records do not.
-        preset: whose notes the page carries.
 
     Returns:
         The page's path.
     """
-    from polargrad.lab.matrix.figures import figures
-
     drawn = figures(experiment, runs)
-    objective = runs[0].spec.objective
-    sizes = ", ".join(f"{key} {value}" for key, value in vars(objective).items())
+    objective, preset = runs[0].spec.objective, runs[0].spec.description.rpartition(" ")[2]
+    assert isinstance(objective, ProblemSpec)
+    sizes = ", ".join(f"{key} {value}" for key, value in objective.settings.items())
     seeds = sorted({run.spec.seed for run in runs})
     lead = [
         f"{experiment.formula}. {sizes}. Preset {preset}, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}.",
         *sentences(runs),
     ]
-    plain = [figure for figure in drawn if not figure.key.startswith("momentum-")]
     momentum = [figure for figure in drawn if figure.key.startswith("momentum-")]
+    first = [figure for figure in drawn if figure not in momentum]
     sections = [Section("Results", tuple(experiment.notes.get(preset, ())), (results(runs),))]
-    if plain:
-        sections.append(Section("Figures", figures=plain))
-    if momentum:
-        sections.append(Section("With momentum", figures=momentum))
+    sections += [
+        Section(title, figures=part) for title, part in (("Figures", first), ("With momentum", momentum)) if part
+    ]
     environments = {run.spec.name: run.environment for run in runs}
     return report.write_page(page, experiment.title, lead, sections, environments)
 

@@ -1,0 +1,381 @@
+"""A matrix problem, and its spec: the plain data from which the problem is drawn."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from polargrad.lab.matrix.configurations import Experiment
+
+Matrices = Mapping[str, Tensor]
+Setting = int | float | str
+
+
+class Problem(ABC):
+    """Minimize f over one or several named matrices.
+
+    A problem is one class in one file: its mathematics, the data that `draw` makes, its sizes, and the experiment that
+    `polargrad run KIND` runs. `register` makes it known by its kind; a class outside of this package does the same.
+
+    A problem keeps its tensors as attributes, all of one dtype, so that `to` can carry it to another. Whatever is not
+    known of a problem is None.
+
+    Args:
+        start: the initial point, name -> matrix, with the names in `matrices`.
+
+    Attributes:
+        kind: the name in specs and on the command line.
+        matrices: names of the matrices that are optimized.
+        unit: of the work that `units_per_step` counts.
+        metric: the key of the evaluated number that should fall, with its label and unit.
+        small: settings of `draw` that make a problem which runs in a moment.
+        experiment: what `polargrad run KIND` runs; None: the problem has no command.
+        constrained: whether `project` has to follow each step.
+    """
+
+    kind: ClassVar[str]
+    matrices: ClassVar[tuple[str, ...]] = ("X",)
+    unit: ClassVar[str] = "iteration"
+    metric: ClassVar[str] = "gap"
+    metric_label: ClassVar[str] = "f − f*"
+    metric_unit: ClassVar[str] = "float64"
+    small: ClassVar[Mapping[str, Setting]] = MappingProxyType({})
+    experiment: ClassVar[Experiment | None] = None
+    constrained: ClassVar[bool] = False
+    units_per_step: int = 1
+
+    def __init__(self, start: Matrices) -> None:
+        if set(start) != set(self.matrices):
+            raise ValueError(f"{self.kind} has the matrices {', '.join(self.matrices)}, got {', '.join(start)}")
+        for key, value in start.items():
+            check_matrix(key, value)
+        self.start: Matrices = dict(start)
+
+    @classmethod
+    def draw(cls, seed: int) -> Self:
+        """The problem with data drawn from a seed.
+
+        The keyword arguments of a subclass are the problem's settings, and their defaults its full size.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no draw(seed, ...), so it cannot be made from a spec")
+
+    @classmethod
+    def spec(cls, **settings: Setting) -> ProblemSpec:
+        """The plain data of this problem: its full size, but for the settings given."""
+        return ProblemSpec(cls.kind, settings)
+
+    @classmethod
+    def expected_curvature(cls, sizes: Any) -> tuple[float, int] | None:
+        """L and r: the smoothness expected of drawn data, and the rank that a gradient of one matrix can have.
+
+        Step sizes of the experiment go with 1/(L r), gradient descent's with 1/L. None keeps them at all sizes.
+
+        Args:
+            sizes: the settings of `draw`, as attributes.
+        """
+        return None
+
+    @abstractmethod
+    def value(self, point: Matrices) -> Tensor:
+        """The value f at a point, on all data: a differentiable scalar."""
+
+    def step_value(self, point: Matrices, step: int) -> Tensor:
+        """What step `step`, counted from 0, differentiates: f, or its part on a batch that (seed, step) determine."""
+        return self.value(point)
+
+    def gradients(self, point: Matrices, step: int | None = None) -> dict[str, Tensor]:
+        """The gradient of f by autograd, or of `step_value` if a step is given."""
+        leaves = {key: value.detach().requires_grad_() for key, value in point.items()}
+        with torch.enable_grad():
+            f = self.value(leaves) if step is None else self.step_value(leaves, step)
+        return dict(zip(leaves, torch.autograd.grad(f, list(leaves.values())), strict=True))
+
+    def residual(self, point: Matrices) -> Tensor | None:
+        """The matrix that is zero at a perfect fit; None where the problem has none."""
+        return None
+
+    @cached_property
+    def minimum(self) -> float | None:
+        """f*, the lowest value of f, in float64."""
+        return None
+
+    @cached_property
+    def smoothness(self) -> float | None:
+        """L: f's gradient is L-Lipschitz in the Frobenius norm."""
+        return None
+
+    @cached_property
+    def strong_convexity(self) -> float | None:
+        """mu: f is mu-strongly convex in the Frobenius norm."""
+        return None
+
+    @property
+    def condition_number(self) -> float | None:
+        """kappa_H = L / mu."""
+        L, mu = self.smoothness, self.strong_convexity
+        return L / mu if L is not None and mu else None
+
+    def gap(self, point: Matrices) -> float:
+        """The difference f - f* in float64, or f itself where f* is not known."""
+        wide = {key: value.detach().double() for key, value in point.items()}
+        with torch.no_grad():
+            return float(self.float64.value(wide)) - (self.minimum or 0.0)
+
+    def metrics(self, point: Matrices) -> dict[str, float]:
+        """Other numbers of an evaluation, such as the error on held-out data."""
+        return {}
+
+    def newton_direction(self, name: str, G: Tensor, point: Matrices) -> Tensor:
+        """The inverse of the named matrix's block of the Hessian, applied to its gradient G.
+
+        Raises:
+            ValueError: the Hessian of this problem has no structure to invert it by.
+        """
+        raise ValueError(f"no Newton direction is known for {self.kind}; use another optimizer")
+
+    def project(self, parameters: Matrices) -> None:  # noqa: B027 - most problems are unconstrained
+        """Move parameters in place to the nearest feasible point; unconstrained problems leave them."""
+
+    @cached_property
+    def float64(self) -> Self:
+        """The same problem with its data in float64."""
+        return self.to(torch.float64)
+
+    def to(self, target: torch.dtype | torch.device | str) -> Self:
+        """The same problem with its data in another dtype or on another device; this one stays as it is."""
+        twin = copy.copy(self)
+        for key, value in vars(self).items():
+            if isinstance(getattr(type(self), key, None), cached_property):
+                delattr(twin, key)  # of the old data
+            elif isinstance(value, Tensor) and (value.is_floating_point() or not isinstance(target, torch.dtype)):
+                setattr(twin, key, value.to(target))
+        twin.start = {key: value.to(target) for key, value in self.start.items()}
+        return twin
+
+
+P = TypeVar("P", bound=type[Problem])
+PROBLEMS: dict[str, type[Problem]] = {}
+
+
+def register(problem: P) -> P:
+    """Class decorator: make a problem known by its kind, to specs, run folders and `polargrad run KIND`.
+
+    Raises:
+        ValueError: another class has the kind.
+        TypeError: a setting of `draw` whose default is not an integer, a number or a text.
+    """
+    other = PROBLEMS.get(problem.kind, problem)
+    if (other.__module__, other.__qualname__) != (problem.__module__, problem.__qualname__):
+        raise ValueError(f"the kind {problem.kind!r} is taken by {other.__qualname__}; give another one")
+    for name, default in settings_of(problem).items():
+        if isinstance(default, bool) or not isinstance(default, int | float | str):
+            raise TypeError(
+                f"the setting {name} of {problem.__qualname__}.draw has the default {default!r}; "
+                "give an int, a float or a str, which is also the type of the setting"
+            )
+    PROBLEMS[problem.kind] = problem
+    return problem
+
+
+def settings_of(problem: type[Problem]) -> dict[str, Any]:
+    """The settings of a problem with their defaults: the keyword arguments of its `draw`."""
+    parameters = inspect.signature(problem.draw).parameters.values()
+    return {entry.name: entry.default for entry in parameters if entry.kind is entry.KEYWORD_ONLY}
+
+
+@dataclass(frozen=True)
+class ProblemSpec:
+    """A problem before its data is drawn: plain data, as run folders hold it.
+
+    Args:
+        kind: of the problem.
+        settings: of its `draw`, by name; those left out have their defaults.
+
+    Raises:
+        ValueError: an unknown kind or setting, a value of another type than the setting's default, an integer below 1,
+            a number that is not finite.
+
+    Example:
+        >>> from polargrad.lab.matrix import MatrixQuadratic
+        >>> MatrixQuadratic.spec(m=20, n=4).to_dict()
+        {'kind': 'quadratic', 'rows': 1000, 'm': 20, 'n': 4, 'columns': 250}
+    """
+
+    kind: str
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in PROBLEMS:
+            raise ValueError(f"there is no matrix problem {self.kind!r}; the kinds are {', '.join(PROBLEMS)}")
+        defaults = settings_of(self.problem)
+        if unknown := [name for name in self.settings if name not in defaults]:
+            raise ValueError(f"{self.kind} has no setting {unknown[0]!r}; it has {', '.join(defaults)}")
+        for name, value in self.settings.items():
+            _check_setting(name, value, defaults[name])
+        object.__setattr__(self, "settings", MappingProxyType({**defaults, **self.settings}))
+
+    def __hash__(self) -> int:
+        return hash((self.kind, *self.settings.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ProblemSpec, (self.kind, dict(self.settings)))
+
+    @property
+    def problem(self) -> type[Problem]:
+        """The class of the problem."""
+        return PROBLEMS[self.kind]
+
+    @property
+    def metric(self) -> str:
+        """The key of the evaluated number that should fall."""
+        return self.problem.metric
+
+    @property
+    def metric_label(self) -> str:
+        """The name of that number in tables and figures."""
+        return self.problem.metric_label
+
+    @property
+    def metric_unit(self) -> str:
+        """Its unit."""
+        return self.problem.metric_unit
+
+    @property
+    def expected_curvature(self) -> tuple[float, int] | None:
+        """L and r at these sizes, see `Problem.expected_curvature`."""
+        return self.problem.expected_curvature(SimpleNamespace(**self.settings))
+
+    def build(self, seed: int) -> Problem:
+        """The problem drawn from a seed; the last one is kept, since the runs of an experiment share it."""
+        return _draw(self, seed)
+
+    def with_texts(self, texts: Mapping[str, str]) -> ProblemSpec:
+        """The same spec with some settings read from text, as from a command line.
+
+        Raises:
+            ValueError: an unknown setting, or a text that cannot be read as the setting's type.
+        """
+        read: dict[str, Setting] = {}
+        for name, text in texts.items():
+            kind = type(self.settings.get(name, ""))
+            try:
+                read[name] = kind(text)
+            except ValueError:
+                raise ValueError(f"{name} is {text!r}; give {_WANTED[kind]}") from None
+        return ProblemSpec(self.kind, {**self.settings, **read})
+
+    def to_dict(self) -> dict[str, Setting]:
+        """Plain data, ready for JSON."""
+        return {"kind": self.kind, **self.settings}
+
+
+_WANTED: Mapping[type, str] = {int: "an integer of at least 1", float: "a finite number", str: "a text"}
+
+
+def _check_setting(name: str, value: Any, default: Setting) -> None:
+    kind, number = type(default), isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        fits = number and isinstance(value, int) and value >= 1
+    else:
+        fits = number and math.isfinite(value) if kind is float else isinstance(value, str)
+    if not fits:
+        raise ValueError(f"{name} is {value!r}; give {_WANTED[kind]}")
+
+
+@lru_cache(maxsize=1)
+def _draw(spec: ProblemSpec, seed: int) -> Problem:
+    return spec.problem.draw(seed, **spec.settings)
+
+
+def check_matrix(name: str, value: Tensor) -> None:
+    """Refuse anything but a real, finite matrix with entries.
+
+    Raises:
+        TypeError: not a dense real floating-point tensor.
+        ValueError: not a matrix, empty, or with NaN or infinity.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(
+            f"{name} must be a real floating-point tensor, got {kind}; convert it, for example {name}.float()"
+        )
+    if value.ndim != 2 or value.numel() == 0:
+        raise ValueError(f"{name} must be a matrix with entries, got shape {tuple(value.shape)}")
+    if not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        raise ValueError(f"{name} holds {bad} entries that are NaN or infinite; remove or impute them first")
+
+
+def check_product(**shapes: tuple[Tensor, tuple[int | None, int | None]]) -> None:
+    """Refuse a matrix that does not fit its neighbours: name=(matrix, (rows, columns)), None for any number.
+
+    Raises:
+        ValueError: naming the matrix, its shape and the one wanted.
+    """
+    for name, (value, wanted) in shapes.items():
+        if any(w is not None and w != s for s, w in zip(value.shape, wanted, strict=True)):
+            text = " x ".join("any" if w is None else str(w) for w in wanted)
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, which does not fit: {text} is needed")
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse anything but integers of at least 1.
+
+    Raises:
+        ValueError: naming the size.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} is {size!r}; give an integer of at least 1")
+
+
+def check_rank(rank: int, *dimensions: int) -> None:
+    """Refuse a rank that no matrix of these dimensions has.
+
+    Raises:
+        ValueError: below 1, or above the smallest dimension.
+    """
+    check_sizes(rank=rank)
+    if rank > min(dimensions):
+        raise ValueError(f"rank {rank} is above {min(dimensions)}, the smaller dimension; give a rank of at most that")
+
+
+def check_ridge(ridge: float) -> None:
+    """Refuse a weight of the ridge that is negative or not finite.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not 0.0 <= ridge < math.inf:
+        raise ValueError(f"ridge is {ridge!r}; give a finite number of at least 0")
+
+
+def generator(seed: int) -> torch.Generator:
+    """A CPU generator that draws what `torch.manual_seed(seed)` would.
+
+    Raises:
+        ValueError: a seed that is not an integer of at least 0.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; give an integer of at least 0")
+    return torch.Generator().manual_seed(seed)
+
+
+def uniform(*shape: int, draw: torch.Generator) -> Tensor:
+    """A matrix with entries uniform on (-1, 1)."""
+    return torch.empty(*shape).uniform_(-1.0, 1.0, generator=draw)
+
+
+def normal_smoothness(columns: int, rows: int) -> float:
+    """The largest eigenvalue of A^T A / rows expected of a normal A (rows, columns), by Marchenko and Pastur."""
+    return (1.0 + math.sqrt(columns / rows)) ** 2

@@ -1,1 +1,0 @@
-"""The paper's matrix experiments and those beyond it, by name."""

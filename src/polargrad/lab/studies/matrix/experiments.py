@@ -1,0 +1,235 @@
+"""The matrix experiments: every run of a problem into a folder of its own, then figures and page from the records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from polargrad.lab.matrix import PROBLEMS, Configuration, Experiment, Problem, ProblemSpec
+from polargrad.lab.matrix.configurations import DECAY_EVERY
+from polargrad.lab.matrix.optimizers import ROLE
+from polargrad.lab.report.page import PAGE
+from polargrad.lab.run.folder import EXPERIMENT, Run, create_folder, read_run, refuse_existing, write_json
+from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.run.workers import carry_out
+from polargrad.lab.studies.matrix.page import write_page
+from polargrad.lab.train import Constant, LoopConfig, StepDecay
+
+if TYPE_CHECKING:
+    from polargrad.lab.train import Progress
+
+__all__ = ["ExperimentOptions", "is_experiment", "report", "resume_experiment", "run_experiment"]
+
+SIZES = ("full", "small")
+
+
+@dataclass(frozen=True)
+class ExperimentOptions:
+    """The options of an experiment: which configurations, on which sizes and seeds, for how long.
+
+    Args:
+        only: names of configurations; all if empty.
+        preset: one of the experiment's; None is its first, for the paper's problems "paper" (the authors' settings)
+            beside "exact" (converged polar factors, step sizes that converge).
+        size: "full" (the paper's) or "small".
+        settings: of the problem, by name, as text: sizes, rank, the picture's name, the path of a file of ratings.
+        seed: of data, initial point and batches.
+        repeat: number of seeds, from `seed` on.
+        steps: of each run; the experiment's own by default.
+        eval_every: steps between evaluations of the gap.
+        diagnostics_every: steps between computations of singular values; 0: never; by default a hundred over a run.
+        jobs: runs at a time, each in a process of its own.
+
+    Raises:
+        ValueError: an unknown size, or a number below 1.
+    """
+
+    only: Sequence[str] = ()
+    preset: str | None = None
+    size: str = "full"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 42
+    repeat: int = 1
+    steps: int | None = None
+    eval_every: int | None = None
+    diagnostics_every: int | None = None
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise ValueError(f"size is {self.size!r}; give one of {', '.join(SIZES)}")
+        for name in ("repeat", "steps", "eval_every", "jobs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; give at least 1")
+
+    def problem_spec(self, problem: type[Problem]) -> ProblemSpec:
+        """What is minimized.
+
+        Raises:
+            ValueError: settings that the problem does not have.
+        """
+        return problem.spec(**problem.small if self.size == "small" else {}).with_texts(self.settings)
+
+    def specs(self, problem: type[Problem]) -> list[RunSpec]:
+        """The runs: each configuration on each of the seeds; all configurations of a seed together.
+
+        Raises:
+            ValueError: an unknown preset or configuration, or settings that the problem does not have.
+        """
+        experiment, objective = experiment_of(problem), self.problem_spec(problem)
+        chosen = experiment.chosen(self.preset, self.only)
+        scales = _step_scales(experiment, problem.spec(), objective)
+        return [
+            self._spec(experiment, configuration, objective, scales, seed)
+            for seed in range(self.seed, self.seed + self.repeat)
+            for configuration in chosen
+        ]
+
+    def _spec(
+        self,
+        experiment: Experiment,
+        configuration: Configuration,
+        objective: ProblemSpec,
+        scales: tuple[float, float],
+        seed: int,
+    ) -> RunSpec:
+        options = dict(configuration.options)
+        if configuration.scaled:
+            scale, rank = scales
+            options["lr"] = (options["lr"] * rank if configuration.by_smoothness_alone else options["lr"]) * scale
+        total = self.steps or configuration.steps or experiment.steps
+        eval_every = self.eval_every or experiment.eval_every
+        probe_every = max(1, total // 100) if self.diagnostics_every is None else self.diagnostics_every
+        preset = self.preset or experiment.default_preset
+        return RunSpec(
+            name=f"{configuration.name}@seed={seed}" if self.repeat > 1 else configuration.name,
+            recipe=configuration.name,
+            description=f"{configuration.label}, {objective.kind}, preset {preset}",
+            objective=objective,
+            optimizer={ROLE: options},
+            schedule=Constant() if configuration.decay is None else StepDecay(DECAY_EVERY, configuration.decay),
+            loop=LoopConfig(
+                steps=total,
+                eval_every=eval_every,
+                log_every=min(eval_every, 10),
+                probe_every=probe_every,
+                nonfinite_limit=1,  # the same gradient comes again
+                spike_threshold=None,  # losses fall by orders of magnitude
+            ),
+            seed=seed,
+            probe=objective.problem.matrices if probe_every else (),
+        )
+
+
+def experiment_of(problem: type[Problem]) -> Experiment:
+    """The experiment of a problem.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if problem.experiment is None:
+        raise ValueError(f"{problem.kind} has no experiment to run; give its class an `experiment`")
+    return problem.experiment
+
+
+def _step_scales(experiment: Experiment, full: ProblemSpec, objective: ProblemSpec) -> tuple[float, float]:
+    """The factor 1/(L r) on step sizes that follow the smoothness, and r, which gradient descent's have besides."""
+    L, r = objective.expected_curvature or (0.0, 1)
+    scale = 1.0 / (L * r) if L else 1.0
+    if experiment.per_smoothness:
+        return scale, r
+    L_full, r_full = full.expected_curvature or (1.0, 1)
+    return scale / (1.0 / (L_full * r_full)), r / r_full
+
+
+def run_experiment(
+    problem: type[Problem],
+    out: str | Path,
+    options: ExperimentOptions | None = None,
+    *,
+    progress: Callable[[str], Progress | None] = lambda _label: None,
+) -> tuple[list[Run], Path]:
+    """Run a problem's experiment into a new folder, and write its figures and page.
+
+    Args:
+        problem: one of `polargrad.lab.matrix.PROBLEMS`, or a class of your own that is registered.
+        out: the new folder; each run has a folder of its name inside.
+        options: which configurations, seeds and sizes; None: all of the first preset, at the full size.
+        progress: makes the progress display of one run from the run's name.
+
+    Returns:
+        The runs, and the path of the page.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ValueError: options that do not fit the experiment.
+        Interrupted: on Ctrl-C; the runs that had ended are complete.
+    """
+    options, path = options or ExperimentOptions(), Path(out)
+    objective = options.problem_spec(problem)
+    refuse_existing(path)
+    objective.build(options.seed)  # whatever is wrong with the data is said before there is a folder
+    specs = options.specs(problem)
+    create_folder(path)
+    write_json(path / EXPERIMENT, {"experiment": problem.kind, "choices": dataclasses.asdict(options)})
+    return _carry_out(specs, path, options, progress)
+
+
+def resume_experiment(
+    path: str | Path, *, jobs: int = 1, progress: Callable[[str], Progress | None] = lambda _label: None
+) -> tuple[list[Run], Path]:
+    """Continue an experiment that was stopped: runs that have ended are read, the interrupted one continues.
+
+    Raises:
+        FileNotFoundError: the folder is not an experiment's.
+        ValueError: the experiment's problem is not registered here.
+        Interrupted: as in `run_experiment`.
+    """
+    path = Path(path)
+    if not is_experiment(path):
+        raise FileNotFoundError(f"{path} has no {EXPERIMENT}; give a folder that `polargrad run` made")
+    record = json.loads((path / EXPERIMENT).read_text(encoding="utf-8"))
+    options = ExperimentOptions(**{**record["choices"], "jobs": jobs})
+    specs = options.specs(ProblemSpec(record["experiment"]).problem)
+    return _carry_out(specs, path, options, progress)
+
+
+def is_experiment(folder: Path) -> bool:
+    """Whether a folder is one that `run_experiment` made."""
+    return (folder / EXPERIMENT).is_file()
+
+
+def _carry_out(
+    specs: Sequence[RunSpec], path: Path, options: ExperimentOptions, progress: Callable[[str], Progress | None]
+) -> tuple[list[Run], Path]:
+    """Make the runs that are not yet made, several at a time if asked, then figures and page."""
+    waiting = {spec.name: spec for spec in specs}
+    carry_out(
+        lambda: list(waiting.values()),
+        waiting.__delitem__,
+        path,
+        jobs=options.jobs,
+        threads=None if options.jobs == 1 else max(1, torch.get_num_threads() // options.jobs),
+        progress=progress,
+    )
+    runs = [read_run(path / spec.name) for spec in specs]
+    return runs, report(runs, path / PAGE)
+
+
+def report(runs: Sequence[Run], page: str | Path) -> Path:
+    """Write the page of matrix runs that exist, and return its path.
+
+    Raises:
+        ValueError: runs of several problems, or of none here.
+    """
+    kinds = {run.spec.objective.kind for run in runs}
+    if len(kinds) != 1 or not kinds <= set(PROBLEMS):
+        raise ValueError(f"a page shows one matrix problem, got {', '.join(sorted(kinds))}; report them separately")
+    return write_page(experiment_of(PROBLEMS[kinds.pop()]), runs, page)
