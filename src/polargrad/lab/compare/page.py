@@ -296,7 +296,7 @@ def _model(run: Run) -> str:
     """What was minimized, in words."""
     objective = run.spec.objective
     if not isinstance(objective, LanguageModel):
-        return f"{objective.kind}: " + ", ".join(f"{key} {value}" for key, value in vars(objective).items())
+        return f"{objective.kind}: " + ", ".join(f"{key} {value}" for key, value in objective.settings.items())
     count = run.environment.get("parameters")
     size = f" of {count:,} parameters" if isinstance(count, int) else ""
     layers, steps = objective.layers, run.spec.loop.steps
