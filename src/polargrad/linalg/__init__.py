@@ -3,6 +3,7 @@
 from polargrad.linalg.auto import Auto
 from polargrad.linalg.decomposition import polar, polar_factor
 from polargrad.linalg.gram_newton_schulz import GramNewtonSchulz
+from polargrad.linalg.gram_polynomials import GramPolynomials
 from polargrad.linalg.method import PolarMethod, available_methods, resolve_method
 from polargrad.linalg.newton import Newton
 from polargrad.linalg.newton_schulz import NewtonSchulz
@@ -19,6 +20,7 @@ __all__ = [
     "SVD",
     "Auto",
     "GramNewtonSchulz",
+    "GramPolynomials",
     "Newton",
     "NewtonSchulz",
     "PolarExpress",
