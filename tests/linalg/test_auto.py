@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from polargrad.linalg import SVD, Auto, PolarExpress, polar, polar_factor
+from polargrad.linalg import QDWH, SVD, Auto, GramPolynomials, PolarExpress, auto, polar, polar_factor
+from polargrad.linalg.arithmetic import Arithmetic
 from polargrad.linalg.auto import Choice
 from polargrad.linalg.double_gram import DoubleGram
 from tests.assertions import assert_polar_factor
@@ -50,7 +51,7 @@ def test_a_device_that_lives_on_products_gets_them_at_every_accuracy_they_reach(
     assert isinstance(coarse, PolarExpress)
     assert isinstance(fine, PolarExpress)
     assert coarse.max_steps < fine.max_steps
-    assert finest == DoubleGram()
+    assert finest == GramPolynomials()
 
 
 def test_more_than_was_asked_is_said():
@@ -80,7 +81,7 @@ def test_explain_takes_a_tensor_and_overrides():
     A = torch.randn(100, 50, dtype=torch.float64)
     assert Auto().explain(A) == Auto().explain((100, 50), torch.float64)
     assert Auto().explain(A, torch.float32).method == DoubleGram()
-    assert "off the CPU" in Auto().explain(A, torch.float32, "cuda").reason
+    assert "fixed sequence" in Auto().explain(A, torch.float32, "cuda").reason
     assert isinstance(Auto().explain(A), Choice)
     with pytest.raises(ValueError, match="matrix"):
         Auto().explain((5,))
@@ -94,3 +95,26 @@ def test_an_accuracy_beyond_the_polynomials_is_full_accuracy_and_never_less():
 def test_options_are_checked(accuracy):
     with pytest.raises(ValueError, match="accuracy"):
         Auto(accuracy=accuracy)
+
+
+@pytest.mark.parametrize("shape", [(1000, 1000), (1000, 3), (64, 3, 3), (50304, 768)], ids=str)
+def test_a_data_centre_gpu_gets_products_in_double_precision(shape):
+    for dtype in (torch.float32, torch.bfloat16, torch.complex64):
+        assert Auto().explain(shape, dtype, "cuda").method == GramPolynomials()
+    for dtype in (torch.float64, torch.complex128):
+        assert Auto().explain(shape, dtype, "cuda").method == QDWH()
+
+
+def test_a_consumer_gpu_gets_products_in_single_precision(monkeypatch):
+    monkeypatch.setattr(auto, "arithmetic", lambda device: Arithmetic("a card", "bfloat16", False, "for a test"))
+    choice = Auto().explain((1000, 1000), torch.float32, "cuda")
+    assert isinstance(choice.method, PolarExpress)
+    assert choice.method.working_dtype(torch.float32) == torch.float32
+    assert choice.method.tolerance(torch.float32, 1) <= 16 * torch.finfo(torch.float32).eps
+    A = make("log-1e3", 80, 60)
+    assert_polar_factor(A, polar_factor(A, choice.method))
+
+
+def test_without_fast_half_precision_no_half_precision_is_chosen(monkeypatch):
+    monkeypatch.setattr(auto, "arithmetic", lambda device: Arithmetic("old", None, True, "for a test"))
+    assert Auto(accuracy=0.3).explain((768, 768)).method == DoubleGram()

@@ -10,15 +10,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polargrad.linalg.arithmetic import arithmetic
 from polargrad.linalg.double_gram import DoubleGram
+from polargrad.linalg.gram_polynomials import GramPolynomials
 from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, register
 from polargrad.linalg.polar_express import PolarExpress
+from polargrad.linalg.qdwh import QDWH
 from polargrad.linalg.svd import SVD
 
 __all__ = ["Auto", "Choice"]
 
 # Up to this many columns the calls of the other methods cost more than the SVD of LAPACK.
 _SMALL = 24
+# What float32 polynomials can still lift, where there is no fast double precision.
+_SINGLE_FLOOR = 1e-6
 # Polynomials are asked to reach accuracy a for singular values from min(this, a) * ||A||_F on, ...
 _FLOOR = 1e-3
 # ... and not at all below this accuracy.
@@ -42,7 +47,8 @@ class Auto(PolarMethod):
     """The cheapest algorithm that reaches the asked accuracy for this shape, dtype and device.
 
     Full accuracy is the partial isometry at any condition number and rank: singular values above 4 eps sigma_max go
-    to 1, the others to 0. A number a asks that the singular values of A at or above `sigma_floor` * ||A||_F end within
+    to 1, the others to 0 (on a GPU and under torch.compile, where nothing may depend on the data: to somewhere in
+    [0, 1]). A number a asks that the singular values of A at or above `sigma_floor` * ||A||_F end within
     a of 1, and allows polynomial methods, which need only products. The choice depends on nothing else, least of all on
     the values in A, so that it can be asked beforehand: see `explain`.
 
@@ -61,7 +67,7 @@ class Auto(PolarMethod):
     """
 
     name: ClassVar[str] = "auto"
-    peak_memory: ClassVar[float] = 22.0
+    peak_memory: ClassVar[float] = 26.0
     accuracy: Accuracy = "full"
 
     def __post_init__(self) -> None:
@@ -101,23 +107,38 @@ class Auto(PolarMethod):
         polynomials = self._polynomials(work, device)
         if polynomials is not None:
             return Choice(polynomials, f"products alone bring singular values within {self.accuracy:g} of 1")
+        single = work in (torch.float32, torch.complex64)
+        if single and (device.type != "cpu" or torch.compiler.is_compiling()):
+            return self._fixed_sequence(work, device)
+        if device.type != "cpu":
+            return Choice(QDWH(), "double precision, where Halley steps by QR cost less than an SVD off the CPU")
         if n <= _SMALL:
             return Choice(SVD(), "few columns, where one LAPACK call is the cheapest")
-        if work in (torch.float32, torch.complex64):
+        if single:
             reason = "single precision, whose Gram matrix in double precision is exact enough"
-            if device.type != "cpu":
-                reason += "; a fixed sequence of operations off the CPU"
-            if self.accuracy != "full":
-                reason += f"; full accuracy, since polynomials within {self.accuracy:g} cost more or cannot be promised"
-            return Choice(DoubleGram(), reason)
+            return Choice(DoubleGram(), reason + self._why_full())
         return Choice(SVD(), "double precision, with no wider arithmetic to lean on")
+
+    def _fixed_sequence(self, work: torch.dtype, device: torch.device) -> Choice:
+        """Full accuracy in single precision by products alone, which a device queues and a graph records."""
+        if arithmetic(device).double:
+            reason = "products in double precision, which this device multiplies fast: a fixed sequence of operations"
+            return Choice(GramPolynomials(), reason + self._why_full())
+        reason = "products in single precision, since this device multiplies double precision slowly"
+        method = PolarExpress(lower_bound=_SINGLE_FLOOR, safety=1.001).with_accuracy("full", work)
+        return Choice(method, f"{reason}; singular values from {_SINGLE_FLOOR:g} ||A||_F on{self._why_full()}")
+
+    def _why_full(self) -> str:
+        if self.accuracy == "full":
+            return ""
+        return f"; full accuracy, since polynomials within {self.accuracy:g} cost more or cannot be promised"
 
     def _polynomials(self, work: torch.dtype, device: torch.device) -> PolarMethod | None:
         """Polar Express with the fewest steps for the accuracy, or None where it costs more or cannot promise it."""
         if self.accuracy == "full" or self.accuracy < _FINEST_POLYNOMIAL:
             return None
         lower = min(_FLOOR, float(self.accuracy))
-        if not work.is_complex:
+        if not work.is_complex and arithmetic(device).half:
             # Not in the Gram form: in half precision that fails for matrices near singular.
             with contextlib.suppress(ValueError):  # the rounding of bfloat16 alone may be coarser
                 return PolarExpress(lower_bound=lower, dtype="bfloat16").with_accuracy(self.accuracy, work)

@@ -157,7 +157,7 @@ def polar_factor(
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
     _validate(A)
-    chosen = resolve_method(method, max_steps, accuracy, A.dtype)
+    chosen = resolve_method(method, max_steps, accuracy, A.dtype).on(A.device)
     if A.numel() == 0:
         return A * 1.0
     canonical, iterate = _run(A, chosen)
@@ -200,7 +200,7 @@ def polar(
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
     _validate(A)
-    chosen = resolve_method(method, max_steps, accuracy, A.dtype)
+    chosen = resolve_method(method, max_steps, accuracy, A.dtype).on(A.device)
     batch, k = A.shape[:-2], min(A.shape[-2:])
     if A.numel() == 0:
         zero = torch.zeros(batch, dtype=A.real.dtype if A.is_complex() else A.dtype, device=A.device)

@@ -55,7 +55,7 @@ class _Spectrum(NamedTuple):
 
 @dataclass(frozen=True)
 class DoubleGram(PolarMethod):
-    """The partial isometry of a float32 or complex64 matrix, backward stable at any condition number and rank.
+    """The partial isometry of a float32 or complex64 matrix on a CPU, backward stable at any condition number and rank.
 
     Products of float32 numbers are exact in float64, so G = X^H X carries an error of about 1e-16 ||X||^2: its
     eigenvalues resolve singular values down to 1e-8 ||X||, below the rounding of X itself. G leads to the factor by
@@ -65,8 +65,8 @@ class DoubleGram(PolarMethod):
     - tall: Y = X R^{-1}, Y^H Y = S^H S, S R = P H, U = Y (S^{-1} P), a second pass that makes up for the condition.
       For m >= 20 n the first pass is over a sketch of 4 n rows, if that turns out to precondition well enough;
     - square: the Halley iteration on X, its first step from G;
-    - any rank, or not on a CPU: G = V Lambda V^H; B = X V Lambda^{-1/2} over the eigenvalues above the cut-off, in
-      float64, polished to orthonormal columns; U = B V^H. Fixed sequence of operations on a GPU.
+    - any rank: G = V Lambda V^H; B = X V Lambda^{-1/2} over the eigenvalues above the cut-off, in
+      float64, polished to orthonormal columns; U = B V^H.
 
     P comes from the Halley iteration, whose bounds are estimated from G and checked at the end.
 
@@ -92,8 +92,6 @@ class DoubleGram(PolarMethod):
     def iterate(self, X: Tensor) -> IterationResult:
         if X.dtype not in (torch.float32, torch.complex64):
             raise TypeError(f"{type(self).__name__} is for float32 or complex64 work, got {X.dtype}; use 'svd'")
-        if X.device.type != "cpu" or torch.compiler.is_compiling():
-            return IterationResult(self._by_eigenvalues(X, gram(X, double_precision(X.dtype))), steps=1)
         if X.shape[0] == 1 or X.shape[-1] < _ONE_BY_ONE:
             return self._by_rank(X)
         parts = [self._by_rank(x[None]) for x in X]
@@ -158,9 +156,8 @@ class DoubleGram(PolarMethod):
         values, V = torch.linalg.eigh(G)
         sigma = values.clamp_min(0.0).sqrt()
         kept = sigma > self._cutoff(X.dtype) * sigma[:, -1:]
-        if X.device.type == "cpu":
-            first = int((~kept).all(0).sum())  # eigenvalues ascend: leave out what no matrix of the batch keeps
-            sigma, kept, V = sigma[:, first:], kept[:, first:], V[:, :, first:]
+        first = int((~kept).all(0).sum())  # eigenvalues ascend: leave out what no matrix of the batch keeps
+        sigma, kept, V = sigma[:, first:], kept[:, first:], V[:, :, first:]
         B = product(X, V * torch.where(kept, 1.0 / torch.where(kept, sigma, 1.0), 0.0)[:, None, :])
         # The columns of small singular values are orthonormal up to 1e-16 / sigma^2 only: (I + F)^{-1/2} mends that.
         F = gram(B) - torch.diag_embed(kept.to(B.dtype))

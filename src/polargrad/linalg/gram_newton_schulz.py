@@ -60,7 +60,8 @@ class GramNewtonSchulz(PolynomialMethod):
         max_steps: number of steps.
         restarts: after which steps to restart, ascending; None is after every second in half precision and after every
             third otherwise. () is none, which in half precision fails for all but well-conditioned matrices.
-        dtype: "bfloat16", "float16", or None for the working dtype of the input.
+        dtype: "fast" (bfloat16 where the device multiplies that fast, else float32), "bfloat16", "float16", or None for
+            the working dtype of the input.
 
     Raises:
         ValueError: an option out of its range.
@@ -81,7 +82,7 @@ class GramNewtonSchulz(PolynomialMethod):
     coefficients: tuple[Coefficients, ...] = MUON_QUINTIC
     max_steps: int = 5
     restarts: tuple[int, ...] | None = None
-    dtype: str | None = "bfloat16"
+    dtype: str | None = "fast"
 
     def __post_init__(self) -> None:
         self._check_steps_and_dtype(self.max_steps)

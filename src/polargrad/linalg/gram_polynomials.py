@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from polargrad.linalg.method import Iterate, PolarMethod, register
+from polargrad.linalg.method import IterationResult, PolarMethod, register
 from polargrad.linalg.qdwh import double_precision
 
 __all__ = ["FIRST_PASS", "SECOND_PASS", "GramPolynomials"]
@@ -25,8 +26,8 @@ class Nonic(NamedTuple):
     u: float
 
 
-# The greedy composition of minimax polynomials of degree 9 for singular values in [2e-7, 1]; each is the best one on the
-# interval that the previous ones left. The first six leave [0.0739, 1.9261], all nine [1 - 3.2e-8, 1 + 3.2e-8].
+# The greedy composition of minimax polynomials of degree 9 for singular values in [2e-7, 1]: each is the best one on
+# the interval that the previous ones left. The first six leave [0.0739, 1.9261], all nine [1 - 3.2e-8, 1 + 3.2e-8].
 # tests/linalg/test_gram_polynomials.py generates them.
 _ROWS: tuple[Nonic, ...] = (
     Nonic(279.8977101286838, -0.5267873166503539, 0.06937627403486415, -1.770486084493136, 0.7836552737317212),
@@ -39,29 +40,33 @@ _ROWS: tuple[Nonic, ...] = (
     Nonic(0.31632530232901057, -1.3287510907228832, 1.3556954140868143, -5.164887151082295, 7.1509902317157445),
     Nonic(0.27357284535596166, -0.904056673992801, 1.7080042982779198, -4.244170233167307, 5.27046716879753),
 )
+# What all of them do to [_SIGMA_FLOOR, 1], and the smallest singular value that G resolves with a margin.
+_SIGMA_FLOOR, _DEVIATION = 4e-7, 3.2e-8
 FIRST_PASS, SECOND_PASS = _ROWS[:6], _ROWS[6:]
 
-# Panels of rows that are held in float64 at once, in bytes; and the rows of X that one product of a batch sums over.
-_PANEL_BYTES = 2**28
-_SUMMED_ROWS = 4096
+# A Gram matrix of at least this ratio of rows to columns is formed by so many block rows of its lower triangle.
+_TALL = 8
+_BLOCK_ROWS = 3
 
 
 @register
 @dataclass(frozen=True)
 class GramPolynomials(PolarMethod):
-    """The unitary factor of a float32 or complex64 matrix by products in float64: no factorization, no host read.
+    """The unitary factor of a matrix by products in float64: no factorization, no number read from the device.
 
-    Products of float32 numbers are exact in float64, so G = X^H X knows singular values down to 1e-8 ||X||. With
+    Products of float32 numbers are exact in float64, so G = X^H X knows singular values down to 1e-8 ||X||, below the
+    rounding of a float32 X itself (for float64 input that is the limit of the method: see `tolerance`). With
     polynomials q_k and M_1 = G / tau, tau = ||G^2||_F^(1/2) >= ||X||_2^2::
 
-        P_k = q_k(M_k);   M_(k+1) = M_k q_k(M_k)^2                        six steps, on n x n matrices
-        Y = X P_1 ... P_6 tau^(-1/2);   M_7 = Y^H Y                       singular values from 2e-7 ||X|| on are in
-                                                                          [0.07, 1.93] now; what rounding did to M is gone
-        U = Y P_7 P_8 P_9
+        Q_k = q_k(M_k),   M_(k+1) = M_k Q_k^2         for k = 1, ..., 6
+        Y = X Q_1 ... Q_6 / tau^(1/2),   M_7 = Y^H Y
+        U = Y Q_7 Q_8 Q_9
 
-    About 39 products of n x n matrices and 4 of m x n ones. Singular values above 4 eps ||X||_F go to 1, within
-    rounding; those of null directions end somewhere in [0, 1], as with QDWH. For devices on which float64 products are
-    as fast as float32 ones (data-centre GPUs), where it is the choice of `auto`; it runs anywhere.
+    The first pass brings singular values from 2e-7 ||X||_F on into [0.07, 1.93]; M_7, formed anew, knows nothing of
+    what rounding did to M_6. Three polynomials then reach 1 to within 3.2e-8. About 38 products of n x n matrices and
+    4 of m x n ones. Singular values above 4 eps ||X||_F go to 1, within rounding; those of null directions end
+    somewhere in [0, 1], as with QDWH. For devices on which float64 products are as fast as float32 ones (GPUs of the
+    data centre), where it is the choice of `auto`; it runs anywhere.
 
     Example:
         >>> import torch
@@ -74,56 +79,53 @@ class GramPolynomials(PolarMethod):
     """
 
     name: ClassVar[str] = "gram-polynomials"
-    footprint: ClassVar[float] = 24.0
+    peak_memory: ClassVar[float] = 24.0
 
-    def iterate(self, X: Tensor) -> Iterate:
-        if X.dtype not in (torch.float32, torch.complex64):
-            raise TypeError(f"{type(self).__name__} is for float32 or complex64 work, got {X.dtype}; use 'qdwh'")
-        double = double_precision(X.dtype)
-        panels = [slice(0, X.shape[1])]
-        G = _gram(X, double, panels)
+    def tolerance(self, dtype: torch.dtype, n: int) -> float:
+        return max(super().tolerance(dtype, n), _DEVIATION)
+
+    def sigma_floor(self, dtype: torch.dtype) -> float:
+        return max(super().sigma_floor(dtype), _SIGMA_FLOOR)
+
+    def iterate(self, X: Tensor) -> IterationResult:
+        double = X.to(double_precision(X.dtype))
+        G = _gram(double)
         G2 = G @ G
         tau = torch.linalg.matrix_norm(G2, keepdim=True).sqrt()
         tau = torch.where(tau > 0, tau, 1.0)
-        P = _coupled(G / tau, FIRST_PASS, G2 / tau.square()) / tau.sqrt()
-        Y = X.to(double) @ P
-        U = Y @ _coupled(_gram(Y, double, panels), SECOND_PASS)
-        return Iterate(U.to(X.dtype), steps=len(_ROWS))
+        Y = double @ (_inverse_root(G / tau, FIRST_PASS, G2 / tau.square()) / tau.sqrt())
+        del double, G, G2
+        return IterationResult((Y @ _inverse_root(_gram(Y), SECOND_PASS)).to(X.dtype), steps=len(_ROWS))
 
 
-def _gram(X: Tensor, dtype: torch.dtype, panels: list[slice]) -> Tensor:
-    X = X.to(dtype)
+def _gram(X: Tensor) -> Tensor:
+    """X^H X (k, n, n); of a tall X two thirds of it, and the rest by symmetry."""
     k, m, n = X.shape
-    pieces = m // _SUMMED_ROWS
-    if k == 1 and m >= 8 * n and pieces > 1:
-        head = X[:, : pieces * _SUMMED_ROWS].view(pieces, _SUMMED_ROWS, n)
-        G = (head.mH @ head).sum(0, keepdim=True)
-        tail = X[:, pieces * _SUMMED_ROWS :]
-        return G + tail.mH @ tail
-    return X.mH @ X
+    if k > 1 or m < _TALL * n or n < 128 * _BLOCK_ROWS:
+        return X.mH @ X
+    G = X.new_empty(1, n, n)
+    edges = [n * i // _BLOCK_ROWS for i in range(_BLOCK_ROWS + 1)]
+    for start, end in pairwise(edges):
+        block = X[0, :, start:end].mH @ X[0, :, :end]
+        G[0, start:end, :end] = block
+        G[0, :start, start:end] = block[:, :start].mH
+    return G
 
 
-def _coupled(M: Tensor, rows: Sequence[Nonic], M2: Tensor | None = None) -> Tensor:
-    """q_1(M_1) q_2(M_2) ..., where M_(k+1) = M_k q_k(M_k)^2: all are functions of M and so commute."""
+def _inverse_root(M: Tensor, rows: Sequence[Nonic], M2: Tensor | None = None) -> Tensor:
+    """q_1(M_1) q_2(M_2) ... with M_(k+1) = M_k q_k(M_k)^2, near M^{-1/2}; functions of M, all of which commute."""
     P = None
     for row in rows:
         Q = _polynomial(M, M @ M if M2 is None else M2, row)
-        M2 = None
-        last = row is rows[-1]
-        if P is None:
-            P, M = Q, M if last else (M @ Q) @ Q
-        elif last:
-            P = P @ Q
-        else:
-            MP = torch.cat([M, P], -2) @ Q
-            n = M.shape[-1]
-            P, M = MP[:, n:], MP[:, :n] @ Q
+        M2, P = None, Q if P is None else P @ Q
+        if row is not rows[-1]:
+            M = (M @ Q) @ Q
     assert P is not None
     return P
 
 
 def _polynomial(M: Tensor, M2: Tensor, row: Nonic) -> Tensor:
-    """e (M^2 + r M + s I)(M^2 + t M + u I)."""
+    """q(M) = e (M^2 + r M + s I)(M^2 + t M + u I)."""
     left = torch.add(M2, M, alpha=row.r)
     left.diagonal(dim1=-2, dim2=-1).add_(row.s)
     right = torch.add(M2, M, alpha=row.t)

@@ -58,6 +58,10 @@ class PolarMethod(ABC):
     def iterate(self, X: Tensor) -> IterationResult:
         """Return the unitary factors of the canonical batch X (k, m, n); X is not modified."""
 
+    def on(self, device: torch.device) -> PolarMethod:
+        """The same algorithm with what it leaves to the device decided; here nothing is left."""
+        return self
+
     def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype `iterate` wants for input of `dtype`: float32 for half precision, else the input's own."""
         return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

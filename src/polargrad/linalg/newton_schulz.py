@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from polargrad.linalg.arithmetic import arithmetic
 from polargrad.linalg.coefficients import (
     CUBIC,
     MUON_QUINTIC,
@@ -92,16 +93,19 @@ class PolynomialMethod(PolarMethod):
     def _check_steps_and_dtype(self, steps: int | None) -> None:
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise ValueError(f"max_steps must be a positive integer, got {steps!r}")
-        if self.dtype not in (None, "bfloat16", "float16"):
-            raise ValueError(f"dtype must be 'bfloat16', 'float16' or None, got {self.dtype!r}")
+        if self.dtype not in (None, "fast", "bfloat16", "float16"):
+            raise ValueError(f"dtype must be 'fast', 'bfloat16', 'float16' or None, got {self.dtype!r}")
 
     def with_max_steps(self, max_steps: int) -> Self:
         return replace(self, max_steps=max_steps)
 
+    def on(self, device: torch.device) -> Self:
+        return replace(self, dtype=arithmetic(device).half) if self.dtype == "fast" else self
+
     def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
         if self.dtype is None or dtype.is_complex:
             return super().working_dtype(dtype)
-        return getattr(torch, self.dtype)
+        return getattr(torch, "bfloat16" if self.dtype == "fast" else self.dtype)
 
     def sigma_floor(self, dtype: torch.dtype) -> float:
         return accuracy_class(self.schedule(dtype), torch.finfo(dtype).eps)[0]
@@ -127,14 +131,15 @@ class PolynomialMethod(PolarMethod):
 class NewtonSchulz(PolynomialMethod):
     """Fixed-step polynomial iteration X <- a X + b X (X^H X) + c X (X^H X)^2 from X / ||X||_F.
 
-    The default is Muon's: 5 quintic steps in bfloat16, which leave the singular values in about [0.68, 1.14] (its
-    `tolerance`). Other schedules: `cubic`, `quintic`, `cans`, `polar_express`.
+    The default is Muon's: 5 quintic steps, which leave the singular values in about [0.68, 1.14] (its `tolerance`), in
+    bfloat16 where the device multiplies that fast and else in float32. `dtype="bfloat16"` is torch.optim.Muon's
+    everywhere. Other schedules: `cubic`, `quintic`, `cans`, `polar_express`.
 
     Args:
         coefficients: rows (a, b, c), one per step; the last row repeats.
         max_steps: number of steps.
-        dtype: "bfloat16" (Muon), "float16", or None for the working dtype of the input. Complex input always works
-            in its own dtype.
+        dtype: "fast" (bfloat16 on GPUs and on CPUs with native bfloat16 products, else float32), "bfloat16",
+            "float16", or None for the working dtype of the input. Complex input always works in its own dtype.
 
     Raises:
         ValueError: an option out of its range.
@@ -152,7 +157,7 @@ class NewtonSchulz(PolynomialMethod):
     peak_memory: ClassVar[float] = 4.0
     coefficients: tuple[Coefficients, ...] = MUON_QUINTIC
     max_steps: int = 5
-    dtype: str | None = "bfloat16"
+    dtype: str | None = "fast"
 
     def __post_init__(self) -> None:
         self._check_steps_and_dtype(self.max_steps)
@@ -160,7 +165,7 @@ class NewtonSchulz(PolynomialMethod):
 
     @classmethod
     def muon(cls, max_steps: int = 5) -> NewtonSchulz:
-        """The default: Muon's quintic (3.4445, -4.7750, 2.0315) in bfloat16."""
+        """Muon's quintic (3.4445, -4.7750, 2.0315) in bfloat16 on every device, as torch.optim.Muon has it."""
         return cls(MUON_QUINTIC, max_steps, "bfloat16")
 
     @classmethod
