@@ -1,0 +1,414 @@
+"""Everything that only a GPU can say, in one run of at most nine minutes; each result is on disk at once.
+
+    python benchmarks/gpu.py --out gpu-results                   on a machine with a GPU
+    python benchmarks/gpu.py --out gpu-results --tiny            on a CPU, seconds: does the script run
+    python benchmarks/gpu.py --out gpu-results --parts engine steps
+
+Parts, the most valuable first. One that fails, or runs over its time, is recorded and leaves the others alone:
+
+    ceilings     products in each precision, copies, LAPACK calls: what anything else can be compared with
+    reads        how often a step waits for the device, for each method and option (0 is claimed)
+    accuracy     factors against float64, spectra from well conditioned to singular
+    engine       every method beside torch's Newton-Schulz and SVD: time and memory
+    steps        optimizer steps of three models beside torch.optim.Muon and fused AdamW, with and without a graph
+    train        GPT-2 Small under a plain loop with fused AdamW and three recipes: loss, tokens per second, share
+    qwen         Qwen2.5 of 540 million parameters, 20 steps
+    capture      a CUDA graph of each method's step, in a process of its own (a failed capture spoils the process)
+    tests        `pytest -m gpu`
+
+Results: OUT/results.jsonl, a line each, with the seconds since the start. Text for the training parts: a file of uint16
+token ids, `--tokens`, made by benchmarks/gpu_text.py; random ids otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import polargrad
+from polargrad.linalg import PolarExpress, available_methods
+from polargrad.linalg.arithmetic import arithmetic
+
+START = time.monotonic()
+MUON = {"momentum": 0.95, "nesterov": True, "scale": "spectral", "weight_decay": 0.1}
+NS5 = {"method": "newton-schulz", "max_steps": 5}
+# Options of a step that change what it computes; each with Newton-Schulz, unless it says another.
+VARIANTS: list[dict[str, Any]] = [
+    {"momentum_order": "polar-first", "nesterov": True, "scale": "rms", "weight_decay": 0.1, **NS5},
+    {"momentum_order": "heavy-ball", "weight_decay": 0.1, "weight_decay_mode": "cautious", **NS5},
+    {"scale": "adaptive-nuclear", "scope": "group", **NS5},
+    {"geometry": "right-polar"},
+    {"normalize_rows": 0.9, "scale": "rms", **NS5},
+    {"momentum_dtype": "bfloat16", "scale": "spectral", **NS5},
+]
+HIDDEN = {  # how many of which shape, the hidden matrices of each model
+    "gpt2-small": [(12, (2304, 768)), (12, (768, 768)), (12, (3072, 768)), (12, (768, 3072))],
+    "gpt2-medium": [(24, (3072, 1024)), (24, (1024, 1024)), (24, (4096, 1024)), (24, (1024, 4096))],
+    "qwen2.5-540m": [(48, (1024, 1024)), (24, (4864, 1024)), (12, (1024, 4864))],
+}
+
+
+class Bench:
+    """Where results go, what device they are of, and how things are timed."""
+
+    def __init__(self, out: Path, tiny: bool, tokens: Path | None) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, self.tiny, self.tokens = out, tiny, tokens
+        self.device = "cpu" if tiny else "cuda"
+        self.file = (out / "results.jsonl").open("a", buffering=1)
+
+    def say(self, part: str, **facts: Any) -> None:
+        """Write a result to disk at once."""
+        line = json.dumps({"t": round(time.monotonic() - START, 1), "part": part, **facts}, default=str)
+        self.file.write(line + "\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        print(line[:300], flush=True)
+
+    @contextlib.contextmanager
+    def guarded(self, part: str, seconds: float, **facts: Any) -> Iterator[None]:
+        """Record what fails in here, or takes longer than so many seconds, and go on."""
+
+        def late(*_: object) -> None:
+            raise TimeoutError(f"longer than {seconds} s")
+
+        before = signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            where = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if "polargrad" in f.filename][-3:]
+            self.say(part, failed=f"{type(error).__name__}: {str(error)[:300]}", where=where, **facts)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if not self.tiny:
+            torch.cuda.synchronize()
+
+    def milliseconds(self, call: Callable[[], Any], budget: float = 0.2) -> float:
+        """The median time of a call after warm-up, by events on a GPU; calls of seconds are timed once."""
+        self.synchronize()
+        begin = time.perf_counter()
+        call()
+        self.synchronize()
+        first = time.perf_counter() - begin
+        if first > 1.0:
+            return first * 1e3
+        times = []
+        call()
+        if self.tiny:
+            for _ in range(3):
+                begin = time.perf_counter()
+                call()
+                times.append((time.perf_counter() - begin) * 1e3)
+            return statistics.median(times)
+        self.synchronize()
+        begin = time.perf_counter()
+        call()
+        self.synchronize()
+        count = max(3, min(30, int(budget / max(time.perf_counter() - begin, 1e-5))))
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            call()
+            mark.record()
+        self.synchronize()
+        return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
+
+    def extra_bytes(self, call: Callable[[], Any]) -> int | None:
+        """The most memory that a call holds beyond what was held before it."""
+        if self.tiny:
+            return None
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        call()
+        self.synchronize()
+        return torch.cuda.max_memory_allocated() - held
+
+    def graph(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """A call that replays the CUDA graph of a call."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay
+
+
+def ceilings(bench: Bench) -> None:
+    """Products, copies and LAPACK."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,power.draw", "--format=csv,noheader"]
+    card = "none" if bench.tiny else subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    known = arithmetic(bench.device)
+    bench.say("machine", torch=torch.__version__, card=card, arithmetic=str(known), threads=torch.get_num_threads())
+    n = 256 if bench.tiny else 8192
+    for dtype, tf32 in ((torch.bfloat16, False), (torch.float32, True), (torch.float32, False), (torch.float64, False)):
+        with bench.guarded("product", 20, dtype=str(dtype), tf32=tf32):
+            size = n // 2 if dtype == torch.float64 else n
+            A, B = (torch.randn(size, size, device=bench.device, dtype=dtype) for _ in range(2))
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            try:
+                ms = bench.milliseconds(lambda A=A, B=B: A @ B)
+            finally:
+                torch.backends.cuda.matmul.allow_tf32 = False
+            bench.say("product", dtype=str(dtype), tf32=tf32, n=size, ms=ms, tflops=2 * size**3 / ms / 1e9)
+    with bench.guarded("copy", 10):
+        x = torch.randn(2**20 if bench.tiny else 2**29, device=bench.device)
+        y = torch.empty_like(x)
+        bench.say("copy", tb_per_s=8 * x.numel() / bench.milliseconds(lambda: y.copy_(x)) / 1e9)
+    for n, k in ((64, 1),) if bench.tiny else ((768, 1), (768, 12), (1024, 1), (4096, 1)):
+        A = torch.randn(k, 2 * n, n, device=bench.device, dtype=torch.float64)
+        G = A.mT @ A / n
+        calls = {
+            "product": lambda G=G: G @ G,
+            "cholesky_ex": lambda G=G: torch.linalg.cholesky_ex(G),
+            "cholesky_inverse": lambda G=G: torch.cholesky_inverse(G),
+            "solve_triangular": lambda G=G, A=A: torch.linalg.solve_triangular(G, A, upper=True, left=False),
+            "qr": lambda A=A: torch.linalg.qr(A),
+            "eigh": lambda G=G: torch.linalg.eigh(G),
+        }
+        for name, call in calls.items():
+            if name in ("eigh", "qr") and k * n > 1024:
+                continue
+            with bench.guarded("lapack", 12, call=name, n=n, k=k):
+                bench.say("lapack", call=name, n=n, k=k, ms=bench.milliseconds(call, 0.1))
+
+
+def small_optimizer(bench: Bench, lr: float | torch.Tensor = 0.1, **options: Any):
+    """Four matrices and two vectors with gradients, and their optimizer."""
+    matrices = [torch.randn(shape, device=bench.device) for shape in ((96, 64), (96, 64), (64, 64), (256, 64))]
+    vectors = [torch.randn(shape, device=bench.device) for shape in (4, 6)]
+    weights = [torch.nn.Parameter(value) for value in matrices + vectors]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    groups = [{"params": weights[:4], **options}, {"params": weights[4:], "rule": "adamw"}]
+    return weights, polargrad.PolarGrad(groups, lr=lr, capturable=not bench.tiny)
+
+
+def every_step() -> list[dict[str, Any]]:
+    """The options of each step that is looked at."""
+    return [{"method": name} for name in available_methods()] + [{"method": "qdwh", "max_steps": 2}, NS5, *VARIANTS]
+
+
+def reads(bench: Bench) -> None:
+    """How often a step waits for the device."""
+    if bench.tiny:
+        return
+    for options in every_step():
+        with bench.guarded("reads", 15, options=options):
+            _, optimizer = small_optimizer(bench, **options)
+            optimizer.step()
+            optimizer.step()
+            bench.synchronize()
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                try:
+                    optimizer.step()
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+            waits = [w for w in seen if "synchroniz" in str(w.message) and "prototype" not in str(w.message)]
+            where = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in waits})[:6]
+            bench.say("reads", options=options, waits=len(waits), where=where)
+
+
+def capture(bench: Bench) -> None:
+    """A CUDA graph of each step: does it record, and do the weights move when it is replayed."""
+    if bench.tiny:
+        return
+    for options in every_step():
+        if options.get("method") in ("svd", "newton", "zolo-pd"):
+            continue  # LAPACK calls that synchronize; a failed capture would spoil what comes after
+        with bench.guarded("capture", 20, options=options):
+            weights, optimizer = small_optimizer(bench, torch.tensor(0.1, device=bench.device), **options)
+            replay = bench.graph(optimizer.step)
+            before = [weight.detach().clone() for weight in weights]
+            replay()
+            bench.synchronize()
+            moved = all(not torch.equal(a, b) for a, b in zip(weights, before, strict=True))
+            finite = all(bool(weight.isfinite().all()) for weight in weights)
+            bench.say("capture", options=options, moved=moved, finite=finite)
+
+
+def _matrix(shape: tuple[int, int], spectrum: str, device: str) -> torch.Tensor:
+    generator = torch.Generator(device).manual_seed(1)
+    A = torch.randn(shape, device=device, dtype=torch.float64, generator=generator)
+    if spectrum == "gaussian":
+        return A
+    n = min(shape)
+    V = torch.linalg.qr(torch.randn(n, n, device=device, dtype=torch.float64, generator=generator))[0]
+    if spectrum == "rank n/2":
+        sigma = (torch.arange(n, device=device) < n // 2).double()
+    else:
+        sigma = torch.logspace(0, -float(spectrum), n, dtype=torch.float64, device=device)
+    return (torch.linalg.qr(A)[0] * sigma) @ V.mT
+
+
+def accuracy(bench: Bench) -> None:
+    """Backward error ||A - U H|| / ||A|| and singular values of U, in float64, for each method on the device."""
+    shapes = ((60, 40),) if bench.tiny else ((300, 256), (1024, 1024), (8192, 512))
+    for shape in shapes:
+        for spectrum in ("gaussian", "6", "9", "rank n/2"):
+            A = _matrix(shape, spectrum, bench.device)
+            for name in available_methods():
+                if name == "newton" and shape[0] != shape[1]:
+                    continue
+                with bench.guarded("accuracy", 15, shape=shape, spectrum=spectrum, method=name):
+                    U = polargrad.polar_factor(A.float(), name).double()
+                    K = U.mT @ A
+                    sigma = torch.linalg.svdvals(U)
+                    error = torch.linalg.matrix_norm(A - U @ (K + K.mT) / 2) / torch.linalg.matrix_norm(A)
+                    bench.say(
+                        "accuracy", shape=shape, spectrum=f"10^-{spectrum}" if spectrum.isdigit() else spectrum,
+                        method=name, backward_error=error.item(), smallest=sigma.min().item(),
+                        largest=sigma.max().item(),
+                    )  # fmt: skip
+
+
+def engine(bench: Bench) -> None:
+    """Every method beside torch's Newton-Schulz and its SVD."""
+    from torch.optim._muon import _zeropower_via_newtonschulz as torch_newton_schulz
+
+    big = ((1024, 1024), (4096, 1024), (12, 3072, 768), (50304, 768), (1000, 64, 64), (100000, 3, 3), (4096, 4096))
+    contenders: dict[str, dict[str, Any] | None] = {
+        "torch muon": None,
+        "newton-schulz": NS5,
+        "gram-newton-schulz": {"method": "gram-newton-schulz"},
+        "polar-express 5 bfloat16": {"method": PolarExpress(max_steps=5, dtype="bfloat16")},
+        "polar-express": {"method": "polar-express"},
+        "auto": {},
+        "auto 0.3": {"accuracy": 0.3},
+        "auto 1e-3": {"accuracy": 1e-3},
+        "qdwh": {"method": "qdwh"},
+        "qdwh 2": {"method": "qdwh", "max_steps": 2},
+        "zolo-pd": {"method": "zolo-pd"},
+        "svd": {"method": "svd"},
+    }
+    for shape in ((96, 64),) if bench.tiny else big:
+        A = torch.randn(shape, device=bench.device)
+        for name, options in contenders.items():
+            slow = name in ("svd", "zolo-pd", "qdwh") and (min(shape[-2:]) > 1024 or A.numel() // shape[-1] > 20000)
+            if slow or (name == "torch muon" and shape[0] >= 1000 and len(shape) == 3):
+                continue
+            with bench.guarded("engine", 8, shape=shape, method=name):
+                if options is None:
+                    row = (3.4445, -4.775, 2.0315)
+                    matrices = A.reshape(-1, *shape[-2:])
+                    call = lambda ms=matrices, row=row: [torch_newton_schulz(a, row, 5, 1e-7) for a in ms]  # noqa: E731
+                else:
+                    call = lambda A=A, options=options: polargrad.polar_factor(A, **options)  # noqa: E731
+                extra = bench.extra_bytes(call)
+                ms = bench.milliseconds(call, 0.15)
+                graphed = None
+                if not bench.tiny and name in ("newton-schulz", "gram-newton-schulz", "auto", "torch muon"):
+                    graphed = bench.milliseconds(bench.graph(call), 0.1)
+                mib = None if extra is None else round(extra / 2**20)
+                bench.say("engine", shape=shape, method=name, ms=ms, graph_ms=graphed, extra_mib=mib)
+
+
+def steps(bench: Bench) -> None:
+    """Optimizer steps over the hidden matrices of three models."""
+    ours = {
+        "newton-schulz 5": NS5,
+        "gram-newton-schulz": {"method": "gram-newton-schulz"},
+        "polar-express 5 bfloat16": {"method": PolarExpress(max_steps=5, dtype="bfloat16")},
+        "qdwh 2": {"method": "qdwh", "max_steps": 2},
+        "auto": {},
+    }
+    for model, shapes in list(HIDDEN.items())[: 1 if bench.tiny else None]:
+        chosen = [(1, (64, 32))] if bench.tiny else shapes
+        weights = [
+            torch.nn.Parameter(torch.randn(shape, device=bench.device) * 0.02) for k, shape in chosen for _ in range(k)
+        ]
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        lr = torch.tensor(0.02, device=bench.device)
+        makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
+            "torch Muon": lambda w=weights: torch.optim.Muon(w, lr=0.02, weight_decay=0.1),
+            "torch AdamW": lambda w=weights, lr=lr: torch.optim.AdamW(
+                w, lr=lr, fused=not bench.tiny, capturable=not bench.tiny
+            ),
+        }
+        for name, options in ours.items():
+            makers[name] = lambda w=weights, lr=lr, o=options: polargrad.PolarGrad(
+                w, lr=lr, **MUON, **o, capturable=not bench.tiny
+            )
+        for name, make in makers.items():
+            with bench.guarded("step", 20, model=model, optimizer=name):
+                optimizer = make()
+                optimizer.step()
+                extra = bench.extra_bytes(optimizer.step)
+                ms = bench.milliseconds(optimizer.step, 0.3)
+                begin = time.perf_counter()
+                optimizer.step()
+                host = (time.perf_counter() - begin) * 1e3
+                mib = None if extra is None else round(extra / 2**20)
+                bench.say("step", model=model, optimizer=name, ms=ms, host_ms=host, extra_mib=mib)
+                if not bench.tiny and name != "torch Muon":
+                    replayed = bench.milliseconds(bench.graph(optimizer.step), 0.2)
+                    bench.say("step graph", model=model, optimizer=name, ms=replayed)
+            optimizer = None
+            gc.collect()
+        del weights
+        if not bench.tiny:
+            torch.cuda.empty_cache()
+
+
+PARTS: dict[str, tuple[Callable[[Bench], None], float]] = {  # with the latest second at which each may begin
+    "ceilings": (ceilings, 60),
+    "reads": (reads, 90),
+    "accuracy": (accuracy, 120),
+    "engine": (engine, 180),
+    "steps": (steps, 270),
+}
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
+    parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU, to try the script")
+    parser.add_argument("--tokens", type=Path, help="file of uint16 token ids below 50,257")
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="which parts; default all")
+    given = parser.parse_args()
+    if not given.tiny and not torch.cuda.is_available():
+        sys.exit("there is no GPU here; --tiny tries the script on a CPU")
+    bench = Bench(given.out, given.tiny, given.tokens)
+    for name in given.parts:
+        part, latest = PARTS[name]
+        if time.monotonic() - START > latest and len(given.parts) > 1:
+            bench.say(name, skipped="too late")
+            continue
+        with bench.guarded(name, 600):
+            part(bench)
+        bench.say(name, done=True)
+
+
+if __name__ == "__main__":
+    main()
