@@ -111,13 +111,6 @@ def test_what_is_imported_later_is_found_and_listed():
         _ = polargrad.nosuch
 
 
-@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples"])
-def test_no_file_past_400_lines(folder):
-    root = SOURCE.parents[1]
-    for path in (root / folder).rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 400, path
-
-
 def test_a_release_has_one_version():
     root = SOURCE.parents[1]
     version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
