@@ -228,7 +228,7 @@ class ProblemSpec:
         return hash((self.kind, *self.settings.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (ProblemSpec, (self.kind, dict(self.settings)))
+        return (_spec_of, (self.problem, dict(self.settings)))  # the class, so that unpickling imports its module
 
     @property
     def problem(self) -> type[Problem]:
@@ -277,6 +277,10 @@ class ProblemSpec:
     def to_dict(self) -> dict[str, Setting]:
         """Plain data, ready for JSON."""
         return {"kind": self.kind, **self.settings}
+
+
+def _spec_of(problem: type[Problem], settings: Mapping[str, Setting]) -> ProblemSpec:
+    return problem.spec(**settings)
 
 
 _WANTED: Mapping[type, str] = {int: "an integer of at least 1", float: "a finite number", str: "a text"}

@@ -79,7 +79,8 @@ class RunSpec:
         return hash((self.name, self.content_hash))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (RunSpec.from_dict, (self.to_dict(),))
+        # the objective comes first: unpickling it imports the problem's module, wherever that is
+        return (_rebuild, (self.objective, self.to_dict()))
 
     @property
     def content_hash(self) -> str:
@@ -147,6 +148,10 @@ class RunSpec:
     def from_json(cls, text: str) -> RunSpec:
         """The spec that `to_json` gave."""
         return cls.from_dict(json.loads(text))
+
+
+def _rebuild(_objective: ObjectiveSpec, data: Mapping[str, Any]) -> RunSpec:
+    return RunSpec.from_dict(data)
 
 
 def _objective_to_dict(objective: ObjectiveSpec) -> dict[str, Any]:
