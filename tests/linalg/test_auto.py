@@ -66,6 +66,8 @@ def test_more_than_was_asked_is_said():
         ((1000, 1000), torch.complex64, DoubleGram),
         ((1000, 1000), torch.float64, SVD),
         ((1000, 3), torch.float32, SVD),
+        ((150, 120), torch.float32, SVD),
+        ((8, 150, 120), torch.float32, DoubleGram),
     ],
     ids=str,
 )
@@ -78,8 +80,8 @@ def test_what_it_says_is_what_runs(shape, dtype, kind):
 
 
 def test_explain_takes_a_tensor_and_overrides():
-    A = torch.randn(100, 50, dtype=torch.float64)
-    assert Auto().explain(A) == Auto().explain((100, 50), torch.float64)
+    A = torch.randn(400, 300, dtype=torch.float64)
+    assert Auto().explain(A) == Auto().explain((400, 300), torch.float64)
     assert Auto().explain(A, torch.float32).method == DoubleGram()
     assert "fixed sequence" in Auto().explain(A, torch.float32, "cuda").reason
     assert isinstance(Auto().explain(A), Choice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -20,8 +21,9 @@ from polargrad.linalg.svd import SVD
 
 __all__ = ["Auto", "Choice"]
 
-# Up to this many columns the calls of the other methods cost more than the SVD of LAPACK.
-_SMALL = 24
+# Up to so many columns one SVD of LAPACK costs less than the calls of the other methods: each of a batch, and a single
+# matrix, which cannot share them (benchmarks/small.py).
+_SMALL, _SMALL_ALONE = 24, 192
 # What float32 polynomials can still lift, where there is no fast double precision.
 _SINGLE_FLOOR = 1e-6
 # Polynomials are asked to reach accuracy a for singular values from min(this, a) * ||A||_F on, ...
@@ -100,10 +102,9 @@ class Auto(PolarMethod):
             raise ValueError(f"A must be a matrix (*batch, m, n) or such a shape, got {tuple(shape)}")
         if isinstance(A, Tensor):
             dtype, device = dtype or A.dtype, device or A.device
-        n = min(shape[-2:])
-        return self._choose(n, self.working_dtype(dtype or torch.float32), torch.device(device or "cpu"))
+        return self._choose(shape, self.working_dtype(dtype or torch.float32), torch.device(device or "cpu"))
 
-    def _choose(self, n: int, work: torch.dtype, device: torch.device) -> Choice:
+    def _choose(self, shape: Sequence[int], work: torch.dtype, device: torch.device) -> Choice:
         polynomials = self._polynomials(work, device)
         if polynomials is not None:
             return Choice(polynomials, f"products alone bring singular values within {self.accuracy:g} of 1")
@@ -112,7 +113,7 @@ class Auto(PolarMethod):
             return self._fixed_sequence(work, device)
         if device.type != "cpu":
             return Choice(QDWH(), "double precision, where Halley steps by QR cost less than an SVD off the CPU")
-        if n <= _SMALL:
+        if min(shape[-2:]) <= (_SMALL_ALONE if math.prod(shape[:-2]) == 1 else _SMALL):
             return Choice(SVD(), "few columns, where one LAPACK call is the cheapest")
         if single:
             reason = "single precision, whose Gram matrix in double precision is exact enough"
@@ -160,7 +161,7 @@ class Auto(PolarMethod):
         return max(full, min(_FLOOR, float(self.accuracy)))
 
     def iterate(self, X: Tensor) -> IterationResult:
-        method = self._choose(X.shape[-1], X.dtype, X.device).method
+        method = self._choose(X.shape, X.dtype, X.device).method
         work = method.working_dtype(X.dtype)
         iterate = method.iterate(X.to(work))
         return iterate._replace(unitary=iterate.unitary.to(X.dtype), method=method.name)

@@ -1,0 +1,47 @@
+"""Small matrices, alone and in batches, beside torch's SVD: CPU time of one thread, which suffers little from others.
+
+python benchmarks/small.py
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from polargrad.lab.run.environment import environment
+from polargrad.linalg import SVD, Auto, GramPolynomials, polar_factor
+from polargrad.linalg.double_gram import DoubleGram
+
+SIDES = ((3, 3), (16, 16), (32, 32), (64, 64), (128, 128), (192, 192), (256, 256), (256, 64), (1024, 256), (512, 32))
+METHODS = {"auto": Auto(), "svd": SVD(), "double-gram": DoubleGram(), "gram-polynomials": GramPolynomials()}
+
+
+def milliseconds(call: Callable[[], object], budget: float = 0.3) -> float:
+    """CPU time of one call, from as many as fit into the budget of seconds."""
+    call()
+    begin = time.process_time()
+    call()
+    count = max(1, min(500, int(budget / max(time.process_time() - begin, 1e-6))))
+    begin = time.process_time()
+    for _ in range(count):
+        call()
+    return (time.process_time() - begin) / count * 1e3
+
+
+def main() -> None:
+    """Print a row for each shape: torch's SVD in milliseconds, and each method as a multiple of it."""
+    torch.set_num_threads(1)
+    print({key: value for key, value in environment().items() if key in ("cpu", "torch", "cpu_capability")})
+    print(f"{'shape':>16} {'torch svd':>10} " + " ".join(f"{name:>16}" for name in METHODS))
+    for m, n in SIDES:
+        for k in (1, 32):
+            A = torch.randn(k, m, n, generator=torch.Generator().manual_seed(0))
+            svd = milliseconds(lambda A=A: torch.linalg.svd(A, full_matrices=False))
+            ratios = (milliseconds(lambda A=A, f=f: polar_factor(A, f)) / svd for f in METHODS.values())
+            print(f"{f'{k} x {m} x {n}':>16} {svd:10.3f} " + " ".join(f"{ratio:16.2f}" for ratio in ratios), flush=True)
+
+
+if __name__ == "__main__":
+    main()
