@@ -97,8 +97,8 @@ def test_a_data_set_that_is_not_there_is_said_so(monkeypatch):
 
 def test_known_data_sets_have_short_names():
     assert open_source("openwebtext-100k").name == "Elriggs/openwebtext-100k, train"
-    for short, known in KNOWN_DATASETS.items():
-        assert open_source(short).identity == open_source(known.name).identity
+    for short, (name, subset) in KNOWN_DATASETS.items():
+        assert open_source(short).identity == open_source(name).identity == open_source(name, subset=subset).identity
     with pytest.raises(
         FileNotFoundError,
         match=r"no file or folder 'nowhere'.*standard-library, or one of openwebtext-100k, fineweb, fineweb-edu",

@@ -18,15 +18,15 @@ SHUFFLES = ("documents", "windows")
 class WindowBatches:
     """Batches of windows of S + 1 tokens, each window once an epoch, in an order drawn from (seed, epoch).
 
-    With `shuffle="documents"` an epoch puts the documents in a new order, end to end, cuts that stream into windows and
-    takes these in a new order too. With "windows" the file's own order is cut, at borders shifted anew each epoch.
-    A step's batch is a function of (seed, step) alone, so any position can be returned to exactly.
+    With `shuffle="documents"` an epoch joins the documents in a new order into one stream, cuts it into windows and
+    takes these in a new order too. With "windows" it cuts the file in its own order, at borders shifted anew each
+    epoch. A step's batch is a function of (seed, step) alone, so any position can be returned to exactly.
 
     Args:
         file: the tokens.
         batch_size: windows in a batch.
         sequence: S, predicted tokens in a window.
-        seed: of the order.
+        seed: seed of the order.
         shuffle: "documents" or "windows".
 
     Raises:
@@ -77,20 +77,15 @@ class WindowBatches:
         changed = [f"{key} was {state.get(key)!r} and is {own[key]!r}" for key in own if state.get(key) != own[key]]
         if changed:
             raise ValueError(
-                "the saved position belongs to another order of batches: "
-                + "; ".join(changed)
-                + ". Give the same data "
-                "and options as before, or begin a new run"
+                f"the saved position belongs to another order of batches: {'; '.join(changed)}. Give the same data and "
+                "options as before, or begin a new run"
             )
         self._next = int(state["step"])
 
     def _identity(self) -> dict[str, Any]:
         return {
             "tokens": self._checksum,
-            "batch_size": self.batch_size,
-            "sequence": self.sequence,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
+            **{name: getattr(self, name) for name in ("batch_size", "sequence", "seed", "shuffle")},
         }
 
     def _order(self, epoch: int) -> _Order:
@@ -131,10 +126,10 @@ class _Order(NamedTuple):
 
 
 def window_count(file: TokenFile, sequence: int, role: str) -> int:
-    """How many windows of `sequence` predicted tokens fit into a file.
+    """Number of windows of `sequence` predicted tokens that fit into a file; `role` names it in errors.
 
     Raises:
-        ValueError: not one does.
+        ValueError: none fits.
     """
     count = (len(file.tokens) - 1) // sequence
     if count < 1:
@@ -148,7 +143,7 @@ def window_count(file: TokenFile, sequence: int, role: str) -> int:
 def _documents(file: TokenFile) -> tuple[np.ndarray, np.ndarray]:
     """Where each document begins, and its length with the token that closes it."""
     if file.end_of_text is None:
-        raise ValueError("these tokens do not say what closes a document; shuffle='windows' needs no documents")
+        raise ValueError("no token closes the documents of these tokens; shuffle='windows' needs no documents")
     ends = np.concatenate(
         [
             np.flatnonzero(file.tokens[at : at + _SCANNED] == file.end_of_text) + at + 1

@@ -14,13 +14,7 @@ from typing import Any
 
 
 def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Where rebuilt files are kept: `folder`, else `$POLARGRAD_CACHE`, else `~/.cache/polargrad`.
-
-    Args:
-        folder: a folder of the caller's choice, or None.
-
-    Returns:
-        The folder's path; it need not exist yet.
+    """The folder of cached files, there or not: `folder`, else `$POLARGRAD_CACHE`, else `~/.cache/polargrad`.
 
     Example:
         >>> cache_folder("kept/here").name
@@ -37,7 +31,7 @@ def sha256_of(path: Path) -> str:
 
 
 def publish(path: Path, write: Callable[[Path], None], **facts: Any) -> dict[str, Any]:
-    """Write a file so that readers see either nothing or all of it.
+    """Write a file so that readers see either none or all of it.
 
     The content goes to a temporary file in the same folder and is renamed into place; the header beside it, which
     carries the checksum, follows last. A file without its header therefore does not count as written.
@@ -80,7 +74,7 @@ def verified_header(path: Path, **expected: Any) -> dict[str, Any] | None:
         **expected: entries that the header must carry.
 
     Returns:
-        The header, or None: nothing there, or damaged, of which a RuntimeWarning tells.
+        The header; None if the file is missing, or damaged, with a RuntimeWarning.
     """
     if not _header_of(path).exists():
         return None

@@ -24,21 +24,22 @@ class LanguageModelObjective:
     function of (seed, step) alone (`WindowBatches`), which makes runs paired and resumable.
 
     Args:
-        module: gives logits (B, S, V) as `module(input_ids=(B, S)).logits`; its device is where batches go.
+        module: returns logits (B, S, V) as `module(input_ids=(B, S)).logits`; batches go to its device.
         train: tokens to train on.
         held_out: tokens to evaluate on.
         batch_size: B, windows in a step.
         sequence: S, predicted tokens in a window.
-        seed: of the order of the windows.
+        seed: seed of the order of the windows.
         evaluation_windows: held-out windows that `evaluate` averages over, spread evenly over the file and always the
             same; all of them where there are fewer.
-        shuffle: "documents" or "windows", what an epoch puts in a new order.
-        accumulation: parts of equal size that a step's batch is differentiated in, to save memory; a divisor of B.
-        autocast: the dtype of the forward pass where torch deems it safe (`torch.autocast`), the weights keeping their
+        shuffle: "documents" or "windows": what is reordered in each epoch.
+        accumulation: number of parts of equal size that a step's batch is differentiated in, to save memory; a divisor
+            of B.
+        autocast: the dtype of the forward pass where torch deems it safe (`torch.autocast`), while weights keep their
             own; None: no conversion.
-        forward: called as `module` would be; None: `module` itself. `DistributedDataParallel(module)`, for example.
+        forward: called instead of `module`, such as `DistributedDataParallel(module)`; None: `module` itself.
         group: ranks that divide every batch and the evaluation among them: `loss` is the mean over this rank's part,
-            `evaluate` over all. None: no division.
+            `evaluate` over all of them. None: no division.
 
     Raises:
         ValueError: a file is shorter than one window, the vocabulary is larger than the module's, the windows are
@@ -73,18 +74,23 @@ class LanguageModelObjective:
                 f"accumulation {accumulation}{ranks} does not divide the batch of {batch_size} windows; choose a "
                 "divisor of it"
             )
-        _check_fit(module, train, sequence)
-        self.module = module
+        config = getattr(module, "config", None)
+        known = getattr(config, "vocab_size", None)
+        if known is not None and train.vocab_size > known:
+            raise ValueError(
+                f"the text has a vocabulary of {train.vocab_size} tokens and the model one of {known}: build the model "
+                f"with vocabulary={train.vocab_size}"
+            )
+        longest = getattr(config, "max_position_embeddings", None)
+        if longest is not None and sequence > longest:
+            raise ValueError(
+                f"sequence {sequence} is longer than the model's {longest} positions: build it for {sequence}"
+            )
+        self.module, self.accumulation = module, accumulation
+        self.sequence, self.units_per_step = sequence, batch_size * sequence
         self._forward = module if forward is None else forward
-        self._group = group
-        self.batch_size = batch_size
-        self.sequence = sequence
-        self.seed = seed
-        self.accumulation = accumulation
-        self.units_per_step = batch_size * sequence
-        self._autocast = autocast
-        self._balancing = float(getattr(getattr(module, "config", None), "router_aux_loss_coef", 0.0))
-        self._held_out = held_out.tokens
+        self._group, self._autocast, self._held_out = group, autocast, held_out.tokens
+        self._balancing = float(getattr(config, "router_aux_loss_coef", 0.0))
         available = window_count(held_out, sequence, "held-out")
         count = min(evaluation_windows, available)
         self._evaluation_starts = np.arange(count) * available // count * sequence
@@ -98,18 +104,18 @@ class LanguageModelObjective:
         return self._objective(self._share(step))
 
     def parts(self, step: int) -> Iterator[Tensor]:
-        """The summands of `loss(step)`, one for each part of the batch, made as they are asked for."""
+        """The summands of `loss(step)`, one for each part of the batch, each computed when it is reached."""
         for part in self._share(step).chunk(self.accumulation):
             yield self._objective(part) / self.accumulation
 
     def evaluate(self) -> dict[str, float]:
         """The mean cross-entropy over the fixed held-out windows, in nats: `{"val_loss": ...}`."""
         total = torch.zeros((), dtype=torch.float64, device=next(self.module.parameters()).device)
-        at_once = self.batch_size // (self.accumulation * self._ranks)
+        at_once = self.batches.batch_size // (self.accumulation * self._ranks)
         for at in range(0, len(self._evaluation_starts), at_once * self._ranks):
             own = at + self._rank * at_once
             starts = self._evaluation_starts[own : own + at_once]
-            # A rank that has nothing left still takes part in the forward pass, in which sharded weights travel.
+            # A rank without windows left still takes part in the forward pass, in which sharded weights are gathered.
             asked = starts if len(starts) else self._evaluation_starts[:1]
             windows = self._held_out[asked[:, None] + np.arange(self.sequence + 1)]
             total += self._cross_entropy(self._placed(windows))[0].double() * len(starts)
@@ -118,11 +124,11 @@ class LanguageModelObjective:
         return {"val_loss": float(total) / len(self._evaluation_starts)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the data the run is, as plain data."""
+        """Position in the data, as plain data."""
         return self.batches.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Return to where a run was.
+        """Return to a position.
 
         Raises:
             ValueError: the state is of other data or of another order of batches.
@@ -144,26 +150,9 @@ class LanguageModelObjective:
         return loss if balance is None else loss + self._balancing * balance
 
     def _cross_entropy(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The loss, and for a mixture of experts how unevenly the tokens went to them."""
-        with self._casting(windows.device):
+        """The loss, and for a mixture of experts how unevenly the tokens were distributed over them."""
+        dtype = self._autocast
+        with contextlib.nullcontext() if dtype is None else torch.autocast(windows.device.type, dtype=dtype):
             output = self._forward(input_ids=windows[:, :-1])
         loss = F.cross_entropy(output.logits.flatten(0, 1).float(), windows[:, 1:].flatten())
         return loss, getattr(output, "aux_loss", None)
-
-    def _casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        if self._autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, dtype=self._autocast)
-
-
-def _check_fit(module: torch.nn.Module, train: TokenFile, sequence: int) -> None:
-    config = getattr(module, "config", None)
-    known = getattr(config, "vocab_size", None)
-    if known is not None and train.vocab_size > known:
-        raise ValueError(
-            f"the text has a vocabulary of {train.vocab_size} tokens and the model one of {known}: build the model "
-            f"with vocabulary={train.vocab_size}"
-        )
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and sequence > longest:
-        raise ValueError(f"sequence {sequence} is longer than the model's {longest} positions: build it for {sequence}")

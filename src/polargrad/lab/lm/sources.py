@@ -41,18 +41,11 @@ class Document(NamedTuple):
     text: str
 
 
-class KnownDataset(NamedTuple):
-    """A data set of the hub that is often used for pre-training."""
-
-    name: str
-    subset: str
-    about: str
-
-
+# Short names of data sets that are often used for pre-training: the name on the hub and the subset.
 KNOWN_DATASETS = {
-    "openwebtext-100k": KnownDataset("Elriggs/openwebtext-100k", "", "the paper's: 100,000 documents of OpenWebText"),
-    "fineweb": KnownDataset("HuggingFaceFW/fineweb", "sample-10BT", "10 billion tokens of FineWeb"),
-    "fineweb-edu": KnownDataset("HuggingFaceFW/fineweb-edu", "sample-10BT", "10 billion tokens of FineWeb-Edu"),
+    "openwebtext-100k": ("Elriggs/openwebtext-100k", ""),  # the paper's
+    "fineweb": ("HuggingFaceFW/fineweb", "sample-10BT"),
+    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
 }
 
 
@@ -163,7 +156,10 @@ def text_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     """
     given = [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     files = list({file.resolve(): file for path in given for file in _files_at(path)}.values())
-    contents = [part for file in files for part in (file.name, _checksum_of(file))]
+    contents = []
+    for file in files:
+        with _named_errors(file):
+            contents += [file.name, sha256_of(file)]
 
     def read(skip: int) -> Iterator[Document]:
         return itertools.islice(itertools.chain.from_iterable(_documents_in(file, field) for file in files), skip, None)
@@ -260,11 +256,6 @@ def _named_errors(file: Path) -> Iterator[None]:
         raise OSError(error.errno, message) from error
 
 
-def _checksum_of(file: Path) -> str:
-    with _named_errors(file):
-        return sha256_of(file)
-
-
 def _documents_in(file: Path, field: str) -> Iterator[Document]:
     name = file.as_posix()
     with _named_errors(file), file.open(encoding="utf-8-sig", newline="\n") as lines:
@@ -331,16 +322,16 @@ def _local_dataset(folder: Path, where: str, subset: str, split: str, field: str
 
 
 def _hub_dataset(where: str, subset: str, split: str, field: str) -> Source:
-    known = KNOWN_DATASETS.get(where) or next((k for k in KNOWN_DATASETS.values() if k.name == where), None)
-    if known is not None:
-        where, subset = known.name, subset or known.subset
-    elif not _HUB_NAME.fullmatch(where):
+    subsets = dict(KNOWN_DATASETS.values())
+    name, usual = KNOWN_DATASETS.get(where, (where, subsets.get(where, "")))
+    if not _HUB_NAME.fullmatch(name):
         raise FileNotFoundError(
             f"there is no file or folder {where!r}, and it is not a data set's name; give a path, OWNER/NAME of a data "
             f"set on the hub, {STANDARD_LIBRARY}, or one of {', '.join(KNOWN_DATASETS)}"
         )
-    identity = _identity("hub", where, subset, split, field)
-    return Source(_named(where, subset, split), identity, _rows(where, subset, split, field))
+    subset = subset or usual
+    identity = _identity("hub", name, subset, split, field)
+    return Source(_named(name, subset, split), identity, _rows(name, subset, split, field))
 
 
 def _rows(name: str, subset: str, split: str, field: str) -> Callable[[int], Iterator[Document]]:

@@ -8,7 +8,7 @@ from torch import nn
 
 __all__ = ["tensor_cuts", "tensor_plan"]
 
-# Outputs are cut here, and the maps behind them take cut inputs: between the two nothing travels.
+# Maps cut by their outputs, and those behind them, cut by their inputs: between the two nothing is communicated.
 _OUTPUTS = {"attention": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
 _INPUTS = {"attention": ("o_proj",), "mlp": ("down_proj",)}
 
@@ -21,7 +21,7 @@ def tensor_cuts(model: Any, ranks: int) -> dict[str, int]:
 
     Args:
         model: a dense decoder of the family "qwen2", with a head of its own.
-        ranks: how many share each matrix.
+        ranks: number of ranks that share each matrix.
 
     Raises:
         ValueError: another model, or ranks that divide neither the heads nor the MLP.
@@ -59,10 +59,10 @@ def tensor_cuts(model: Any, ranks: int) -> dict[str, int]:
 
 
 def tensor_plan(model: Any, ranks: int) -> dict[str, Any]:
-    """The same as `torch.distributed.tensor.parallel.parallelize_module` takes it.
+    """The cuts of `tensor_cuts` as a plan for `torch.distributed.tensor.parallel.parallelize_module`.
 
     Raises:
-        ValueError: as `tensor_cuts` does.
+        ValueError: as `tensor_cuts`.
     """
     from torch.distributed.tensor import Replicate
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel

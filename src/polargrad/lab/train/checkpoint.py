@@ -70,9 +70,9 @@ class Checkpoint:
     Args:
         path: the file.
         step: finished steps.
-        state: what the training loop put together.
-        caller: what the caller of the loop added.
-        passed_over: newer files that are damaged, each in a sentence.
+        state: state of the training loop.
+        caller: plain data that the loop's caller added.
+        passed_over: a sentence for each newer file that is damaged.
     """
 
     path: Path
@@ -83,7 +83,7 @@ class Checkpoint:
 
     @property
     def message(self) -> str:
-        """Where the run goes on, and what could not be used."""
+        """The step that the run continues from, and the files that could not be used."""
         return "; ".join((f"resumed after step {self.step} from {self.path.name}", *self.passed_over))
 
 
@@ -91,9 +91,9 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they lie; made with the first one.
-        configuration: plain data that says what runs. A checkpoint of another configuration is refused.
-        policy: when to save, what to keep.
+        folder: their folder; created with the first one.
+        configuration: configuration of the run, plain data. A checkpoint of another configuration is refused.
+        policy: when to save and what to keep.
         caller: called at every save; its plain data comes back in `Checkpoint.caller`.
     """
 
@@ -112,7 +112,7 @@ class Checkpoints:
         self._cost = 0.0
 
     def due(self, step: int, last: bool = False) -> bool:
-        """Whether the run should be saved after so many finished steps; the last one is saved if it is to be kept."""
+        """Whether to save the run after `step` finished steps; after the last one, if its checkpoint is to be kept."""
         if last:
             return self.policy.keep_finished
         if self.policy.every_steps:
@@ -157,7 +157,9 @@ class Checkpoints:
             self._saved = time.monotonic()
             self._cost = self._saved - began
         _sync_folder(self.folder)
-        self._prune(path)
+        older = [other for _, other in self._files() if other != path]
+        for other in older[self.policy.keep - 1 :]:
+            other.unlink(missing_ok=True)
         return path
 
     def newest(self) -> Checkpoint | None:
@@ -170,13 +172,22 @@ class Checkpoints:
                 to a later version.
         """
         passed_over = []
-        for step, path in sorted(self._files(), reverse=True):
+        for step, path in self._files():
             content = _read(path)
             if content is None:
                 path.rename(path.with_name(path.name + _DAMAGED))
                 passed_over.append(f"{path.name} is damaged and was passed over")
                 continue
-            self._check(path, content)
+            if content.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{path} has format {content.get('format')!r}, this version reads {FORMAT}; use the version that "
+                    "wrote it"
+                )
+            if different := differences(content["configuration"], self._configuration):
+                raise CheckpointError(
+                    f"{path} is of another configuration: {'; '.join(different)}. Resume with the configuration it was "
+                    "made with, or start a new run in another folder"
+                )
             return Checkpoint(path, step, content["state"], content["caller"], tuple(passed_over))
         if passed_over or any(self.folder.glob(f"*{_DAMAGED}")):
             raise CheckpointError(
@@ -185,35 +196,17 @@ class Checkpoints:
         return None
 
     def finish(self) -> None:
-        """The run is over: keep the last checkpoint, or none, as the policy says."""
-        files = [path for _, path in sorted(self._files(), reverse=True)]
-        for path in files[1 if self.policy.keep_finished else 0 :]:
-            path.unlink(missing_ok=True)
-        for path in self.folder.glob("*.part"):
+        """Clean up after a finished run: keep the last checkpoint, or none, as the policy says."""
+        files = [path for _, path in self._files()]
+        for path in (*files[1 if self.policy.keep_finished else 0 :], *self.folder.glob("*.part")):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            self.folder.rmdir()  # goes only if nothing is left in it
+            self.folder.rmdir()  # succeeds only if nothing is left in it
 
     def _files(self) -> list[tuple[int, Path]]:
+        """Steps and files, the newest first."""
         found = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*.pt")]
-        return [(int(match[1]), path) for match, path in found if match]
-
-    def _prune(self, newest: Path) -> None:
-        older = [path for _, path in sorted(self._files(), reverse=True) if path != newest]
-        for path in older[self.policy.keep - 1 :]:
-            path.unlink(missing_ok=True)
-
-    def _check(self, path: Path, content: Mapping[str, Any]) -> None:
-        if content.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path} has format {content.get('format')!r}, this version reads {FORMAT}; use the version that "
-                "wrote it"
-            )
-        if different := differences(content["configuration"], self._configuration):
-            raise CheckpointError(
-                f"{path} is of another configuration: {'; '.join(different)}. Resume with the configuration it was "
-                "made with, or start a new run in another folder"
-            )
+        return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
 def differences(saved: Any, asked: Any, at: str = "") -> list[str]:
@@ -238,13 +231,13 @@ def capture(
     """Weights, optimizer, position in the data and random generators, as tensors and plain data.
 
     Args:
-        module: its state dict is taken, tensors uncopied.
-        optimizer: likewise; its learning rates are those of the moment.
-        base_rates: what a schedule multiplies, one for each group; these are what is kept.
-        data: asked for `state_dict()` if it has one. A source whose batch is a function of the step needs none.
+        module: module whose state dict is taken, tensors uncopied.
+        optimizer: likewise; its learning rates are the current step's.
+        base_rates: the rate of each group that a schedule multiplies; kept instead of the current ones.
+        data: its `state_dict()` is kept, if it has one. Data whose batch is a function of the step needs none.
 
     Returns:
-        A mapping that `restore` takes.
+        The state, for `restore`.
     """
     held = optimizer.state_dict()
     for group, rate in zip(held["param_groups"], base_rates, strict=True):
@@ -261,7 +254,7 @@ def restore(state: Mapping[str, Any], module: torch.nn.Module, optimizer: torch.
     """Put back what `capture` took; the optimizer's groups get their base rates.
 
     Raises:
-        ValueError: the data source has a position to be restored and cannot take it, or the optimizer's groups differ.
+        ValueError: the state holds a position in the data and `data` cannot take one, or the optimizer's groups differ.
         RuntimeError: the module has other parameters.
     """
     module.load_state_dict(state["module"])
@@ -278,7 +271,7 @@ def restore(state: Mapping[str, Any], module: torch.nn.Module, optimizer: torch.
 
 
 class _Hashing:
-    """A file to write into that hashes what passes through."""
+    """A file that hashes what is written into it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -308,7 +301,7 @@ def _write(content: Mapping[str, Any], file: BinaryIO) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a file holds, or None if its bytes are not those that were written."""
+    """The content of a file, or None if its bytes are not those that were written."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
         match = _NAME.fullmatch(path.name)
@@ -319,7 +312,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename outlast a power cut, where the system lets a folder be opened."""
+    """Make a rename survive a power cut, where the system lets a folder be opened."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

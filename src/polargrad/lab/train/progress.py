@@ -5,22 +5,22 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
 
 class Progress(Protocol):
-    """What the training loop tells of its way. All calls come off the timed path."""
+    """Progress display of a run. The training loop makes all calls off the timed path."""
 
     def start(self, total: int, unit: str) -> None:
-        """The run begins: so many steps, each consuming so-called units."""
+        """The run begins: `total` steps, each consuming some of the unit, such as "token"."""
         ...
 
     def update(self, step: int, loss: float, units: int, seconds: float) -> None:
-        """So many steps are finished, and consumed units in training seconds."""
+        """`step` steps are finished and consumed `units` units in `seconds` training seconds."""
         ...
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """An evaluation was made after so many steps."""
+        """An evaluation was made after `step` steps."""
         ...
 
     def finish(self, status: str) -> None:
@@ -32,7 +32,7 @@ def terminal_progress(label: str, stream: TextIO | None = None) -> Progress:
     """A bar if the stream is a terminal and rich is installed, else plain lines.
 
     Args:
-        label: what the run is called.
+        label: name of the run.
         stream: where to write; None: stderr.
 
     Returns:
@@ -47,47 +47,36 @@ def terminal_progress(label: str, stream: TextIO | None = None) -> Progress:
     return ProgressLines(label, output)
 
 
-class ProgressLines:
+class ProgressLines(Progress):
     """A line at the first step, whenever `every` seconds have passed, and at the end, for logs.
 
     Args:
-        label: what the run is called.
+        label: name of the run.
         stream: where to write.
         every: seconds between two lines.
     """
 
     def __init__(self, label: str, stream: TextIO, every: float = 10.0) -> None:
         self._label, self._stream, self._every = label, stream, every
-        self._total, self._unit = 0, ""
-        self._began = self._last = 0.0
         self._loss = self._metrics = ""
-        self._estimate = _Estimate(0)
 
     def start(self, total: int, unit: str) -> None:
-        """The run begins."""
-        self._total, self._unit = total, unit
-        self._estimate = _Estimate(total)
-        self._began = time.monotonic()
-        self._last = -float("inf")
+        self._total, self._unit, self._estimate = total, unit, _Estimate(total)
+        self._began, self._last = time.monotonic(), -float("inf")
 
     def update(self, step: int, loss: float, units: int, seconds: float) -> None:
-        """So many steps are finished."""
         now = time.monotonic()
         self._loss = f"  loss {loss:.4g}"
         left = self._estimate.left(step, seconds, now)
-        if now - self._last < self._every:
-            return
-        self._last = now
-        self._write(
-            f"step {step}/{self._total}{self._loss}{self._metrics}  {_rate(units, seconds, self._unit)}  {left} left"
-        )
+        if now - self._last >= self._every:
+            self._last = now
+            rate = _rate(units, seconds, self._unit)
+            self._write(f"step {step}/{self._total}{self._loss}{self._metrics}  {rate}  {left} left")
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """An evaluation was made."""
-        self._metrics = _metrics(metrics)
+        self._metrics = _listed(metrics)
 
     def finish(self, status: str) -> None:
-        """The run is over."""
         self._write(f"{status} after {_clock(time.monotonic() - self._began)}{self._loss}{self._metrics}")
 
     def _write(self, line: str) -> None:
@@ -95,14 +84,13 @@ class ProgressLines:
         self._stream.flush()
 
 
-class ProgressBar:
-    """A bar of rich with the loss, units a second and the time left.
+class ProgressBar(Progress):
+    """A bar of rich with the loss, units per second and the time left.
 
-    It is redrawn only when told of something, at most ten times a second: a thread of its own would take time from
-    short steps.
+    It is redrawn only when called, at most ten times a second: a thread of its own would take time from short steps.
 
     Args:
-        label: what the run is called.
+        label: name of the run.
         stream: the terminal.
     """
 
@@ -121,33 +109,25 @@ class ProgressBar:
             console=Console(file=stream),
             auto_refresh=False,
         )
-        self._label, self._unit = label, ""
-        self._task: Any = None
-        self._drawn = 0.0
-        self._estimate = _Estimate(0)
+        self._label = label
 
     def start(self, total: int, unit: str) -> None:
-        """The run begins."""
-        self._unit, self._estimate = unit, _Estimate(total)
+        self._unit, self._estimate, self._drawn = unit, _Estimate(total), 0.0
         self._task = self._bar.add_task(self._label, total=total, loss="", rate="", metrics="", left="")
         self._bar.start()
 
     def update(self, step: int, loss: float, units: int, seconds: float) -> None:
-        """So many steps are finished."""
         now = time.monotonic()
         left = f"{self._estimate.left(step, seconds, now)} left"
-        if now - self._drawn < 0.1:
-            return
-        self._drawn = now
-        rate = _rate(units, seconds, self._unit)
-        self._bar.update(self._task, completed=step, loss=f"loss {loss:.4g}", rate=rate, left=left, refresh=True)
+        if now - self._drawn >= 0.1:
+            self._drawn = now
+            rate = _rate(units, seconds, self._unit)
+            self._bar.update(self._task, completed=step, loss=f"loss {loss:.4g}", rate=rate, left=left, refresh=True)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """An evaluation was made."""
-        self._bar.update(self._task, completed=step, metrics=_metrics(metrics), refresh=True)
+        self._bar.update(self._task, completed=step, metrics=_listed(metrics), refresh=True)
 
     def finish(self, status: str) -> None:
-        """The run is over."""
         if status != "finished":
             self._bar.update(self._task, description=f"{self._label} ({status})")
         self._bar.refresh()
@@ -155,18 +135,14 @@ class ProgressBar:
 
 
 class _Estimate:
-    """The time left: by the clock since the first step seen here, since a run may be taken up in its middle.
-
-    Args:
-        total: steps of the run.
-    """
+    """The time left of `total` steps: by the clock since the first step seen here, since a run may be resumed."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._first: tuple[int, float] | None = None
 
     def left(self, step: int, seconds: float, now: float) -> str:
-        """After so many steps, which took so many training seconds, at this time."""
+        """After `step` steps, which took `seconds` training seconds, at the time `now`."""
         if self._first is None:
             self._first = (step, now)
         before, then = self._first
@@ -175,11 +151,11 @@ class _Estimate:
 
 
 class StageLines:
-    """A line for each stage of work that has no steps: how much lies behind it, and about how long the rest takes.
+    """A line for each stage of work that has no steps: the share of the work done, and about how long the rest takes.
 
     Args:
         stream: where to write; None: stderr.
-        clock: seconds that go by.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -188,13 +164,13 @@ class StageLines:
         self._began = clock()
 
     def __call__(self, stage: str, share: float) -> None:
-        """A stage begins, before which this share of all the work was done."""
+        """A stage begins; `share` of all the work is done."""
         self._stream.write(f"{share:4.0%}  {stage}{time_left(self._clock() - self._began, share)}\n")
         self._stream.flush()
 
 
 def time_left(elapsed: float, share: float) -> str:
-    """How long the rest takes if it goes on as so far; nothing while nothing is known.
+    """How long the rest takes at the speed so far; empty where no share is done.
 
     Example:
         >>> time_left(30.0, 0.25)
@@ -203,7 +179,7 @@ def time_left(elapsed: float, share: float) -> str:
     return f"  {_clock(elapsed / share - elapsed)} left" if share > 0 else ""
 
 
-def _metrics(metrics: Mapping[str, float]) -> str:
+def _listed(metrics: Mapping[str, float]) -> str:
     return "".join(f"  {name} {value:.4g}" for name, value in metrics.items())
 
 

@@ -46,12 +46,37 @@ class Constant(Schedule):
     name: ClassVar[str] = "constant"
 
     def __call__(self, step: int) -> float:
-        """The multiplier of a step, counted from 0."""
         return 1.0
 
 
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class _WithWarmup(Schedule):
+    """A linear warm-up to the base rate, `m(k) = (k + 1) / warmup` for `k < warmup`, before `_after_warmup`."""
+
+    total: int
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("total", self.total)
+        check_integer("warmup", self.warmup, 0)
+
+    def __call__(self, step: int) -> float:
+        if not 0 <= step < self.total:
+            raise ValueError(f"{self} covers steps 0 to {self.total - 1} and not step {step}; make total larger")
+        return (step + 1) / self.warmup if step < self.warmup else self._after_warmup(step)
+
+    @abstractmethod
+    def _after_warmup(self, step: int) -> float: ...
+
+    def _check_room(self, room: int) -> None:
+        if self.warmup > room:
+            raise ValueError(
+                f"a warm-up of {self.warmup} steps does not fit: {room} steps are left for it; make it shorter"
+            )
+
+
+@dataclass(frozen=True)
+class Cosine(_WithWarmup):
     """Linear warm-up, then half a cosine down to `final`.
 
     `m(k) = (k + 1) / warmup` for `k < warmup`, then
@@ -71,28 +96,21 @@ class Cosine(Schedule):
         (0.1, 1.0, 0.5)
     """
 
-    total: int
-    warmup: int = 0
     final: float = 0.0
     name: ClassVar[str] = "cosine"
 
     def __post_init__(self) -> None:
-        check_integer("total", self.total, 1)
-        check_integer("warmup", self.warmup, 0)
-        _between("final", self.final, 0.0, 1.0)
-        _fits(self.warmup, self.total)
+        super().__post_init__()
+        _check_share("final", self.final)
+        self._check_room(self.total)
 
-    def __call__(self, step: int) -> float:
-        """The multiplier of a step, counted from 0."""
-        _covered(self, self.total, step)
-        if step < self.warmup:
-            return (step + 1) / self.warmup
+    def _after_warmup(self, step: int) -> float:
         way = (step - self.warmup) / max(1, self.total - self.warmup)
         return self.final + (1.0 - self.final) * (1.0 + math.cos(math.pi * way)) / 2.0
 
 
 @dataclass(frozen=True)
-class WarmupLinearDecay(Schedule):
+class WarmupLinearDecay(_WithWarmup):
     """Linear warm-up, constant, then linear to zero over the last part of the run.
 
     `m(k) = (k + 1) / warmup` for `k < warmup`, 1 until the decay begins at `b = total - round(decay_fraction total)`,
@@ -112,26 +130,19 @@ class WarmupLinearDecay(Schedule):
         (0.1, 1.0, 1.0, 0.5, 0.0125)
     """
 
-    total: int
-    warmup: int = 0
     decay_fraction: float = 0.4
     name: ClassVar[str] = "warmup-linear-decay"
 
     def __post_init__(self) -> None:
-        check_integer("total", self.total, 1)
-        check_integer("warmup", self.warmup, 0)
-        _between("decay_fraction", self.decay_fraction, 0.0, 1.0)
-        _fits(self.warmup, self.total - self._decay_steps)
+        super().__post_init__()
+        _check_share("decay_fraction", self.decay_fraction)
+        self._check_room(self.total - self._decay_steps)
 
     @property
     def _decay_steps(self) -> int:
         return round(self.decay_fraction * self.total)
 
-    def __call__(self, step: int) -> float:
-        """The multiplier of a step, counted from 0."""
-        _covered(self, self.total, step)
-        if step < self.warmup:
-            return (step + 1) / self.warmup
+    def _after_warmup(self, step: int) -> float:
         left = self.total - step
         return min(1.0, left / self._decay_steps) if self._decay_steps else 1.0
 
@@ -157,13 +168,12 @@ class StepDecay(Schedule):
     name: ClassVar[str] = "step-decay"
 
     def __post_init__(self) -> None:
-        check_integer("every", self.every, 1)
-        _between("factor", self.factor, 0.0, 1.0)
+        check_integer("every", self.every)
+        _check_share("factor", self.factor)
         if self.factor == 0.0:
             raise ValueError("factor 0 would stop the training after the first steps; give one in (0, 1]")
 
     def __call__(self, step: int) -> float:
-        """The multiplier of a step, counted from 0."""
         return self.factor ** (step // self.every)
 
 
@@ -267,16 +277,6 @@ def schedule_from_dict(plain: dict[str, Any]) -> Schedule:
         raise ValueError(f"schedule {name!r} takes {allowed}; got {sorted(entries)}") from error
 
 
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must lie in [{low}, {high}]; got {value!r}")
-
-
-def _fits(warmup: int, room: int) -> None:
-    if warmup > room:
-        raise ValueError(f"a warm-up of {warmup} steps does not fit: {room} steps are left for it; make it shorter")
-
-
-def _covered(schedule: Schedule, total: int, step: int) -> None:
-    if not 0 <= step < total:
-        raise ValueError(f"{schedule} covers steps 0 to {total - 1} and was asked for step {step}; make total larger")
+def _check_share(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1]; got {value!r}")
