@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import polargrad
-from polargrad.lab.studies.allocations import peak_bytes
+from polargrad.lab.studies.peak_memory import peak_bytes
 from polargrad.linalg.gram_newton_schulz import GramNewtonSchulz
 
 SHAPES = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from polargrad.lab.studies.allocations import peak_bytes
+from polargrad.lab.studies.peak_memory import peak_bytes
 from polargrad.linalg import available_methods, polar_factor, resolve_method
 from tests.matrices import random_orthonormal
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import polargrad
-from polargrad.lab.studies.allocations import peak_bytes
+from polargrad.lab.studies.peak_memory import peak_bytes
 
 ORDERS = ["momentum-first", "polar-first", "heavy-ball"]
 SHAPES = [*[(24, 16)] * 40, *[(16, 24)] * 40, *[(32, 32)] * 20, *[(4, 12, 12)] * 20]

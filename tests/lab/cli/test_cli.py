@@ -278,18 +278,18 @@ def test_a_reader_that_goes_away_is_no_traceback():
 
 
 def test_an_interrupted_benchmark_keeps_what_it_measured(capsys, monkeypatch, tmp_path):
-    from polargrad.lab.studies import bench_polar
+    from polargrad.lab.studies import engine
 
-    measured = bench_polar.benchmark
+    measured = engine.benchmark
 
-    def impatient(problems, names, *, repeats, report):
+    def impatient(batches, names, *, repeats, report):
         def told(measurement):
             report(measurement)
             raise KeyboardInterrupt
 
-        return measured(problems, names, repeats=repeats, report=told)
+        return measured(batches, names, repeats=repeats, report=told)
 
-    monkeypatch.setattr(bench_polar, "benchmark", impatient)
+    monkeypatch.setattr(engine, "benchmark", impatient)
     asked = ("--shapes", "12x8", "--spectra", "gaussian", "--methods", "svd", "qdwh", "--repeats", "1")
     code, out, err = _run(capsys, "bench", "polar", *asked, "--out", str(tmp_path / "b"))
     assert code == 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal
 
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Positional
-from polargrad.lab.studies import bench_polar
+from polargrad.lab.studies import engine
 from polargrad.lab.train.progress import time_left
 
 __all__ = ["Bench"]
@@ -33,7 +34,7 @@ class Bench:
     """
 
     what: Positional[Literal["polar"]]
-    shapes: tuple[str, ...] = field(default=bench_polar.SHAPES, metadata={"metavar": "MxN ..."})
+    shapes: tuple[str, ...] = field(default=engine.SHAPES, metadata={"metavar": "MxN ..."})
     dtypes: tuple[str, ...] = ("float32",)
     spectra: tuple[str, ...] = ("gaussian", "log-1e6")
     methods: tuple[str, ...] = ()
@@ -43,36 +44,41 @@ class Bench:
 
     def __call__(self) -> None:
         """Print each measurement as it is made, then write table, plot and record; interrupted, those made so far."""
+        from polargrad.lab.studies.engine_report import write
+
         if self.repeats < 1:
             raise ValueError(f"--repeats must be at least 1, got {self.repeats}")
-        problems = list(bench_polar.problems(self.shapes, self.dtypes, self.spectra, self.device))
-        total = len(problems) * len(bench_polar.choose(self.methods))
+        batches = [
+            engine.MatrixBatch.parse(shape, dtype=dtype, spectrum=spectrum, device=self.device)
+            for shape, dtype, spectrum in itertools.product(self.shapes, self.dtypes, self.spectra)
+        ]
+        total = len(batches) * len(engine.choose(self.methods))
         out = terminal.new_folder(self.out, "bench-polar")
-        for key, value in bench_polar.machine().items():
+        for key, value in engine.machine().items():
             if value is not None:
                 print(f"{key}: {value}")
-        made: list[bench_polar.Measurement] = []
+        made: list[engine.PolarMeasurement] = []
         began = time.monotonic()
 
-        def report(measurement: bench_polar.Measurement) -> None:
+        def report(measurement: engine.PolarMeasurement) -> None:
             made.append(measurement)
             left = time_left(time.monotonic() - began, len(made) / total)
             print(f"{_line(measurement)}  [{len(made)} of {total}{left}]", flush=True)
 
         try:
-            measured = bench_polar.benchmark(problems, self.methods, repeats=self.repeats, report=report)
+            measured = engine.benchmark(batches, self.methods, repeats=self.repeats, report=report)
         except KeyboardInterrupt:
             if not made:
                 raise
-            bench_polar.write(made, out)
+            write(made, out)
             raise KeyboardInterrupt(
                 f"interrupted; the {len(made)} of {total} measurements made until then are in {out}; a benchmark "
                 "cannot go on, so measure the rest with --shapes, --spectra and --methods"
             ) from None
-        for path in bench_polar.write(measured, out):
+        for path in write(measured, out):
             print(f"Wrote {path}")
 
 
-def _line(m: bench_polar.Measurement) -> str:
+def _line(m: engine.PolarMeasurement) -> str:
     numbers = m.note if m.multiples is None else f"{m.multiples:8.2f} products  error {m.error:.1e}"
     return f"{m.shape:>12} {m.dtype} {m.spectrum:>14}  {m.contender:<26} {numbers}"

@@ -1,4 +1,4 @@
-"""The polar benchmark: what it measures is right; how long things take is not tested."""
+"""The benchmark of the polar engine: what it measures is right; how long things take is not tested."""
 
 import csv
 import json
@@ -7,10 +7,17 @@ import pytest
 import torch
 
 from polargrad.lab.cli.main import main
-from polargrad.lab.studies import bench_polar
-from polargrad.lab.studies.bench_contenders import Contender, contenders, textbook_qdwh
-from polargrad.lab.studies.bench_plots import markdown, pareto_front
-from polargrad.lab.studies.bench_polar import Measurement, Problem, benchmark, measure
+from polargrad.lab.studies.engine import (
+    SPECTRA,
+    Contender,
+    MatrixBatch,
+    PolarMeasurement,
+    benchmark,
+    contenders,
+    measure,
+    textbook_qdwh,
+)
+from polargrad.lab.studies.engine_report import markdown, pareto_front
 from polargrad.linalg import available_methods
 from tests.assertions import assert_polar_factor
 
@@ -20,12 +27,12 @@ def _exact(A):
     return P @ Qh
 
 
-@pytest.mark.parametrize("spectrum", bench_polar.SPECTRA)
+@pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("shape", ["12x5", "5x12", "2x6x6"])
 def test_problems_have_their_spectrum(spectrum, shape):
-    A = Problem.parse(shape, dtype="float64", spectrum=spectrum).matrices()
+    A = MatrixBatch.parse(shape, dtype="float64", spectrum=spectrum).matrices()
     assert A.shape == tuple(map(int, shape.split("x")))
-    values = bench_polar.SPECTRA[spectrum]
+    values = SPECTRA[spectrum]
     if values is not None:
         expected = values(min(A.shape[-2:])).sort(descending=True).values
         torch.testing.assert_close(torch.linalg.svdvals(A), expected.expand(*A.shape[:-2], -1), atol=1e-14, rtol=1e-9)
@@ -38,7 +45,7 @@ def test_the_textbook_baseline_is_right(shape):
 
 
 def test_every_contender_is_measured():
-    made = benchmark([Problem((10, 6)), Problem((6, 6)), Problem((2, 6, 6))], repeats=1)
+    made = benchmark([MatrixBatch((10, 6)), MatrixBatch((6, 6)), MatrixBatch((2, 6, 6))], repeats=1)
     assert {m.contender for m in made} == set(contenders())
     assert set(available_methods()) <= {m.contender for m in made if m.ours}
     by_name = {(m.contender, m.shape): m for m in made}
@@ -52,35 +59,35 @@ def test_every_contender_is_measured():
 
 
 def test_one_product_measures_all():
-    made = benchmark([Problem((6, 6))], ["svd", "qdwh"], repeats=2)
+    made = benchmark([MatrixBatch((6, 6))], ["svd", "qdwh"], repeats=2)
     assert len({m.gemm_seconds for m in made}) == 1
     for m in made:
         assert m.multiples == m.seconds / m.gemm_seconds
 
 
 def test_a_wrong_factor_shows():
-    problem = Problem((8, 5), dtype="float64")
-    A = problem.matrices()
-    good = measure(Contender("good", _exact), problem, A, repeats=1)
+    batch = MatrixBatch((8, 5), dtype="float64")
+    A = batch.matrices()
+    good = measure(Contender("good", _exact), batch, A, repeats=1)
     assert good.error < 1e-14
     for wrong in (lambda A: 1.01 * _exact(A), lambda A: torch.linalg.qr(A).Q):
-        assert measure(Contender("wrong", wrong), problem, A, repeats=1).error > 1e-3
-    assert measure(Contender("negative", lambda A: -_exact(A)), problem, A, repeats=1).definiteness > 1e-3
+        assert measure(Contender("wrong", wrong), batch, A, repeats=1).error > 1e-3
+    assert measure(Contender("negative", lambda A: -_exact(A)), batch, A, repeats=1).definiteness > 1e-3
 
 
 def test_null_directions_do_not_count():
-    problem = Problem((8, 6), dtype="float64", spectrum="rank-deficient")
-    A = problem.matrices()
+    batch = MatrixBatch((8, 6), dtype="float64", spectrum="rank-deficient")
+    A = batch.matrices()
     P, _, Qh = torch.linalg.svd(A, full_matrices=False)
     half = torch.tensor([1.0, 1.0, 1.0, 0.5, 0.0, 0.3], dtype=torch.float64)
-    assert measure(Contender("any", lambda _: (P * half) @ Qh), problem, A, repeats=1).error < 1e-14
+    assert measure(Contender("any", lambda _: (P * half) @ Qh), batch, A, repeats=1).error < 1e-14
 
 
 def test_a_failing_contender_is_a_note():
     def fail(_):
         raise RuntimeError("no\nmore")
 
-    m = measure(Contender("failing", fail), Problem((3, 3)), torch.eye(3), repeats=1)
+    m = measure(Contender("failing", fail), MatrixBatch((3, 3)), torch.eye(3), repeats=1)
     assert m.multiples is None
     assert m.note == "RuntimeError: no"
 
@@ -94,7 +101,7 @@ def test_peak_memory_counts_what_is_alive():
         del B
         return (C + 1) * 0 + torch.eye(64)
 
-    m = measure(Contender("sum", two_at_once), Problem((64, 64)), A + torch.eye(64), repeats=1)
+    m = measure(Contender("sum", two_at_once), MatrixBatch((64, 64)), A + torch.eye(64), repeats=1)
     assert 2.0 <= m.peak_memory <= 4.0
 
 
@@ -105,8 +112,8 @@ def test_the_front_holds_what_nothing_beats():
 
 def test_the_table_names_everything():
     made = [
-        Measurement("a", True, "3x2", "float32", "gaussian", 1.0, 0.5, 2.0, error=1e-7, peak_memory=3.0),
-        Measurement("b", False, "3x2", "float32", "gaussian", note="ValueError: square only"),
+        PolarMeasurement("a", True, "3x2", "float32", "gaussian", 1.0, 0.5, 2.0, error=1e-7, peak_memory=3.0),
+        PolarMeasurement("b", False, "3x2", "float32", "gaussian", note="ValueError: square only"),
     ]
     text = markdown(made, {"torch": "2", "jax": None})
     assert "| a | 2 (1e-07) | 3 |" in text

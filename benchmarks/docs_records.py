@@ -1,0 +1,75 @@
+"""Reduce the folder of a study or of `polargrad bench polar` to the numbers that the figures of the docs are drawn from.
+
+    polargrad run theory --out runs/theory
+    python benchmarks/docs_records.py runs/theory runs/preconditioning runs/bench-polar
+
+Writes docs/records/STUDY.jsonl with one record a line, the machine first, or docs/records/polar-DTYPE.csv.
+`docs/hooks/figures.py` draws them when the docs are built.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(__file__).parents[1] / "docs" / "records"
+# What the figures need of each kind of record.
+KEYS = {
+    "descent": ("claim", "guaranteed_rate", "measured_rate"),
+    "plateau": ("shape", "kappa", "steps", "levels", "bounds"),
+    "consistency": ("optimizer", "gradient_norms", "update_norms"),
+    "noise": ("against", "optimizer", "noise", "steps", "variances", "levels", "bounds"),
+    "bias": ("predicted",),
+    "measurement": (
+        *("optimizer", "hessian_kappa", "preconditioned_kappa", "gradient_kappa", "direction_kappa", "efficiency"),
+    ),
+}
+MEASUREMENT = ("contender", "ours", "shape", "dtype", "spectrum", "multiples", "error")
+
+
+def reduced(folder: Path) -> Path:
+    """Write the record of a study's folder and return its path."""
+    name = json.loads((folder / "study.json").read_text())["study"]
+    lines = [{"kind": "environment", **json.loads((folder / "environment.json").read_text())}]
+    for text in (folder / "records.jsonl").read_text().splitlines():
+        record = json.loads(text)
+        if record["kind"] in KEYS:
+            lines.append({"kind": record["kind"], **{key: rounded(record.get(key)) for key in KEYS[record["kind"]]}})
+    path = RECORDS / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def reduced_benchmark(folder: Path) -> list[Path]:
+    """Write the record of each dtype of a benchmark of the polar engine and return their paths."""
+    rows = list(csv.DictReader((folder / "polar.csv").read_text().splitlines()))
+    paths = []
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        paths.append(RECORDS / f"polar-{dtype}.csv")
+        with paths[-1].open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, MEASUREMENT, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            for row in rows:
+                if row["dtype"] == dtype and row["multiples"]:
+                    numbers = {"multiples": f"{float(row['multiples']):.3g}", "error": f"{float(row['error']):.2g}"}
+                    writer.writerow({**row, **numbers, "ours": int(row["ours"] == "True")})
+    return paths
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to the digits that a figure shows. Rates are close to 1, and their distance from it counts."""
+    if isinstance(value, list):
+        return [rounded(entry) for entry in value]
+    return float(f"{value:.{9 if 0.9 < value < 1.0 else 5}g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    RECORDS.mkdir(exist_ok=True)
+    for given in map(Path, sys.argv[1:]):
+        made = reduced_benchmark(given) if (given / "polar.csv").is_file() else [reduced(given)]
+        print(*made, sep="\n")
