@@ -1,4 +1,4 @@
-"""Reduce the folder of a study or of `polargrad bench polar` to the numbers that the figures of the docs are drawn from.
+"""Reduce the folder of a study, or of `polargrad bench polar`, to the numbers that figures of the docs are drawn from.
 
     polargrad run theory --out runs/theory
     python benchmarks/docs_records.py runs/theory runs/preconditioning runs/bench-polar

@@ -20,13 +20,19 @@ RECORDS = Path(__file__).parents[1] / "records"
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add every figure to the site as figures/NAME.svg."""
-    theory = theory_figures(_study("theory"))
-    drawn = {f"theory-{key}": theory[key] for key in ("rates", "plateau", "consistency", "noise")}
-    drawn |= {"unifying-view": unifying_view(_study("preconditioning"))}
-    drawn |= {"polar-float32": pareto_figure(_measurements("polar-float32"), "float32")}
-    for name, figure in drawn.items():
+    for name, figure in drawn().items():
         files.append(File.generated(config, f"figures/{name}.svg", content=_svg(figure)))
     return files
+
+
+def drawn() -> dict[str, Figure]:
+    """The figures of all pages by name."""
+    theory = theory_figures(_study("theory"))
+    return {
+        **{f"theory-{key}": theory[key] for key in ("rates", "plateau", "consistency", "noise")},
+        "unifying-view": unifying_view(_study("preconditioning")),
+        "polar-float32": pareto_figure(_measurements("polar-float32"), "float32"),
+    }
 
 
 def _study(name: str) -> list[dict[str, Any]]:
@@ -37,7 +43,10 @@ def _measurements(name: str) -> list[PolarMeasurement]:
     with (RECORDS / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     numbers = [{"multiples": float(row.pop("multiples")), "error": float(row.pop("error"))} for row in rows]
-    return [PolarMeasurement(**{**row, "ours": row["ours"] == "1"}, **given) for row, given in zip(rows, numbers)]
+    return [
+        PolarMeasurement(**{**row, "ours": row["ours"] == "1"}, **given)
+        for row, given in zip(rows, numbers, strict=True)
+    ]
 
 
 def _svg(figure: Figure) -> bytes:
