@@ -28,9 +28,8 @@ import torch
 
 from polargrad.lab.matrix import MatrixQuadratic, ProblemObjective
 from polargrad.lab.recipes import spec_of
+from polargrad.lab.run.build import build_objective, build_optimizer
 from polargrad.lab.run.folder import RunFolder
-from polargrad.lab.run.objectives import build_objective
-from polargrad.lab.run.runner import build_optimizer
 from polargrad.lab.train import CheckpointPolicy, Checkpoints, LoopConfig, train
 from polargrad.optim import PolarGrad
 

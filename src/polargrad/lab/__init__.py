@@ -10,7 +10,7 @@ import importlib
 # Where each public name lives; imported when first asked for, so that a command imports only what it runs.
 _PUBLIC = {
     "Axis": "compare.sweep",
-    "LanguageModel": "run.language_model",
+    "LanguageModel": "run.spec",
     "RECIPES": "recipes",
     "Run": "run.folder",
     "RunSpec": "run.spec",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["check_integer", "unknown_name"]
+__all__ = ["check_integer", "given", "unknown_name"]
 
 
 def check_integer(name: str, value: Any, least: int = 1) -> None:
@@ -38,3 +39,18 @@ def unknown_name(kind: str, name: Any, known: Iterable[str]) -> ValueError:
     close = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {close[0]!r}? The" if close else "the"
     return ValueError(f"unknown {kind} {name!r}; {hint} allowed names are {', '.join(map(repr, names))}")
+
+
+def given(options: Any, *names: str) -> str:
+    """The options that differ from their defaults, as flags joined by commas; empty if none does.
+
+    Args:
+        options: a dataclass of options; the metadata of a field may hold another name of its flag as `flag`.
+        names: fields to look at; all by default.
+    """
+    entries = [entry for entry in dataclasses.fields(options) if not names or entry.name in names]
+    changed = [entry for entry in entries if getattr(options, entry.name) != entry.default]
+    return ", ".join(
+        f"--{'no-' if entry.default is True else ''}{entry.metadata.get('flag', entry.name).replace('_', '-')}"
+        for entry in changed
+    )

@@ -145,7 +145,7 @@ def test_without_a_folder_results_go_to_a_dated_one(capsys, tiny_recipes):
         (["rnu"], "did you mean 'run'? the commands are list, run"),
         (["run", "adamv"], "did you mean 'adamw'"),
         (["run", "adamw", "--steps", "0"], "steps must be"),
-        (["run", "adamw", "--seed", "-1"], "seed is -1"),
+        (["run", "adamw", "--seed", "-1"], "seed must be an integer of at least 0"),
         (["run", "nowhere.json"], "nowhere.json"),
         (["run", "adamw", "--out", "cache"], "cache exists"),
         (["compare"], "nothing to compare"),

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from polargrad.lab.cli import main as cli
-from polargrad.lab.cli.pretrain import Pretrain
-from polargrad.lab.cli.pretrain_options import read_launch_file
+from polargrad.lab.launch import Launch
 
 FOLDER = Path(__file__).parents[3] / "launch"
 FILES = sorted(FOLDER.glob("*.toml"))
@@ -27,7 +26,7 @@ def test_its_comment_is_what_a_dry_run_says(path, capsys):
 
 
 def test_the_paper_s_run_is_the_paper_s():
-    read = read_launch_file(FOLDER / "paper-qwen2.5-muon-polargrad.toml", Pretrain())
+    read = Launch.from_file(FOLDER / "paper-qwen2.5-muon-polargrad.toml")
     spec = dataclasses.replace(read, training=dataclasses.replace(read.training, device="cpu")).spec()
     assert {options["lr"] for options in spec.optimizer.values()} == {1e-3}
     for role in ("embedding", "head"):

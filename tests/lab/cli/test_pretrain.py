@@ -7,11 +7,12 @@ import pytest
 
 from polargrad.lab.cli import main as cli
 from polargrad.lab.cli.pretrain import Pretrain
-from polargrad.lab.cli.pretrain_options import read_launch_file
+from polargrad.lab.launch import Launch
 from polargrad.lab.recipes import RECIPES
-from polargrad.lab.run import objectives
+from polargrad.lab.run import build
 from polargrad.lab.run.folder import read_run
 from polargrad.lab.train import Checkpoints, Cosine, WarmupLinearDecay
+from polargrad.optim.routing import roles
 from tests.runs import tiny_text
 
 SMALL = """
@@ -54,10 +55,8 @@ def _run(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def spec(*arguments, default=None):
-    import tyro
-
-    return tyro.cli(Pretrain, args=[str(argument) for argument in arguments], default=default or Pretrain()).spec()
+def spec(*arguments):
+    return Pretrain.read([str(argument) for argument in arguments]).spec()
 
 
 def test_a_run_ends_with_a_report(capsys, small, tmp_path):
@@ -83,9 +82,8 @@ def test_it_explains_itself(capsys):
 
 
 def test_flags_override_the_file(small):
-    default = read_launch_file(small, Pretrain())
-    assert spec(default=default).loop.steps == 4
-    changed = spec("--steps", 7, "--recipe", "adamw", "--heads", 4, "--kv-heads", 4, default=default)
+    assert spec(small).loop.steps == 4
+    changed = spec(small, "--steps", 7, "--recipe", "adamw", "--heads", 4, "--kv-heads", 4)
     assert (changed.loop.steps, changed.recipe, changed.objective.heads) == (7, "adamw", 4)
     assert changed.objective.hidden_size == 16
 
@@ -128,10 +126,8 @@ def test_the_usual_run_is_the_demo():
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("model", ["demo", "gpt2-small", "moe-demo"])
 def test_every_recipe_has_options_for_every_model(recipe, model):
-    from polargrad.lab.run import pretraining
-
     made = spec("--model", model, "--recipe", recipe, "--device", "cpu")
-    present = set(pretraining.roles(pretraining.skeleton(made.objective)).values())
+    present = set(roles(made.objective.build(device="meta")).values())
     assert set(made.optimizer) == present
 
 
@@ -144,18 +140,24 @@ def test_every_recipe_has_options_for_every_model(recipe, model):
         (["--tokens", "5", "--minutes", "1"], "give one of them"),
         (["--minutes", "-1"], "--minutes is -1.0"),
         (["--steps", "0"], "steps must be"),
-        (["--tokens", "0"], "--tokens is 0"),
+        (["--tokens", "0"], "--tokens must be an integer of at least 1"),
         (["--batch", "6", "--accumulation", "4"], "it may be one of 1, 2, 3, 6"),
-        (["--hidden-size", "100"], "not divisible by heads"),
+        (["--hidden-size", "100"], "not a multiple of heads"),
         (["--experts", "4"], "'mixtral' takes at least 2"),
         (["--set", "hidden.lr"], "write ROLE.OPTION=VALUE"),
         (["--set", "conv.lr=1"], "the model has no role 'conv'"),
         (["--set", "hidden.lr=fast"], "the lr of 'hidden' is 'fast'"),
-        (["--schedule", "constant", "--warmup", "5"], "no warm-up"),
+        (["--schedule", "constant", "--warmup", "5"], "--warmup is not used by --schedule constant"),
         (["--warmup", "500"], "does not fit"),
+        (["--schedule", "cosine", "--decay", "0.5"], "--decay is not used by --schedule cosine"),
+        (["--final", "0.1"], "--final is not used by --schedule warmup-linear-decay; leave it out, or take cosine"),
+        (["--matrices", "lm_head.weight"], "add --diagnostics-every"),
+        (["--devices", "8", "--tflops", "100"], "--devices, --tflops: options of a dry run"),
+        (["--resume", "here", "--out", "there"], "--out: a resumed run stays in its folder"),
+        (["--parallel", "ddp", "--keep", "3"], "--keep: a run on several processes writes no checkpoints"),
         (["--diagnostics-every", "5", "--matrices", "lm_head"], "no matrix 'lm_head'; it has lm_head.weight"),
         (["--device", "abacus"], "which torch does not know"),
-        (["--seed", "-1"], "seed is -1"),
+        (["--seed", "-1"], "seed must be an integer of at least 0"),
         (["--held-out", "1.5"], "the share of documents"),
         (["--bacth", "4"], "--bacth"),
         (["--precision", "half"], "--precision"),
@@ -210,7 +212,7 @@ def test_a_run_does_not_go_on_with_another_vocabulary(capsys, small, tmp_path, e
     last.unlink()
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     train_bpe(source, 280).backend.save(str(words))
-    objectives._corpus.cache_clear()  # another process would not have it
+    build._corpus.cache_clear()  # another process would not have it
     code, _, err = _run(capsys, *options, "--resume", "run")
     assert code == 2
     assert "tokenizer_checksum" in err
@@ -267,8 +269,8 @@ def test_an_existing_folder_is_left_alone(capsys, small, tmp_path):
     [
         ("[training]\nbacth = 4", "[training] has no 'bacth', did you mean 'batch'?"),
         ("[trainning]\nbatch = 4", "has [trainning], did you mean 'training'?"),
-        ("[training]\nbatch = 'four'", "[training] batch is 'four'; give a whole number"),
-        ("[training]\nbatch = true", "[training] batch is True; give a whole number"),
+        ("[training]\nbatch = 'four'", "[training] batch is 'four'; give an integer"),
+        ("[training]\nbatch = true", "[training] batch is True; give an integer"),
         ("[training]\nprecision = 'half'", "allowed are 'float32'"),
         ("[optimizer]\nset = 'hidden.lr=1'", "give a list of strings"),
         ("batch = 4", "has [batch]"),
@@ -280,7 +282,7 @@ def test_a_launch_file_is_checked(tmp_path, text, message):
     path = tmp_path / "run.toml"
     path.write_text(text)
     with pytest.raises(ValueError) as caught:
-        read_launch_file(path, Pretrain())
+        Launch.from_file(path)
     assert message in str(caught.value)
 
 
@@ -290,7 +292,7 @@ def test_a_launch_file_may_hold_anything_a_flag_can(tmp_path):
         '[optimizer]\nset = ["hidden.lr=0.1"]\nclip = 1\n'
         '[run]\nout = "a/b"\n[evaluation]\nmatrices = ["lm_head.weight"]\n'
     )
-    made = read_launch_file(path, Pretrain())
+    made = Launch.from_file(path)
     assert made.optimizer.set == ("hidden.lr=0.1",)
     assert made.optimizer.clip == 1.0
     assert str(made.run.out) == "a/b"

@@ -3,17 +3,17 @@ import torch
 
 from polargrad.lab.lm import decoder
 from polargrad.lab.recipes import optimizer_for
-from polargrad.lab.run import pretraining, runner
+from polargrad.lab.run.build import build_optimizer
 from polargrad.lab.run.footprint import footprint
-from polargrad.lab.run.language_model import LanguageModel
-from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import LoopConfig
+from polargrad.optim.routing import roles
 
 
 def spec(recipe="muon+adamw", **changed):
     model = LanguageModel(**{"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 2, "mlp": 64, **changed})
-    module = pretraining.skeleton(model)
-    return RunSpec("x", model, optimizer_for(recipe, set(pretraining.roles(module).values())), loop=LoopConfig(steps=3))
+    module = model.build(device="meta")
+    return RunSpec("x", model, optimizer_for(recipe, set(roles(module).values())), loop=LoopConfig(steps=3))
 
 
 @pytest.mark.parametrize("recipe", ["adamw", "muon+adamw", "muon+polargrad", "rownorm"])
@@ -21,7 +21,7 @@ def test_weights_and_state_are_counted_exactly(recipe):
     made = spec(recipe)
     need = footprint(made)
     model = decoder(hidden_size=32, layers=2, heads=2, mlp=64)
-    optimizer = runner.build_optimizer(made, model)
+    optimizer = build_optimizer(made, model)
     model(input_ids=torch.arange(32).reshape(2, 16)).logits.square().mean().backward()
     optimizer.step()
     held = sum(p.numel() * p.element_size() + p.grad.numel() * p.grad.element_size() for p in model.parameters())
@@ -68,7 +68,7 @@ def test_a_mixture_computes_with_the_experts_that_a_token_goes_to():
 def test_flops_are_six_for_each_weight_and_token():
     made = spec()
     need = footprint(made)
-    named = dict(pretraining.skeleton(made.objective).named_parameters())
+    named = dict(made.objective.build(device="meta").named_parameters())
     weights = sum(p.numel() for name, p in named.items() if "embed_tokens" not in name)
     attention = 12 * 2 * 32 * made.objective.sequence
     assert need.tokens == 3 * 16 * 128

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from polargrad.lab.cli import main as cli
-from polargrad.lab.run import objectives, runner
+from polargrad.lab.run import build, runner
 from polargrad.lab.run.folder import CHECKPOINTS, DISCARDED, RECORDS, SPEC, SUMMARY, RunFolder, read_run
 from polargrad.lab.train import CheckpointError, CheckpointPolicy
 from tests.runs import tiny_spec, tiny_text
@@ -117,7 +117,7 @@ def test_another_text_is_another_configuration(text, tmp_path):
     own.write_text(text.read_text())
     stopped(own, tmp_path / "one")
     own.write_text(text.read_text() + "one word more")
-    objectives._corpus.cache_clear()  # a process reads a corpus once
+    build._corpus.cache_clear()  # a process reads a corpus once
     with pytest.raises(CheckpointError, match="corpus_checksum was"):
         runner.resume(tmp_path / "one")
 
@@ -156,15 +156,15 @@ def test_another_machine_is_told(text, tmp_path):
 
 def test_ensuring_runs_resumes_and_reads(text, tmp_path):
     spec = tiny_spec(text)
-    first = runner.ensure(spec, tmp_path / "new")
+    first = runner.run_or_resume(spec, tmp_path / "new")
     written = (tmp_path / "new" / SUMMARY).stat().st_mtime_ns
-    assert runner.ensure(spec, tmp_path / "new") == first
+    assert runner.run_or_resume(spec, tmp_path / "new") == first
     assert (tmp_path / "new" / SUMMARY).stat().st_mtime_ns == written
     stopped(text, tmp_path / "one")
-    assert losses(runner.ensure(spec, tmp_path / "one")) == losses(first)
+    assert losses(runner.run_or_resume(spec, tmp_path / "one")) == losses(first)
     stopped(text, tmp_path / "two")
     with pytest.raises(ValueError, match="description was"):
-        runner.ensure(dataclasses.replace(spec, description="Other."), tmp_path / "two")
+        runner.run_or_resume(dataclasses.replace(spec, description="Other."), tmp_path / "two")
 
 
 def test_the_command_resumes_and_says_how_it_ended(text, tmp_path, capsys):

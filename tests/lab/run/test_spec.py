@@ -76,7 +76,7 @@ def test_other_bad_specs_are_refused():
         RunSpec("one", LanguageModel(), options, schedule=WarmupLinearDecay(total=5), loop=LoopConfig(steps=6))
     with pytest.raises(ValueError, match="no role 'head'"):
         RunSpec("one", LanguageModel(), options).with_option("head", "lr", 1.0)
-    with pytest.raises(ValueError, match="divisible"):
+    with pytest.raises(ValueError, match="not a multiple of heads"):
         LanguageModel(hidden_size=10, heads=3)
     with pytest.raises(ValueError, match="layers"):
         LanguageModel(layers=0)

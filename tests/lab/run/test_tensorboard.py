@@ -1,6 +1,6 @@
 import pytest
 
-from polargrad.lab.run.tensorboard import TensorBoard
+from polargrad.lab.run.tracking import TensorBoard
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from polargrad.lab.run import runner
+from polargrad.lab.run.build import build_objective
 from polargrad.lab.run.folder import CHECKPOINTS, RECORDS
-from polargrad.lab.run.objectives import build_objective
 from polargrad.lab.train import CheckpointPolicy
 from tests.runs import tiny_spec, tiny_text
 
@@ -35,7 +35,7 @@ def attempt(spec, path, number):
     code = 1
     try:
         torch.manual_seed(number)
-        runner.ensure(spec, path, policy=CheckpointPolicy(every_steps=1))
+        runner.run_or_resume(spec, path, policy=CheckpointPolicy(every_steps=1))
         code = 0
     except runner.Interrupted:
         code = 75

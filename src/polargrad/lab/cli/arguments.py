@@ -24,11 +24,11 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-__all__ = ["Jobs", "Parallelism", "Positional", "given", "read"]
+__all__ = ["Jobs", "Parallelism", "Positional", "read"]
 
 Options = TypeVar("Options")
 _REGISTRY = ConstructorRegistry()
-_METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+_METAVARS = {int: "N", float: "X", str: "NAME", Path: "DIR"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +66,6 @@ class Jobs:
 
     jobs: int = 1
     threads: int | None = None
-
-
-def given(options: Any, *names: str) -> str:
-    """The flags among the named fields (all by default) that differ from their defaults, joined by commas."""
-    entries = [entry for entry in dataclasses.fields(options) if not names or entry.name in names]
-    changed = [entry for entry in entries if getattr(options, entry.name) != entry.default]
-    return ", ".join(
-        f"--{'no-' if entry.default is True else ''}{entry.metadata.get('flag', entry.name).replace('_', '-')}"
-        for entry in changed
-    )
 
 
 def read(kind: type[Options], command: str, arguments: Sequence[str], default: Options | None = None) -> Options:
@@ -185,6 +175,7 @@ def refusal(box: str) -> str:
         wrong = f"{bad_value[1]} cannot be {bad_value[2]}"
     meant = next((p.split()[3] for p in paragraphs if p.startswith("Perhaps you meant: ")), None)
     hint = "" if meant is None else f"; did you mean {meant}?"
+    wrong = re.sub(r"^Error parsing (?!-)\S+: ", "", wrong)  # from the checks of a table of options
     return wrong[:1].lower() + wrong[1:] + hint
 
 

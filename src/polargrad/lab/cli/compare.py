@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from polargrad.lab.checks import given
 from polargrad.lab.cli import report, terminal
-from polargrad.lab.cli.arguments import Jobs, Parallelism, Positional, given
+from polargrad.lab.cli.arguments import Jobs, Parallelism, Positional
 from polargrad.lab.compare import comparison
 from polargrad.lab.compare.comparison import Comparison
 from polargrad.lab.recipes import COMPARISONS, spec_of
@@ -77,7 +78,7 @@ class Compare(Jobs):
             asked = Comparison(tuple(specs), seeds, self.tune, self.ratio, self.extend, self.halving, sweep)
             if not parallel.is_main_process:
                 for spec in asked.pending({}):
-                    runner.assist(spec, parallel)
+                    runner.run_worker(spec, parallel)
                 return
             out = terminal.new_folder(self.out, "compare")
             how = {"jobs": self.jobs, "threads": self.threads, **report.narrated()}

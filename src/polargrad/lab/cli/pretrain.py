@@ -1,40 +1,29 @@
-"""`polargrad pretrain`: one language-model run with every choice in the hand of the person who starts it."""
+"""`polargrad pretrain`: one language-model run, every option from a launch file or flags."""
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from polargrad.lab.checks import given
+from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Parallelism, read
-from polargrad.lab.cli.pretrain_options import PretrainOptions, read_launch_file
-from polargrad.lab.compare import analysis
-from polargrad.lab.compare.page import write_runs_page
-from polargrad.lab.recipes import RECIPES, optimizer_for
-from polargrad.lab.report.page import PAGE
-from polargrad.lab.run import pretraining, runner
-from polargrad.lab.run.folder import Run
-from polargrad.lab.run.footprint import footprint
-from polargrad.lab.run.language_model import LanguageModel
-from polargrad.lab.run.pacing import steps_in
-from polargrad.lab.run.spec import RunSpec
-from polargrad.lab.run.tensorboard import FOLDER, TensorBoard
-from polargrad.lab.run.tracking import Tracker
-from polargrad.lab.train import CheckpointPolicy, LoopConfig, terminal_progress
-from polargrad.optim.routing import roles
+from polargrad.lab.launch import Launch
+from polargrad.lab.run.spec import LanguageModel, RunSpec
 
 if TYPE_CHECKING:
+    from polargrad.lab.run.folder import Run
     from polargrad.lab.train import Record
 
 __all__ = ["Pretrain"]
 
 
 @dataclass(frozen=True)
-class Pretrain(PretrainOptions):
+class Pretrain(Launch):
     """Pre-train a language model: any model, text and recipe into a new run folder, with a report at the end.
 
     Example: polargrad pretrain --model demo --recipe muon+polargrad --steps 100
@@ -47,105 +36,68 @@ class Pretrain(PretrainOptions):
     parallel: Parallelism = field(default_factory=Parallelism)
 
     @classmethod
-    def read(cls, arguments: Sequence[str]) -> Pretrain:
+    def read(cls, arguments: Sequence[str]) -> Self:
         """The command from a launch file, where the first argument is one, and flags.
 
         Raises:
             SystemExit: after --help.
             ValueError: if the launch file or the flags cannot be read.
         """
-        flags, default = list(arguments), cls()
+        flags, path = list(arguments), None
         if flags and not flags[0].startswith("-"):
-            default = read_launch_file(Path(flags.pop(0)), default)
-        return read(cls, "pretrain", flags, default)
-
-    def spec(self) -> RunSpec:
-        """The run that these options describe.
-
-        Raises:
-            ValueError: options that do not fit together; the message says which and what to do.
-        """
-        training, evaluation, schedule = self.training, self.evaluation, self.schedule
-        data, sizes = asdict(self.data), asdict(self.model)
-        model = pretraining.language_model(
-            sizes.pop("model"),
-            {
-                **sizes,
-                "corpus": data.pop("data"),
-                **data,
-                "batch": training.batch,
-                "accumulation": training.accumulation,
-                "precision": training.precision,
-                "activation_checkpointing": training.activation_checkpointing,
-                "compiled": training.compile,
-                "device": training.device,
-                "evaluation_windows": evaluation.evaluation_windows,
-            },
-        )
-        steps = pretraining.steps_for(model, steps=schedule.steps, tokens=schedule.tokens, minutes=schedule.minutes)
-        loop = LoopConfig(
-            steps=steps,
-            eval_every=evaluation.eval_every,
-            log_every=evaluation.log_every,
-            probe_every=evaluation.diagnostics_every,
-            clip_grad_norm=self.optimizer.clip,
-        )
-        module = pretraining.skeleton(model)
-        recipe = self.optimizer.recipe
-        return RunSpec(
-            name=self.run.name or f"{self.model.model}-{recipe}",
-            recipe=recipe,
-            description=RECIPES[recipe].description if recipe in RECIPES else "",
-            objective=model,
-            optimizer=optimizer_for(recipe, set(roles(module).values()), self.optimizer.set),
-            schedule=pretraining.make_schedule(
-                schedule.schedule, steps, warmup=schedule.warmup, decay=schedule.decay, final=schedule.final
-            ),
-            loop=loop,
-            seed=training.seed,
-            probe=pretraining.chosen_matrices(module, evaluation.matrices) if evaluation.diagnostics_every else (),
-        )
+            path = Path(flags.pop(0))
+        ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        ahead.add_argument("--model", nargs="?")  # whose sizes are the defaults of the other flags
+        return read(cls, "pretrain", flags, cls.from_file(path, ahead.parse_known_args(flags)[0].model))
 
     def __call__(self) -> None:
         """Check everything, train, then say how it ended and where the report is."""
+        if self.checkpoints.resume is not None:
+            self.parallel.refuse("a run that is resumed")
+            if unused := given(self.run, "out"):
+                raise ValueError(f"{unused}: a resumed run stays in its folder; leave it out")
+        elif self.parallel.parallel is not None and (unused := given(self.checkpoints)):
+            raise ValueError(f"{unused}: a run on several processes writes no checkpoints; leave them out")
         spec = self.spec()
         if self.schedule.minutes is not None:
             spec = self._paced(spec)
         if self.run.dry_run:
             return print("\n".join(self._plan(spec)))
+        from polargrad.lab.run import runner
+        from polargrad.lab.train import CheckpointPolicy, terminal_progress
+
         policy = CheckpointPolicy(every_steps=self.checkpoints.checkpoint_every, keep=self.checkpoints.keep)
-        if self.checkpoints.resume is not None:
-            self.parallel.refuse("a run that is resumed")
-            out = self.checkpoints.resume
-            with self._watching(spec, out) as watch:
-                progress = terminal_progress(spec.name)
-                finished = runner.resume(out, spec, progress=progress, policy=policy, watch=watch)
-            return _report(finished)
         with self.parallel.processes() as parallel:
             if not parallel.is_main_process:
-                return runner.assist(spec, parallel)
-            out = self.run.out or Path("runs") / f"{spec.name}-{datetime.now():%Y%m%d-%H%M%S}"
-            runner.refuse_existing(out)
-            print(f"Results go to {out}", file=sys.stderr)
+                return runner.run_worker(spec, parallel)
+            out = self.checkpoints.resume or terminal.new_folder(self.run.out, spec.name)
+            progress = terminal_progress(spec.name)
             with self._watching(spec, out) as watch:
-                progress = terminal_progress(spec.name)
-                finished = runner.run(spec, out, progress=progress, policy=policy, parallel=parallel, watch=watch)
+                if self.checkpoints.resume is not None:
+                    finished = runner.resume(out, spec, progress=progress, policy=policy, watch=watch)
+                else:
+                    finished = runner.run(spec, out, progress=progress, policy=policy, parallel=parallel, watch=watch)
         _report(finished)
 
     def _paced(self, spec: RunSpec) -> RunSpec:
         """The run with as many steps as take the minutes asked for."""
+        from polargrad.lab.run.budget import steps_within
+
+        assert self.schedule.minutes is not None
         self.parallel.refuse("a run of --minutes")
         if self.checkpoints.resume is not None:
             raise ValueError(
                 "--minutes may come to another number of steps; resume with --steps, or `polargrad resume`"
             )
-        steps = steps_in(self.schedule.minutes or 0.0, spec)
-        print(f"{self.schedule.minutes:g} minutes are {steps} steps here", file=sys.stderr)
-        schedule = replace(self.schedule, minutes=None, steps=steps)
-        return replace(self, schedule=schedule).spec()
+        steps = steps_within(spec, self.schedule.minutes)
+        terminal.tell(f"{self.schedule.minutes:g} minutes are {steps} steps here")
+        return replace(self, schedule=replace(self.schedule, minutes=None, steps=steps)).spec()
 
     def _plan(self, spec: RunSpec) -> Iterator[str]:
         """What would run, line by line."""
+        from polargrad.lab.compare.analysis import duration
+        from polargrad.lab.run.footprint import footprint
+
         model, run = spec.objective, self.run
         assert isinstance(model, LanguageModel)
         need = footprint(spec, run.devices)
@@ -159,16 +111,18 @@ class Pretrain(PretrainOptions):
         yield f"memory on each of {run.devices} devices, estimated: {need.memory / 1e9:.1f} GB ({listed})"
         yield (
             f"time, estimated at {run.tflops:g} TFLOP/s in bfloat16 and {run.optimizer_tflops:g} in float32 factors: "
-            f"{analysis.duration(seconds)} ({need.tokens / seconds:,.0f} tokens/s)"
+            f"{duration(seconds)} ({need.tokens / seconds:,.0f} tokens/s)"
         )
 
     @contextmanager
     def _watching(self, spec: RunSpec, out: Path) -> Iterator[Record | None]:
         """What is given every record besides the run folder; None if nothing is."""
+        from polargrad.lab.run.tracking import BOARD, TensorBoard, Tracker
+
         with ExitStack() as stack:
             watchers: list[Record] = []
             if self.evaluation.tensorboard:
-                watchers.append(stack.enter_context(TensorBoard(out / FOLDER)))
+                watchers.append(stack.enter_context(TensorBoard(out / BOARD)))
             if self.evaluation.track != "none":
                 watchers.append(stack.enter_context(Tracker(self.evaluation.track, spec)))
 
@@ -180,16 +134,16 @@ class Pretrain(PretrainOptions):
 
 
 def _report(finished: Run) -> None:
+    """Print how a run ended, and how fast it was, and write its page."""
+    from polargrad.lab.compare import analysis
+    from polargrad.lab.compare.page import write_runs_page
+    from polargrad.lab.report.page import PAGE
+
     page = write_runs_page([finished], finished.path / PAGE, save_figures=True)
-    print(_ending(finished))
-    print(f"Records are in {finished.path}. Report: {page}")
-
-
-def _ending(run: Run) -> str:
-    """How a run ended, and how fast it was, in a sentence."""
-    summary = run.summary or {}
+    summary = finished.summary or {}
     units, seconds = summary.get("units", 0), summary.get("seconds", 0.0)
     speed = f", {units / seconds:,.0f} tokens/s" if seconds else ""
-    outcome = analysis.outcomes([run])[0]
+    outcome = analysis.outcomes([finished])[0]
     share = "" if outcome.optimizer_share is None else f", {outcome.optimizer_share:.0%} of the time in the optimizer"
-    return f"{analysis.sentence(outcome, run)[:-1]}: {units:,} tokens{speed}{share}."
+    print(f"{analysis.sentence(outcome, finished)[:-1]}: {units:,} tokens{speed}{share}.")
+    print(f"Records are in {finished.path}. Report: {page}")

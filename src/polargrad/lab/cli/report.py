@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ class Report:
     """
 
     folders: Positional[tuple[Path, ...]]
-    out: Path | None = None
+    out: Path | None = field(default=None, metadata={"metavar": "FILE"})
 
     def __call__(self) -> None:
         """Read the folders, print the table and write the page."""
@@ -56,7 +55,7 @@ def narrated() -> dict[str, Any]:
     """Options with which a comparison tells on stderr how far it has come."""
     from polargrad.lab.train import terminal_progress
 
-    return {"progress": terminal_progress, "report": lambda line: print(line, file=sys.stderr, flush=True)}
+    return {"progress": terminal_progress, "report": terminal.tell}
 
 
 def print_run(finished: Run) -> None:

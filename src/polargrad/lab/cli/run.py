@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from polargrad.lab import recipes
+from polargrad.lab.checks import given
 from polargrad.lab.cli import terminal
-from polargrad.lab.cli.arguments import Parallelism, Positional, given
+from polargrad.lab.cli.arguments import Parallelism, Positional
 from polargrad.lab.recipes import COMPARISONS, spec_of
 from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.train import StageLines, terminal_progress
@@ -47,7 +48,7 @@ class MatrixOptions:
     eval_every: int | None = None
     diagnostics: int | None = None
     picture: Literal["china", "flower"] | None = None
-    ratings: Path | None = None
+    ratings: Path | None = field(default=None, metadata={"metavar": "FILE"})
     jobs: int = 1
 
     def experiment_options(self, *, steps: int | None, seed: int) -> ExperimentOptions:
@@ -131,7 +132,7 @@ class Run:
         spec = self._spec()
         with self.parallel.processes() as parallel:
             if not parallel.is_main_process:
-                return runner.assist(spec, parallel)
+                return runner.run_worker(spec, parallel)
             out = terminal.new_folder(self.out, spec.name)
             finished = runner.run(spec, out, progress=terminal_progress(spec.name), parallel=parallel)
         from polargrad.lab.cli.report import print_run

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["console", "new_folder", "print_table"]
+__all__ = ["console", "dated", "new_folder", "print_table", "tell"]
 
 
 def console() -> Console:
@@ -46,5 +46,10 @@ def new_folder(out: Path | None, name: str) -> Path:
 
     out = out or dated(name)
     refuse_existing(out)
-    print(f"Results go to {out}", file=sys.stderr)
+    tell(f"Results go to {out}")
     return out
+
+
+def tell(line: str) -> None:
+    """Write a line on stderr at once, beside the results."""
+    print(line, file=sys.stderr, flush=True)

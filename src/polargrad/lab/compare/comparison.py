@@ -180,8 +180,8 @@ def go_on(
         threads: of each run; None: one if there are several jobs, else as torch has it.
         progress: makes what is told of one run's way from the run's label; for several jobs these write to stderr.
         report: takes a line for each run that ends.
-        parallel: the processes that each run is spread over; this is rank 0, and the others `runner.assist` with each
-            of `pending({})` in order. None: each run has one process.
+        parallel: the processes that each run is spread over; this is rank 0, and the others call
+            `runner.run_worker` with each of `pending({})` in order. None: each run has one process.
 
     Returns:
         Every run, in the order of the folders' names.

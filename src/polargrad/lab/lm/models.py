@@ -58,7 +58,7 @@ class Architecture:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.mlp is None:
             object.__setattr__(self, "mlp", (4 if self.family == "gpt2" else 2) * self.hidden_size)
-        for entry in fields(self):
+        for entry in fields(Architecture):
             if entry.name not in ("family", "untied"):
                 check_integer(entry.name, getattr(self, entry.name))
         _check_sizes(self)

@@ -24,9 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
-from polargrad.lab.run.language_model import LanguageModel
-from polargrad.lab.run.pretraining import skeleton
-from polargrad.lab.run.spec import Plain, RunSpec
+from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec
 from polargrad.optim.routing import roles
 
 __all__ = ["Footprint", "footprint"]
@@ -91,7 +89,8 @@ def footprint(spec: RunSpec, devices: int = 1) -> Footprint:
         raise ValueError(
             f"{devices} devices times {model.accumulation} parts do not divide the batch of {model.batch} sequences"
         )
-    module = skeleton(model)
+    assert model.mlp is not None
+    module = model.build(device="meta")
     named, found = dict(module.named_parameters()), roles(module)
     count = sum(p.numel() for p in named.values())
     width, activation = (2 if model.precision == "bfloat16" else 4), (4 if model.precision == "float32" else 2)

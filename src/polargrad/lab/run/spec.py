@@ -1,7 +1,11 @@
-"""A run, frozen: what is minimized, by which optimizer, under which schedule, for how long.
+"""The declaration of a run: what is minimized, by which optimizer, under which schedule, for how long.
 
 A spec is plain data. It round-trips through JSON, checks itself when it is made, and has a hash of its content, so that
 a run folder says exactly what ran and two runs can be told to be the same experiment.
+
+The fields of `Text`, `Computation` and `Evaluation`, like those of `Architecture`, are also the flags of `polargrad
+pretrain` and the keys of a launch file: the type of a field holds the allowed values, its entry under `Args:` is its
+help text, and `option` adds the name of the flag where it differs.
 """
 
 from __future__ import annotations
@@ -10,18 +14,127 @@ import dataclasses
 import hashlib
 import json
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, Literal
 
+from polargrad.lab.checks import check_integer
+from polargrad.lab.lm import Architecture
 from polargrad.lab.matrix import PROBLEMS, ProblemSpec
-from polargrad.lab.run.language_model import LanguageModel
 from polargrad.lab.train import Constant, LoopConfig, Schedule, schedule_from_dict
 
 Plain = None | bool | int | float | str | tuple["Plain", ...] | Mapping[str, "Plain"]
 
 FORMAT = 1
+
+
+def option(default: Any, **metadata: Any) -> Any:
+    """A field that is an option too.
+
+    Args:
+        default: of the field.
+        **metadata: `flag`, its name as flag and key, if another one; `metavar`, a word for its value; `repeated`,
+            whether the flag may be given several times; `least`, the smallest allowed integer, 1 if nothing is said.
+    """
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text of a language model and its tokens.
+
+    Args:
+        corpus: "standard-library" (the sources of the running Python); a file, folder or glob of .txt, .md, .py or
+            .jsonl; a data set of the Hugging Face hub by name, or a folder in its format.
+        subset: subset of a hub data set that has several; empty: its default.
+        split: split of a hub data set.
+        field: entry of a JSON line or of a hub data set's row that holds the text.
+        documents: number of documents to use at most; 0: all.
+        held_out: share of the documents that is held out for evaluation, in (0, 1).
+        tokenizer: a tokenizer.json, or a name on the hub; empty: a byte-level BPE trained on the corpus.
+        shuffle: what every epoch puts into a new order drawn from the seed, whole "documents" or "windows" of the text.
+    """
+
+    corpus: str = option("standard-library", flag="data", metavar="WHERE")
+    subset: str = ""
+    split: str = "train"
+    field: str = "text"
+    documents: int = option(0, least=0)
+    held_out: float = option(0.05, metavar="SHARE")
+    tokenizer: str = option("", metavar="WHERE")
+    shuffle: Literal["windows", "documents"] = "windows"
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How a step of a language model is computed.
+
+    Args:
+        batch: sequences in a step.
+        accumulation: parts that a batch is differentiated in, to save memory; a divisor of `batch`.
+        precision: "float32"; "bfloat16-mixed": forward and backward in bfloat16 where torch deems it safe, weights and
+            updates in float32; "bfloat16": weights too.
+        activation_checkpointing: compute each block's activations again in the backward pass instead of keeping them.
+        compiled: forward and backward through `torch.compile`.
+        device: cpu or cuda; in a launch file or a flag also auto.
+    """
+
+    batch: int = 16
+    accumulation: int = 1
+    precision: Literal["float32", "bfloat16-mixed", "bfloat16"] = "float32"
+    activation_checkpointing: bool = False
+    compiled: bool = option(False, flag="compile")
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a language model is evaluated.
+
+    Args:
+        evaluation_windows: held-out sequences in an evaluation.
+    """
+
+    evaluation_windows: int = 256
+
+
+@dataclass(frozen=True)
+class LanguageModel(Evaluation, Computation, Text, Architecture):
+    """Next-token loss of a decoder on a text corpus: `Architecture`, `Text`, `Computation` and `Evaluation` in one.
+
+    Raises:
+        ValueError: for a value of the wrong type or out of range, or values that do not fit together.
+
+    Example:
+        >>> LanguageModel(hidden_size=64, heads=4).kv_heads
+        4
+    """
+
+    kind: ClassVar[str] = "language-model"
+    metric: ClassVar[str] = "val_loss"
+    metric_label: ClassVar[str] = "validation loss"
+    metric_unit: ClassVar[str] = "nats per token"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        hints = typing.get_type_hints(type(self))
+        for entry in fields(self):
+            value, hint = getattr(self, entry.name), hints[entry.name]
+            allowed = typing.get_args(hint)
+            if hint is int:
+                check_integer(entry.name, value, entry.metadata.get("least", 1))
+            elif typing.get_origin(hint) is Literal and value not in allowed:
+                raise ValueError(f"{entry.name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+        if self.batch % self.accumulation:
+            divisors = [count for count in range(1, self.batch + 1) if self.batch % count == 0]
+            raise ValueError(
+                f"accumulation {self.accumulation} does not divide the batch of {self.batch} sequences; it may be one "
+                f"of {', '.join(map(str, divisors))}"
+            )
+        if not 0.0 < self.held_out < 1.0:
+            raise ValueError(f"held_out is {self.held_out!r}, the share of documents held out; give one in (0, 1)")
 
 
 ObjectiveSpec = LanguageModel | ProblemSpec
@@ -39,7 +152,7 @@ class RunSpec:
         loop: number of steps, evaluation, logging and divergence.
         seed: of the initial weights and of the batches; equal seeds see equal batches.
         probe: names of the matrices whose gradients are measured every `loop.probe_every` steps.
-        recipe: what this run is a variant of; a sweep groups its runs by it. Defaults to `name`.
+        recipe: what this run is a variant of, by which a sweep groups its runs; `name` by default.
         description: one line for people.
 
     Raises:
@@ -64,8 +177,7 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         _check_name(self.name)
-        if not _is_int(self.seed) or self.seed < 0:
-            raise ValueError(f"seed is {self.seed!r}; give a whole number of at least 0")
+        check_integer("seed", self.seed, least=0)
         if not self.optimizer:
             raise ValueError("optimizer is empty; give at least one role with its options")
         for role, options in self.optimizer.items():
@@ -83,10 +195,14 @@ class RunSpec:
         return (_rebuild, (self.objective, self.to_dict()))
 
     @property
+    def content(self) -> dict[str, Any]:
+        """What runs, as plain data: everything but name, recipe and description."""
+        return {k: v for k, v in self.to_dict().items() if k not in ("name", "recipe", "description")}
+
+    @property
     def content_hash(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of what runs: everything but name, recipe and description."""
-        content = {k: v for k, v in self.to_dict().items() if k not in ("name", "recipe", "description")}
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """Twelve hexadecimal digits of the SHA-256 of `content`."""
+        canonical = json.dumps(self.content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @property
@@ -190,10 +306,6 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{what} must be an object with named entries, got {type(value).__name__}")
     return value
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_name(name: Any) -> None:

@@ -67,7 +67,7 @@ def carry_out(
         while waiting := pending():
             spec = waiting[0]
             told = progress(spec.name)
-            runner.ensure(spec, path / spec.name, progress=told, policy=POLICY, parallel=parallel)
+            runner.run_or_resume(spec, path / spec.name, progress=told, policy=POLICY, parallel=parallel)
             ended(spec.name)
     except KeyboardInterrupt as interruption:
         raise runner.Interrupted(path, getattr(interruption, "signal", "SIGINT")) from None
@@ -161,7 +161,7 @@ def _serve(connection: Connection, path: Path, threads: int) -> None:
     while (spec := specs.get()) is not None:
         answer: Exception | None = None
         try:
-            runner.ensure(spec, path / spec.name, progress=terminal_progress(spec.name), policy=POLICY)
+            runner.run_or_resume(spec, path / spec.name, progress=terminal_progress(spec.name), policy=POLICY)
         except runner.Interrupted:
             return
         except Exception as error:

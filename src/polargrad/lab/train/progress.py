@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, TextIO
 
 
@@ -194,3 +195,39 @@ def _rate(units: int, seconds: float, unit: str) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes}:{rest:02d}"
+
+
+@contextlib.contextmanager
+def tokenization_progress(
+    name: str, stream: TextIO | None = None, every: float = 10.0
+) -> Iterator[Callable[[int, int], None]]:
+    """Show how much of a text is encoded: one line, rewritten, on a terminal, plain lines elsewhere; none if at once.
+
+    Args:
+        name: of the text.
+        stream: where to write; None: stderr.
+        every: seconds between two lines where the stream is not a terminal.
+
+    Returns:
+        What is called with the numbers of documents and tokens so far.
+    """
+    output: TextIO = sys.stderr if stream is None else stream
+    watched, began, shown = output.isatty(), time.monotonic(), 0.0
+    last: tuple[int, int] | None = None
+
+    def line(documents: int, tokens: int) -> str:
+        speed = tokens / max(time.monotonic() - began, 1e-9)
+        return f"encoding {name}: {documents:,} documents, {tokens:,} tokens, {speed:,.0f} tokens/s"
+
+    def progress(documents: int, tokens: int) -> None:
+        nonlocal shown, last
+        last, now = (documents, tokens), time.monotonic()
+        if now - shown >= (0.1 if watched else every):
+            shown = now
+            output.write(f"\r{line(documents, tokens)}" if watched else line(documents, tokens) + "\n")
+            output.flush()
+
+    yield progress
+    if last is not None:
+        output.write(("\r" if watched else "") + line(*last) + "\n")
+        output.flush()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from polargrad.lab.run import runner
-from polargrad.lab.run.objectives import build_objective, torch_device
+from polargrad.lab.run.build import build_objective, build_optimizer, torch_device
 from tests.runs import tiny_spec, tiny_text
 
 
@@ -72,7 +72,7 @@ def test_precision_is_of_weights_and_of_the_forward_pass(spec, precision, weight
     assert loss.item() == pytest.approx(exact, rel=0.02)
     assert (loss.item() == pytest.approx(exact, rel=1e-6)) is same
     loss.backward()
-    optimizer = runner.build_optimizer(spec, objective.module)
+    optimizer = build_optimizer(spec, objective.module)
     optimizer.step()
     assert {optimizer.state[p]["momentum_buffer"].dtype for p in optimizer.param_groups[0]["params"]} == {weights}
 

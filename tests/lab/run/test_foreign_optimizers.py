@@ -5,24 +5,23 @@ import torch
 
 from polargrad.lab.lm import decoder
 from polargrad.lab.recipes import RECIPES, optimizer_for
-from polargrad.lab.run import pretraining, runner
-from polargrad.lab.run.comparators import comparator_rule
-from polargrad.lab.run.language_model import LanguageModel
-from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.run.build import build_optimizer, foreign_rule
+from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import LoopConfig
+from polargrad.optim.routing import roles
 
 SIZES = {"hidden_size": 16, "layers": 1, "heads": 2, "mlp": 32}
 
 
 def spec(recipe, changes=()):
     model = LanguageModel(**SIZES, kv_heads=2, vocabulary=64)
-    options = optimizer_for(recipe, set(pretraining.roles(pretraining.skeleton(model)).values()), changes)
+    options = optimizer_for(recipe, set(roles(model.build(device="meta")).values()), changes)
     return RunSpec("x", model, options, loop=LoopConfig(3))
 
 
 def after_steps(recipe):
     model = decoder(**SIZES, vocabulary=64)
-    optimizer = runner.build_optimizer(spec(recipe), model)
+    optimizer = build_optimizer(spec(recipe), model)
     losses = []
     for step in range(6):
         optimizer.zero_grad()
@@ -53,13 +52,13 @@ def test_without_the_library_the_error_says_what_to_install(recipe, monkeypatch)
 
 
 def test_one_library_steps_a_whole_model():
-    assert comparator_rule(spec("soap").optimizer) == "soap"
-    assert comparator_rule(spec("muon+adamw").optimizer) is None
+    assert foreign_rule(spec("soap").optimizer) == "soap"
+    assert foreign_rule(spec("muon+adamw").optimizer) is None
     with pytest.raises(ValueError, match="soap steps a whole model and cannot share one with adamw"):
-        comparator_rule(spec("soap", ["vector.rule=adamw"]).optimizer)
+        foreign_rule(spec("soap", ["vector.rule=adamw"]).optimizer)
 
 
 def test_options_of_the_whole_optimizer_agree():
     pytest.importorskip("pytorch_optimizer")
     with pytest.raises(ValueError, match="precondition_frequency of soap is"):
-        runner.build_optimizer(spec("soap", ["head.precondition_frequency=5"]), decoder(**SIZES, vocabulary=64))
+        build_optimizer(spec("soap", ["head.precondition_frequency=5"]), decoder(**SIZES, vocabulary=64))

@@ -1,0 +1,279 @@
+"""From a spec to the parts of a run: objective, optimizer, probe, and the record of where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from polargrad.lab.run.environment import environment
+from polargrad.lab.run.spec import LanguageModel, RunSpec, Text
+from polargrad.lab.train import MatrixProbe
+from polargrad.lab.train.parallel import Parallel
+from polargrad.lab.train.progress import tokenization_progress
+from polargrad.optim import PolarGrad, parameter_groups
+from polargrad.optim.routing import roles
+
+if TYPE_CHECKING:
+    from polargrad.lab.lm import EncodedCorpus
+    from polargrad.lab.train import Objective
+
+__all__ = ["BuiltRun", "build", "build_objective", "build_optimizer", "foreign_rule", "torch_device"]
+
+# Optimizers of pytorch-optimizer, and what a parameter group of each holds for itself; the rest is shared by all.
+FOREIGN_RULES = ("shampoo", "soap")
+_OF_A_GROUP = ("params", "role", "lr", "betas", "weight_decay", "eps")
+
+
+@dataclass(frozen=True)
+class BuiltRun:
+    """The parts of a run.
+
+    Args:
+        spec: what they were built from.
+        objective: what is minimized.
+        optimizer: over the objective's parameters.
+        probe: measures matrices during the run; None where the spec names none.
+        environment: versions, machine and data, as plain data.
+        parallel: the processes; None for one.
+    """
+
+    spec: RunSpec
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    probe: MatrixProbe | None
+    environment: Mapping[str, Any]
+    parallel: Parallel | None = None
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: all that runs, and on which data."""
+        data = {key: self.environment.get(key) for key in ("corpus_checksum", "tokenizer_checksum")}
+        return {**self.spec.content, **data}
+
+
+def build(spec: RunSpec, parallel: Parallel | None = None) -> BuiltRun:
+    """The parts of a run.
+
+    Args:
+        spec: the run.
+        parallel: the processes to put a language model on; None: this one alone.
+
+    Raises:
+        ValueError: the spec does not fit its model, its data or the processes.
+    """
+    objective, facts = build_objective(spec, parallel)
+    if isinstance(spec.objective, LanguageModel):
+        group = None if parallel is None else parallel.optimizer_group
+        optimizer = build_optimizer(spec, objective.module, group)
+    else:
+        from polargrad.lab.matrix.objective import ProblemObjective
+        from polargrad.lab.matrix.optimizers import build_optimizer as build_for_matrices
+
+        assert isinstance(objective, ProblemObjective)
+        optimizer = build_for_matrices(spec.optimizer, objective)
+    probe = _build_probe(spec, objective.module, optimizer)
+    return BuiltRun(spec, objective, optimizer, probe, {**environment(), **facts}, parallel)
+
+
+def build_objective(spec: RunSpec, parallel: Parallel | None = None) -> tuple[Objective, Mapping[str, Any]]:
+    """The objective of a spec and what the environment's record should say of its data.
+
+    Args:
+        spec: the run; its seed draws the initial weights and the batches.
+        parallel: the processes to put a language model on; None: this one alone.
+
+    Returns:
+        The objective, and plain facts: the corpus, its checksum, the number of parameters.
+
+    Raises:
+        ValueError: if the data does not suffice, as with a corpus shorter than one sequence, or cannot be divided among
+            the processes.
+    """
+    if isinstance(spec.objective, LanguageModel):
+        return _language_model(spec.objective, spec.seed, parallel or Parallel())
+    if parallel is not None and not parallel.is_single:
+        raise ValueError(f"{spec.name} is a matrix problem, which one process solves; leave --parallel out")
+    return _matrix_problem(spec)
+
+
+def _matrix_problem(spec: RunSpec) -> tuple[Objective, Mapping[str, Any]]:
+    from polargrad.lab.matrix import ProblemObjective
+
+    assert not isinstance(spec.objective, LanguageModel)
+    problem = spec.objective.build(spec.seed)
+    evaluations = spec.loop.probe_every // spec.loop.eval_every if spec.loop.eval_every else 1
+    built = ProblemObjective(problem, residual_every=max(1, evaluations) if spec.loop.probe_every else 0)
+    facts = {
+        "parameters": sum(value.numel() for value in problem.start.values()),
+        "minimum": problem.minimum,
+        "smoothness": problem.smoothness,
+        "strong_convexity": problem.strong_convexity,
+    }
+    return built, facts
+
+
+def _language_model(model: LanguageModel, seed: int, parallel: Parallel) -> tuple[Objective, Mapping[str, Any]]:
+    from polargrad.lab import lm
+
+    parallel.check_batch(model.batch)
+    text = Text(**{entry.name: getattr(model, entry.name) for entry in fields(Text)})
+    with parallel.main_process_first():  # which leaves the encoded text in the cache
+        data, encoded = _corpus(text, model.vocabulary)
+    decoder = model.build(seed=seed)
+    module = cast(torch.nn.Module, decoder)  # whose `to` is better typed
+    facts = {**data, "parameters": sum(parameter.numel() for parameter in module.parameters()), **parallel.metadata()}
+    if model.precision == "bfloat16":
+        module.to(torch.bfloat16)
+    if parallel.is_single:
+        module.to(torch_device(model.device))
+    if model.activation_checkpointing:
+        decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if model.compiled:
+        module.compile()  # in place: parameters keep their names
+    built = lm.LanguageModelObjective(
+        module,
+        encoded.train,
+        encoded.held_out,
+        batch_size=model.batch,
+        sequence=model.sequence,
+        seed=seed,
+        evaluation_windows=model.evaluation_windows,
+        shuffle=model.shuffle,
+        accumulation=model.accumulation,
+        autocast=torch.bfloat16 if model.precision == "bfloat16-mixed" else None,
+        forward=parallel.shard(module, lm.tensor_plan(module, parallel.sizes[2]) if parallel.sizes[2] > 1 else None),
+        group=parallel.data_group,
+    )
+    if built.batches.windows < model.batch:
+        raise ValueError(
+            f"the training text of {data['corpus']} has {built.batches.windows} sequences of {model.sequence} "
+            f"tokens, fewer than a batch of {model.batch}: give more text, a smaller batch or shorter sequences"
+        )
+    return built, facts
+
+
+@lru_cache(maxsize=2)
+def _corpus(text: Text, vocabulary: int) -> tuple[Mapping[str, Any], EncodedCorpus]:
+    """What to record of a corpus, and its tokens; the runs of a comparison read and check it once."""
+    from polargrad.lab import lm
+    from polargrad.lab.lm.sources import STANDARD_LIBRARY
+
+    source = lm.open_source(text.corpus, subset=text.subset, split=text.split, field=text.field).limited(text.documents)
+    if text.tokenizer:
+        words = lm.load_tokenizer(text.tokenizer)
+    else:
+        words = lm.train_bpe(source, vocabulary, held_out=text.held_out)
+    with tokenization_progress(source.name) as progress:
+        encoded = lm.tokenize(source, words, held_out=text.held_out, progress=progress)
+    # The standard library's identity is a checksum of its documents, whatever vocabulary they are written in.
+    checksum = source.identity if text.corpus == STANDARD_LIBRARY else encoded.checksum
+    facts = {"corpus": source.name, "corpus_checksum": checksum, "tokenizer_checksum": words.checksum}
+    return {**facts, "corpus_tokens": len(encoded.train.tokens)}, encoded
+
+
+def torch_device(name: str) -> torch.device:
+    """The device that a spec names.
+
+    Raises:
+        ValueError: torch has no such device, or this machine has not.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}, which torch does not know; give cpu or cuda") from error
+    if device.type == "cpu":
+        return device
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None or accelerator.type != device.type:
+        here = "no accelerator" if accelerator is None else f"the accelerator {accelerator.type}"
+        raise ValueError(f"device is {name!r}, and torch sees {here} on this machine; give device cpu, or auto")
+    return device
+
+
+def build_optimizer(spec: RunSpec, module: torch.nn.Module, process_group: Any = None) -> torch.optim.Optimizer:
+    """The optimizer of a spec over a model's parameters, one group for each role: PolarGrad, or another library's.
+
+    A group has the spec's options and, for the rest, the optimizer's own defaults; the defaults that `parameter_groups`
+    keeps for each role stay out, so that a spec does not change its meaning when those do.
+
+    Args:
+        spec: its optimizer is built.
+        module: whose parameters it steps.
+        process_group: ranks that share the work of a step, see `PolarGrad`.
+
+    Raises:
+        ValueError: if a role of the model has no options in the spec, or the other way round.
+    """
+    groups = parameter_groups(module)
+    present = {group["role"] for group in groups}
+    if present != set(spec.optimizer):
+        raise ValueError(
+            f"the model has the roles {', '.join(sorted(present))}, and {spec.name} has options for "
+            f"{', '.join(sorted(spec.optimizer))}; give options for just the roles of the model"
+        )
+    # How the weights are stored is a fact of the model and not a default.
+    facts = [{key: g[key] for key in ("params", "role", "layout") if key in g} for g in groups]
+    built = [{**fact, **spec.optimizer[fact["role"]]} for fact in facts]
+    rule = foreign_rule(spec.optimizer)
+    if rule is None:
+        return PolarGrad(built, process_group=process_group)
+    if process_group is not None:
+        raise ValueError(f"{rule} is another library's optimizer, which knows of one process; leave --parallel out")
+    return _foreign_optimizer(rule, built)
+
+
+def foreign_rule(optimizer: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The rule of pytorch-optimizer, "shampoo" or "soap", that an optimizer follows in every role; None if it is ours.
+
+    Raises:
+        ValueError: if some roles follow it and others do not.
+    """
+    rules = {str(options.get("rule")) for options in optimizer.values()}
+    if not (foreign := rules & set(FOREIGN_RULES)):
+        return None
+    if len(rules) > 1:
+        raise ValueError(
+            f"{', '.join(sorted(foreign))} steps a whole model and cannot share one with "
+            f"{', '.join(sorted(rules - foreign)) or 'the other'}; give every role the same rule"
+        )
+    return foreign.pop()
+
+
+def _foreign_optimizer(rule: str, groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
+    """SOAP of pytorch-optimizer, or its distributed Shampoo: blocks of 512, grafted onto RMSProp's step lengths."""
+    try:
+        import pytorch_optimizer
+    except ImportError as error:
+        raise ImportError(f"{rule} is of pytorch-optimizer; pip install 'polargrad[comparators]'") from error
+    shared: dict[str, Any] = {}
+    for group in groups:
+        for key, value in group.items():
+            if key not in (*_OF_A_GROUP, "rule", "layout") and shared.setdefault(key, value) != value:
+                raise ValueError(f"{key} of {rule} is {shared[key]!r} and {value!r} in different roles; give one value")
+    own = [{key: value for key, value in group.items() if key in _OF_A_GROUP} for group in groups]
+    try:
+        if rule == "soap":
+            return pytorch_optimizer.SOAP(own, **shared)
+        from pytorch_optimizer.optimizer.utils.graft import LayerWiseGrafting
+
+        fixed = {"graft_type": LayerWiseGrafting.RMSPROP, "moving_average_for_momentum": True}
+        return pytorch_optimizer.ScalableShampoo(own, **fixed, **shared)
+    except TypeError as error:
+        raise ValueError(f"{rule} cannot be made with {', '.join(sorted(shared))}: {error}") from error
+
+
+def _build_probe(spec: RunSpec, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> MatrixProbe | None:
+    """What measures the spec's probed matrices: gradients, of a model momenta and steps too; None if there are none."""
+    if not spec.probe:
+        return None
+    named = dict(module.named_parameters())
+    if unknown := [name for name in spec.probe if name not in named]:
+        matrices = ", ".join(name for name, parameter in named.items() if parameter.ndim == 2)
+        raise ValueError(f"cannot probe {unknown[0]!r}, which the model does not have; its matrices are {matrices}")
+    chosen = {name: named[name] for name in spec.probe}
+    stepped = optimizer if isinstance(spec.objective, LanguageModel) else None
+    return MatrixProbe(chosen, roles(module), optimizer=stepped)
