@@ -15,7 +15,7 @@ from polargrad.lab.run import runner, workers
 from polargrad.lab.run.folder import COMPARISON, SPEC, SUMMARY, find_runs, read_run, status_of
 from tests.runs import tiny_spec, tiny_text
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -125,10 +125,11 @@ def tokenize(
         "shard_tokens": shard_tokens,
     }
     shards: list[_Shard] = []
-    while not shards or not shards[-1].last:
-        paths = tuple(folder / f"{part}-{len(shards):05d}.tokens" for part in _PARTS)
-        begin = {**facts, "first": shards[-1].next if shards else 0}
-        shards.append(_found(paths, begin) or writer.write(paths, begin))
+    while not shards or not shards[-1].headers[0]["last"]:
+        paths = [folder / f"{part}-{len(shards):05d}.tokens" for part in _PARTS]
+        begin = {**facts, "first": shards[-1].headers[0]["next"] if shards else 0}
+        headers = [header for header in (verified_header(path, **begin) for path in paths) if header is not None]
+        shards.append(_Shard(paths, headers if len(headers) == len(paths) else writer.write(paths, begin)))
     encoded = EncodedCorpus(*(_token_file(shards, part, writer.dtype, tokenizer) for part in range(len(_PARTS))))
     for file, purpose in zip(encoded, ("to train on", "to hold out"), strict=True):
         if not len(file.tokens):
@@ -137,18 +138,10 @@ def tokenize(
 
 
 class _Shard(NamedTuple):
-    paths: tuple[Path, ...]
-    next: int
-    last: bool
-    checksums: tuple[str, ...]
+    """The files of a shard, training tokens first, and their headers."""
 
-
-def _found(paths: tuple[Path, ...], facts: dict[str, Any]) -> _Shard | None:
-    """A shard that was written and is undamaged."""
-    headers = [header for header in (verified_header(path, **facts) for path in paths) if header is not None]
-    if len(headers) < len(paths):
-        return None
-    return _Shard(paths, headers[0]["next"], headers[0]["last"], tuple(header["sha256"] for header in headers))
+    paths: list[Path]
+    headers: list[dict[str, Any]]
 
 
 class _Writer:
@@ -163,7 +156,7 @@ class _Writer:
         self._stream: Iterator[Document] | None = None
         self._position, self._tokens = 0, 0
 
-    def write(self, paths: tuple[Path, ...], facts: dict[str, Any]) -> _Shard:
+    def write(self, paths: list[Path], facts: dict[str, Any]) -> list[dict[str, Any]]:
         if self._stream is None or self._position != facts["first"]:
             self._stream, self._position = self._source.read(facts["first"]), facts["first"]
         train: list[np.ndarray] = []
@@ -183,7 +176,7 @@ class _Writer:
         rest = publish(paths[1], lambda part: _save(part, held_out), **facts)
         ending = {"next": self._position, "last": last}
         header = publish(paths[0], lambda part: _save(part, train), **facts, **ending)
-        return _Shard(paths, self._position, last, (header["sha256"], rest["sha256"]))
+        return [header, rest]
 
     def _encode(self, documents: Sequence[Document]) -> Iterator[np.ndarray]:
         """The tokens of each document with the one that closes it; none for a document without text."""
@@ -218,5 +211,5 @@ def _token_file(shards: Sequence[_Shard], part: int, dtype: np.dtype[Any], token
         np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype=dtype)
         for path in (shard.paths[part] for shard in shards)
     ]
-    checksum = hashlib.sha256("".join(shard.checksums[part] for shard in shards).encode()).hexdigest()
+    checksum = hashlib.sha256("".join(shard.headers[part]["sha256"] for shard in shards).encode()).hexdigest()
     return TokenFile(TokenShards(arrays), tokenizer.vocab_size, checksum, tokenizer.end_of_text)

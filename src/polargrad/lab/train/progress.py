@@ -14,19 +14,15 @@ class Progress(Protocol):
 
     def start(self, total: int, unit: str) -> None:
         """The run begins: `total` steps, each consuming some of the unit, such as "token"."""
-        ...
 
     def update(self, step: int, loss: float, units: int, seconds: float) -> None:
         """`step` steps are finished and consumed `units` units in `seconds` training seconds."""
-        ...
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """An evaluation was made after `step` steps."""
-        ...
 
     def finish(self, status: str) -> None:
         """The run is over."""
-        ...
 
 
 def terminal_progress(label: str, stream: TextIO | None = None) -> Progress:

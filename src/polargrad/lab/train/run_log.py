@@ -222,17 +222,9 @@ class RunLog:
         self.steps = waiting.step
         finite = math.isfinite(loss)
         self._final["loss"] = loss if finite else None
-        self._record(
-            {
-                "kind": "step",
-                "step": waiting.step,
-                "loss": self._final["loss"],
-                "seconds": self.seconds,
-                "optimizer_seconds": self.optimizer_seconds,
-                "lr": waiting.rates,
-                "units": waiting.step * self._units_per_step,
-            }
-        )
+        timed = {"seconds": self.seconds, "optimizer_seconds": self.optimizer_seconds}
+        consumed = {"lr": waiting.rates, "units": waiting.step * self._units_per_step}
+        self._record({"kind": "step", "step": waiting.step, "loss": self._final["loss"], **timed, **consumed})
         if self._first_loss is None and finite:
             self._first_loss = loss
         if not self.diverged:
