@@ -56,7 +56,7 @@ def minimize(steps: int, saved: io.BytesIO | None = None, **options: object) -> 
 
 L = problem.smoothness
 assert L is not None
-polar = {"lr": 1.0, "momentum": 0.0, "scale": "nuclear", "step_rule": "smoothness", "smoothness": L}
+polar = {"lr": 1.0, "momentum": 0.0, "scale": "nuclear", "step_rule": {"name": "smoothness", "smoothness": L}}
 with_norm, _ = minimize(400, **polar)
 without_norm, _ = minimize(400, lr=0.1, momentum=0.0, scale="none")
 for step in range(0, 401, 80):

@@ -1,4 +1,4 @@
-"""The rules of the house: imports go one way, the core is light, files stay small."""
+"""The rules of the house: imports go one way, the core is light, files stay readable."""
 
 import ast
 import subprocess

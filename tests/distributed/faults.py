@@ -20,8 +20,9 @@ def _made(layout, world, order=(0, 1, 2, 3), seed=0, named=True, **options):
     starts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
     parameters, places = parameters_on(layout, world, starts)
     chosen = [(f"p{i}", parameters[i]) if named else parameters[i] for i in order]
+    group = {"params": chosen, "rule": options.pop("rule", "polar")}
     options = {"lr": 0.1, "method": "svd", **options}
-    optimizer = polargrad.PolarGrad(chosen, **arguments_of(layout), **options)
+    optimizer = polargrad.PolarGrad([group], **arguments_of(layout), **options)
     for p, place, start in zip(parameters, places, starts, strict=True):
         p.grad = place.put(torch.cos(start))
     return optimizer, parameters
@@ -142,7 +143,8 @@ def _alone(**options):
     named = [(f"p{i}", p) for i, p in enumerate(parameters)]
     for p in parameters:
         p.grad = torch.cos(p.detach())
-    return polargrad.PolarGrad(named, lr=0.1, method="svd", **options), parameters
+    group = {"params": named, "rule": options.pop("rule", "polar")}
+    return polargrad.PolarGrad([group], lr=0.1, method="svd", **options), parameters
 
 
 def _spoil(parameters):

@@ -47,7 +47,8 @@ def test_single_precision(tmp_path):
 
 def test_half_precision(tmp_path):
     """Odd numbers of entries of two bytes travel beside numbers of eight."""
-    _check(2, tmp_path, ["momentum-first nuclear", "rows momentum-first", "even rows"], ["ddp", "rows"], torch.bfloat16)
+    names = ["momentum-first nuclear", "rows momentum-first", "normalized rows"]
+    _check(2, tmp_path, names, ["ddp", "rows"], torch.bfloat16)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from torch import nn
 
 import polargrad
 from polargrad.distributed.checkpoint import load, save
-from polargrad.optim.state import initialize_state
+from polargrad.optim.polargrad import initialize_state
 from tests.distributed.layouts import Place, arguments_of
 from tests.distributed.worlds import spawn
 
@@ -43,7 +43,7 @@ def made(layout, world):
     groups = [
         {"params": [model.table, model.square], "lr": 0.02, "scale": "adaptive-nuclear", "method": "svd"},
         {"params": [model.experts, model.late], "lr": 0.03, "momentum_order": "heavy-ball", "method": "svd"},
-        {"params": [model.head], "lr": 0.02, "scale": "rms", "row_beta": 0.9, "method": "svd"},
+        {"params": [model.head], "lr": 0.02, "scale": "rms", "normalize_rows": 0.9, "method": "svd"},
         {"params": [model.scalars], "lr": 0.05, "rule": "adamw", "betas": (0.8, 0.9)},
     ]
     return model, polargrad.PolarGrad(groups, **({} if layout == "alone" else arguments_of(layout)))

@@ -70,11 +70,11 @@ def compare(rank, world, names):
     others = {
         "rows": {"geometry": "rows"},
         "frobenius": {"geometry": "frobenius"},
-        "smoothness": {"method": "svd", "step_rule": "smoothness", "smoothness": 10.0},
+        "smoothness": {"method": "svd", "momentum": 0.0, "step_rule": {"name": "smoothness", "smoothness": 10.0}},
     }
     for name in names:
         muon = {"method": "newton-schulz", "max_steps": 5}
-        even = {"even rows": {**muon, "row_beta": 0.9}}
+        even = {"normalized rows": {**muon, "normalize_rows": 0.9}}
         cases = {"polar": muon, **(others if name in ("ddp", "hsdp") else even)}
         for label, options in cases.items():
             torch.manual_seed(0)
@@ -149,7 +149,7 @@ def test_running_figures_of_rows_live_with_the_rows():
     held = {}
     for dims in ((0,), (1,), (None,)):
         layouts = {W: Layout((64, 16), (4,), dims)}
-        plain, even = (plan(polargrad.PolarGrad([W], row_beta=b).param_groups, layouts) for b in (None, 0.9))
+        plain, even = (plan(polargrad.PolarGrad([W], normalize_rows=b).param_groups, layouts) for b in (None, 0.9))
         assert sum(even.sent) - sum(plain.sent) == (4 * 2 * (3 / 4) * 8 * 64 if dims == (1,) else 0)
         assert even.collectives - plain.collectives == (dims == (1,))
         held[dims] = even.state - plain.state

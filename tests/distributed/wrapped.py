@@ -30,7 +30,7 @@ OPTIONS = {
     "polar": {
         "embedding": {"rule": "polar", "lr": 0.1, "scale": "nuclear", "method": "qdwh", "momentum": 0.5},
         "hidden": {"scale": "adaptive-nuclear", "method": "svd", "max_steps": None, "weight_decay": 0.1,
-                   "row_beta": 0.9},
+                   "normalize_rows": 0.9},
         "vector": {"lr": 1e-3, "weight_decay": 0.1},
     },
 }  # fmt: skip

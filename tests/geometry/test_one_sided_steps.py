@@ -18,7 +18,7 @@ def _by_hand(M, alpha):
 def test_a_step_is_the_formula(geometry, shape, alpha):
     W = torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64))
     W.grad = torch.randn(shape, dtype=torch.float64)
-    polargrad.PolarGrad([W], lr=0.5, momentum=0.0, geometry=geometry, scale="nuclear", alpha=alpha).step()
+    polargrad.PolarGrad([W], lr=0.5, momentum=0.0, geometry=geometry, scale={"name": "nuclear", "alpha": alpha}).step()
     M = W.grad if geometry == "right-polar" else W.grad.T
     D = _by_hand(M, alpha)
     expected = -0.5 * (D if geometry == "right-polar" else D.T)
@@ -49,6 +49,6 @@ def test_the_wrong_side_is_refused_at_construction_and_named():
 
 def test_a_transposed_layout_turns_the_side():
     W = torch.nn.Parameter(torch.ones(5, 30))
-    polargrad.PolarGrad([W], lr=0.1, geometry="right-polar", layout="transposed")
+    polargrad.PolarGrad([{"params": [W], "layout": "transposed"}], lr=0.1, geometry="right-polar")
     with pytest.raises(ValueError, match="left-polar"):
         polargrad.PolarGrad([W], lr=0.1, geometry="right-polar")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import polargrad
-from polargrad.optim.routing import _DEFAULTS
+from polargrad.optim.roles import _DEFAULTS
 
 EXAMPLES = Path(polargrad.__file__).parents[2] / "examples"
 LOOPS = ["plain_loop", "accelerate_loop", "lightning_module", "torchtitan_style"]

@@ -20,9 +20,9 @@ VARIANTS = [
     {"momentum_order": "heavy-ball", "maximize": True, "weight_decay": 0.1, "weight_decay_mode": "cautious"},
     {"scale": "adaptive-nuclear", "scope": "group"},
     {"scale": "mean-singular", "geometry": "rows"},
-    {"step_rule": "smoothness", "smoothness": 2.0},
+    {"step_rule": {"name": "smoothness", "smoothness": 2.0}, "momentum": 0.0},
     {"momentum_dtype": "bfloat16", "scale": "spectral", "workspace": 1},
-    {"row_beta": 0.9, "scale": "rms"},
+    {"normalize_rows": 0.9, "scale": "rms"},
 ]
 # A fixed number of steps, no value looked at: what the guide names for graphs.
 METHODS = [
@@ -82,6 +82,8 @@ def _model(device="cpu", lr=0.1, **options):
     generator = torch.Generator().manual_seed(0)
     polar, vectors = ([torch.nn.Parameter(torch.randn(s, generator=generator).to(device)) for s in shapes]
                       for shapes in (SHAPES, [(4,), (6,)]))  # fmt: skip
+    if "geometry" in options:
+        options = {key: value for key, value in options.items() if key not in ("method", "max_steps")}
     groups = [{"params": polar, **options}, {"params": vectors, "rule": "adamw", "weight_decay": 0.1}]
     for p in polar + vectors:
         p.grad = torch.zeros_like(p)

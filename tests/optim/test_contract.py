@@ -270,11 +270,11 @@ def test_named_parameters_are_kept_and_order_decides_on_load():
 
 def test_an_older_state_without_an_option_gets_the_default():
     W = torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = polargrad.PolarGrad([W], scale_beta=0.5)
+    optimizer = polargrad.PolarGrad([W], normalize_rows=0.5)
     old = optimizer.state_dict()
-    del old["param_groups"][0]["scale_beta"]
+    del old["param_groups"][0]["normalize_rows"]
     optimizer.load_state_dict(old)
-    assert optimizer.param_groups[0]["scale_beta"] == 0.5
+    assert optimizer.param_groups[0]["normalize_rows"] == 0.5
     optimizer.step()
 
 
@@ -284,6 +284,7 @@ def test_a_state_with_an_option_out_of_range_is_refused():
     state["param_groups"][0]["scale"] = "cubic"
     with pytest.raises(ValueError, match="scale must be one of"):
         optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["scale"] == "nuclear"
 
 
 def test_groups_are_plain_data_whatever_the_method_was_given_as():
@@ -305,7 +306,7 @@ def test_groups_are_plain_data_whatever_the_method_was_given_as():
 
 def test_a_refused_group_leaves_the_optimizer_as_it_was():
     optimizer = polargrad.PolarGrad([torch.nn.Parameter(torch.ones(2, 2))])
-    with pytest.raises(ValueError, match="no matrix"):
+    with pytest.raises(ValueError, match="not a matrix"):
         optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
     assert len(optimizer.param_groups) == 1
 

@@ -63,7 +63,7 @@ def test_a_step_is_that_of_the_matrices_alone(shape, options, batches, scale):
     whole = torch.nn.Parameter(torch.randn(shape, dtype=torch.float64))
     singles = [torch.nn.Parameter(W.clone()) for part in view.split(whole.detach()) for W in part]
     common = {"lr": 0.1, "scale": scale, "method": "svd", "weight_decay": 0.1}
-    a, b = polargrad.PolarGrad([whole], **common, **options), polargrad.PolarGrad(singles, **common)
+    a, b = polargrad.PolarGrad([{"params": [whole], **options}], **common), polargrad.PolarGrad(singles, **common)
     for _ in range(3):
         whole.grad = torch.randn(shape, dtype=torch.float64)
         for p, g in zip(singles, itertools.chain.from_iterable(view.split(whole.grad)), strict=True):
@@ -80,7 +80,7 @@ def test_the_heads_of_an_output_projection_are_blocks_of_its_columns(scale):
     W = torch.nn.Parameter(torch.randn(10, 12, dtype=torch.float64))
     blocks = [torch.nn.Parameter(block.clone()) for block in W.detach().split(4, dim=1)]
     common = {"lr": 0.1, "scale": scale, "method": "svd", "weight_decay": 0.1, "nesterov": True}
-    whole = polargrad.PolarGrad([W], layout="transposed", heads=3, **common)
+    whole = polargrad.PolarGrad([{"params": [W], "layout": "transposed", "heads": 3}], **common)
     # The scale by shape sees the blocks as (size, out), which is never tall here: 1 in place of sqrt(10 / 4).
     alone = polargrad.PolarGrad(blocks, **{**common, "scale": "none" if scale == "spectral" else scale})
     for _ in range(3):
@@ -96,7 +96,7 @@ def test_one_broken_head_is_skipped_alone():
     W = torch.nn.Parameter(torch.ones(4, 12))
     W.grad = torch.randn(4, 12)
     W.grad[0, 0] = torch.nan
-    optimizer = polargrad.PolarGrad([W], lr=0.1, layout="transposed", split=[6, 6], heads=[3, 1])
+    optimizer = polargrad.PolarGrad([{"params": [W], "layout": "transposed", "split": [6, 6], "heads": [3, 1]}], lr=0.1)
     with pytest.warns(UserWarning, match="skipped updates"):
         optimizer.step()
     assert torch.equal(W[:, :2], torch.ones(4, 2))
@@ -125,7 +125,7 @@ def test_options_travel_through_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((4,), {}, "is no matrix"),
+        ((4,), {}, "is not a matrix"),
         ((4, 4), {"layout": "upside-down"}, "layout must be one of"),
         ((12, 4), {"split": [6, 4]}, r"adds up to 10.*12 rows"),
         ((4, 12), {"split": [6, 6]}, r"has 4 rows"),
@@ -142,4 +142,4 @@ def test_errors(shape, options, message):
         matrix_view(shape, options)
     if len(shape) > 1:
         with pytest.raises(ValueError, match=message):
-            polargrad.PolarGrad([torch.nn.Parameter(torch.ones(shape))], **options)
+            polargrad.PolarGrad([{"params": [torch.nn.Parameter(torch.ones(shape))], **options}])

@@ -31,11 +31,11 @@ def test_a_step_stays_within_its_workspace(order, capturable, method):
     variants = [
         {},
         {"weight_decay": 0.1, "weight_decay_mode": "cautious", "scale": "adaptive-nuclear"},
-        {"step_rule": "smoothness", "smoothness": 1.0},
-        {"row_beta": 0.9, "scale": "rms"},
+        {"step_rule": {"name": "smoothness", "smoothness": 1.0}, "momentum": 0.0, "nesterov": False},
+        {"normalize_rows": 0.9, "scale": "rms"},
     ]
     for more in variants:
-        assert held(SHAPES, workspace=ALL, **options, **more) <= ALL
+        assert held(SHAPES, workspace=ALL, **{**options, **more}) <= ALL
 
 
 @pytest.mark.parametrize("geometry", ["rows", "columns", "entrywise", "frobenius", "right-polar"])

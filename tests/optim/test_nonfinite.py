@@ -148,7 +148,11 @@ def test_raise_stops_before_anything_is_stepped(rule):
 def test_zero_gradients_give_zero_polar_parts(order, capturable):
     W = torch.nn.Parameter(torch.ones(4, 3))
     for scale, scope in [*SCALES, ("nuclear", "group"), ("mean-singular", "matrix"), ("spectral", "matrix")]:
-        for rule in ({}, {"step_rule": "smoothness", "smoothness": 1.0}) if scale == "nuclear" else ({},):
+        for rule in (
+            ({}, {"step_rule": {"name": "smoothness", "smoothness": 1.0}, "momentum": 0.0})
+            if scale == "nuclear"
+            else ({},)
+        ):
             optimizer = polargrad.PolarGrad(
                 [W], lr=0.1, scale=scale, scope=scope, momentum_order=order, capturable=capturable, **rule
             )

@@ -1,30 +1,35 @@
-"""Rows of directions evened out by their running mean square."""
+"""Rows of directions normalized by their running mean square."""
 
 import pytest
 import torch
 
 import polargrad
-from polargrad.geometry import Spectral
-from polargrad.optim.distributor import SingleProcess
-from polargrad.optim.matrix_view import matrix_view
-from polargrad.optim.rows import even_rows
+from polargrad.optim.execution import Batch, SingleProcess
+from polargrad.optim.options import resolve
+from polargrad.optim.update import normalize_rows
 from tests.optim.test_trajectories import CLOSE, distance
 
 
 def evened(direction, state, beta, keep=None):
-    view = matrix_view(direction.shape)
-    (even,) = even_rows(view, Spectral(), [direction], [direction], [state], beta, keep, SingleProcess())
+    parameter = torch.nn.Parameter(torch.zeros_like(direction))
+    group = polargrad.PolarGrad([parameter], normalize_rows=beta).param_groups[0]
+    rule, executor = resolve(group), SingleProcess()
+    rule.add_state(parameter, state, executor)
+    shape = rule.shape_of(direction.shape)
+    batch = Batch([0], [parameter], [state], shape.view, masked=False, executor=executor, watched=False)
+    batch.keep = keep
+    (even,) = normalize_rows(batch, [direction], shape.lengths, beta)
     return even
 
 
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize(("order", "scale"), [("momentum-first", "rms"), ("polar-first", "nuclear")])
 def test_follows_the_reference(order, scale, capturable):
-    ours = {"momentum_order": order, "scale": scale, "row_beta": 0.8}
+    ours = {"momentum_order": order, "scale": scale, "normalize_rows": 0.8}
     theirs = {"order": order, "scale": scale, "row_beta": 0.8}
     assert distance(ours, theirs, capturable=capturable) < CLOSE
-    assert distance({**ours, "row_beta": 0.7}, theirs, capturable=capturable) > 1e-4
-    assert distance({**ours, "row_beta": None}, theirs, capturable=capturable) > 1e-4
+    assert distance({**ours, "normalize_rows": 0.7}, theirs, capturable=capturable) > 1e-4
+    assert distance({**ours, "normalize_rows": None}, theirs, capturable=capturable) > 1e-4
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-100, 1e100])
@@ -58,7 +63,9 @@ def test_rows_are_outputs_however_they_are_stored():
     steps = []
     for layout, gradient in (("auto", G), ("transposed", G.mT.contiguous())):
         W = torch.nn.Parameter(torch.zeros_like(gradient))
-        optimizer = polargrad.PolarGrad([W], lr=1.0, scale="rms", layout=layout, row_beta=0.9, method="svd")
+        optimizer = polargrad.PolarGrad(
+            [{"params": [W], "layout": layout}], lr=1.0, scale="rms", normalize_rows=0.9, method="svd"
+        )
         W.grad = gradient
         optimizer.step()
         steps.append(W.detach() if layout == "auto" else W.detach().mT)
@@ -69,5 +76,5 @@ def test_rows_are_outputs_however_they_are_stored():
 
 @pytest.mark.parametrize("beta", [1.0, -0.1, float("nan")])
 def test_a_decay_out_of_range(beta):
-    with pytest.raises(ValueError, match=r"row_beta must lie in \[0, 1\)"):
-        polargrad.PolarGrad([torch.nn.Parameter(torch.zeros(2, 2))], row_beta=beta)
+    with pytest.raises(ValueError, match=r"normalize_rows must lie in \[0, 1\)"):
+        polargrad.PolarGrad([torch.nn.Parameter(torch.zeros(2, 2))], normalize_rows=beta)

@@ -9,8 +9,7 @@ import torch
 
 from polargrad.diagnostics.metrics import matrix_metrics
 from polargrad.optim import PolarGrad
-from polargrad.optim.bucket import Bucket
-from polargrad.optim.distributor import Directions
+from polargrad.optim.execution import Batch, Directions
 from polargrad.optim.options import parameter_name
 
 __all__ = ["Recorder"]
@@ -90,16 +89,16 @@ class Recorder:
         return (self._step - 1) % self._every == 0
 
     @torch.no_grad()
-    def see(self, index: int, group: Mapping[str, Any], bucket: Bucket, found: Directions) -> None:
-        """Record the matrices of one bucket of the step."""
-        assert bucket.asked is not None
-        assert bucket.update_rms is not None
-        update_rms, dual_norms = iter(bucket.update_rms.tolist()), iter(found.dual_norms.tolist())
-        for position, asked, part in zip(bucket.positions, bucket.asked, found.parts, strict=True):
+    def see(self, index: int, group: Mapping[str, Any], batch: Batch, directions: Directions) -> None:
+        """Record the matrices of one batch of the step."""
+        assert batch.sources is not None
+        assert batch.update_rms is not None
+        update_rms, dual_norms = iter(batch.update_rms.tolist()), iter(directions.dual_norms.tolist())
+        for position, source_whole, whole in zip(batch.positions, batch.sources, directions.local, strict=True):
             names = group.get("param_names")
             name = names[position] if names else parameter_name(group, position)
             number = 0
-            for source, direction in zip(bucket.view.split(asked), bucket.view.split(part), strict=True):
+            for source, direction in zip(batch.view.split(source_whole), batch.view.split(whole), strict=True):
                 M, U = source.to(torch.float64), direction.to(torch.float64)
                 sizes = torch.stack([torch.linalg.matrix_norm(M), torch.linalg.matrix_norm(U)], dim=-1).tolist()
                 for j, (size, length) in enumerate(sizes):

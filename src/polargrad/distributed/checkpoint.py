@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from polargrad.optim import PolarGrad
-from polargrad.optim.options import check_options
-from polargrad.optim.state import initialize_state
+from polargrad.optim.options import resolve
+from polargrad.optim.polargrad import initialize_state
 
 __all__ = ["load", "save"]
 
@@ -147,7 +147,7 @@ def _set_options(group: dict[str, Any], options: Mapping[str, Any]) -> None:
             old.fill_(value)  # keeps its identity: a compiled step reads it from there
         else:
             group[key] = tuple(value) if isinstance(old, tuple) else value
-    check_options(group)
+    resolve(group)
 
 
 def _encoded(facts: Mapping[str, Any]) -> Tensor:

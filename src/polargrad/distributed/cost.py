@@ -258,6 +258,5 @@ def rows_traffic(layout: Layout, view: MatrixView) -> Traffic:
 def sums_traffic(layout: Layout, view: MatrixView, geometry: Geometry, numbers: int = 1) -> Traffic:
     """What travels for geometries found from sums, in float64: lengths that are cut, and a number or two per matrix."""
     lengths = summed_lengths(geometry, view, layout)
-    matrices = sum(k for k, _, _ in view.batches)
-    each = _ring(layout.world, _NUMBER * (lengths + numbers * matrices))
+    each = _ring(layout.world, _NUMBER * (lengths + numbers * view.count))
     return Traffic((each,) * layout.world, (each,) * layout.world, 1 + (lengths > 0))

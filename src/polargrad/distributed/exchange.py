@@ -12,10 +12,15 @@ from torch import Tensor
 from polargrad.distributed.communicator import Communicator
 from polargrad.distributed.layout import Box, Layout
 from polargrad.distributed.pieces import Piece, pieces_of
-from polargrad.optim.distributor import Directions, Question, apply
-from polargrad.optim.functional import statistics_dtype
+from polargrad.optim.execution import (
+    LMO,
+    DirectionRequest,
+    Directions,
+    LMOResult,
+    apply_lmo,
+    statistics_dtype,
+)
 from polargrad.optim.matrix_view import MatrixView
-from polargrad.optim.oracle import Answer, Oracle
 
 __all__ = ["Routes", "exchange", "routes_of"]
 
@@ -24,7 +29,7 @@ _WORD = 8
 
 
 class Move(NamedTuple):
-    """A box of the parameter at that position in the question, part of one of its pieces."""
+    """A box of the parameter at that position in the request, part of one of its pieces."""
 
     parameter: int
     piece: int
@@ -32,7 +37,7 @@ class Move(NamedTuple):
 
 
 class Routes(NamedTuple):
-    """What one rank sends and receives for a question, by the rank at the other end.
+    """What one rank sends and receives for a request, by the rank at the other end.
 
     Attributes:
         pieces: of each parameter.
@@ -113,35 +118,35 @@ def _note(moves: list[Move], parameter: int, piece: int, box: Box) -> None:
 
 
 def exchange(
-    question: Question,
+    request: DirectionRequest,
     routes: Routes,
     layout: Layout,
     kept: Layout,
-    oracle: Oracle,
+    lmo: LMO,
     workspace: int,
     communicator: Communicator,
 ) -> Generator[None, None, Directions]:
-    """Answer a question in three moments: parts leave; owners compute and answers leave; answers are put in place.
+    """The directions of a request in three moments: parts leave; owners compute and reply; replies are put in place.
 
     Between the moments other questions may have theirs. Every rank sends each entry of its parts once, and the owner
     each entry of a direction once to every rank that holds it, with one or two numbers per matrix to every rank.
     """
-    sources, tile, source_tile = question.sources, layout.tiles[communicator.here], kept.tiles[communicator.here]
+    sources, tile, source_tile = request.sources, layout.tiles[communicator.here], kept.tiles[communicator.here]
     parts = None
     if routes.travels:
         boxes = [sources[m.parameter][m.box.within(source_tile)] for to in routes.parts_out for m in to]
         send = _gathered(sources[0], boxes)
         parts = communicator.all_to_all(send, _sizes(routes.parts_out), _sizes(routes.parts_in))
     yield
-    wholes = _wholes(question, routes, source_tile, None if parts is None else parts())
-    directions, answers = _computed(routes, wholes, oracle, workspace)
+    wholes = _wholes(request, routes, source_tile, None if parts is None else parts())
+    directions, answers = _computed(routes, wholes, lmo, workspace)
     numbers = _numbers(routes, answers, sources[0].device)
     messages = [
         _message(numbers, [directions[m.parameter, m.piece][m.box.within(routes.pieces[m.piece].box)] for m in to])
         for to in routes.answers_out
     ]
     messages[communicator.here] = numbers[:0].view(torch.uint8)
-    columns = 1 + oracle.squared_lengths
+    columns = 1 + lmo.squared_lengths
     sizes = [
         _length(columns * _count(routes, owned), moves, sources[0].element_size())
         for owned, moves in zip(routes.numbers_in, routes.answers_in, strict=True)
@@ -149,7 +154,7 @@ def exchange(
     sizes[communicator.here] = 0
     replies = communicator.all_to_all(torch.cat(messages), [len(message) for message in messages], sizes)
     yield
-    return _placed(question, routes, tile, directions, numbers, replies().split(sizes), columns, communicator.here)
+    return _placed(request, routes, tile, directions, numbers, replies().split(sizes), columns, communicator.here)
 
 
 def _gathered(like: Tensor, boxes: list[Tensor]) -> Tensor:
@@ -161,11 +166,13 @@ def _sizes(moves: list[list[Move]]) -> list[int]:
     return [sum(move.box.numel for move in to) for to in moves]
 
 
-def _wholes(question: Question, routes: Routes, tile: Box, received: Tensor | None) -> dict[tuple[int, int], Tensor]:
+def _wholes(
+    request: DirectionRequest, routes: Routes, tile: Box, received: Tensor | None
+) -> dict[tuple[int, int], Tensor]:
     """The pieces that this rank computes, put together."""
     wholes: dict[tuple[int, int], Tensor] = {}
     for index, number in routes.owned:
-        source, box = question.sources[index], routes.pieces[number].box
+        source, box = request.sources[index], routes.pieces[number].box
         mine = box.overlap(tile)
         if mine == box:
             wholes[index, number] = source[box.within(tile)]
@@ -182,17 +189,17 @@ def _wholes(question: Question, routes: Routes, tile: Box, received: Tensor | No
 
 
 def _computed(
-    routes: Routes, wholes: dict[tuple[int, int], Tensor], oracle: Oracle, workspace: int
-) -> tuple[dict[tuple[int, int], Tensor], dict[tuple[int, int], list[Answer]]]:
+    routes: Routes, wholes: dict[tuple[int, int], Tensor], lmo: LMO, workspace: int
+) -> tuple[dict[tuple[int, int], Tensor], dict[tuple[int, int], list[LMOResult]]]:
     views = {key: routes.pieces[key[1]].view for key in wholes}
     slots = [(key, batch) for key, whole in wholes.items() for batch in views[key].split(whole)]
-    answers: dict[tuple[int, int], list[Answer]] = {key: [] for key in wholes}
-    for (key, _), answer in zip(slots, apply(oracle, [batch for _, batch in slots], workspace), strict=True):
+    answers: dict[tuple[int, int], list[LMOResult]] = {key: [] for key in wholes}
+    for (key, _), answer in zip(slots, apply_lmo(lmo, [batch for _, batch in slots], workspace), strict=True):
         answers[key].append(answer)
     return {key: views[key].merge([a.direction for a in found]) for key, found in answers.items()}, answers
 
 
-def _numbers(routes: Routes, answers: dict[tuple[int, int], list[Answer]], device: torch.device) -> Tensor:
+def _numbers(routes: Routes, answers: dict[tuple[int, int], list[LMOResult]], device: torch.device) -> Tensor:
     """Dual norms of the owned matrices, then their squared lengths where they were asked for; float64."""
     found = [answer for key in routes.owned for answer in answers[key]]
     columns = [[a.dual_norm for a in found], [a.squared_length for a in found if a.squared_length is not None]]
@@ -219,7 +226,7 @@ def _count(routes: Routes, owned: list[tuple[int, int]]) -> int:
 
 
 def _placed(
-    question: Question,
+    request: DirectionRequest,
     routes: Routes,
     tile: Box,
     directions: dict[tuple[int, int], Tensor],
@@ -229,14 +236,14 @@ def _placed(
     here: int,
 ) -> Directions:
     """This rank's parts of all directions, and the numbers of all matrices."""
-    sources = question.sources
+    sources = request.sources
     parts = [source.new_empty(tile.size) for source in sources]
     for (index, number), direction in directions.items():
         box = routes.pieces[number].box
         mine = box.overlap(tile)
         if mine.numel:
             parts[index][mine.within(tile)] = direction[mine.within(box)]
-    each = sum(k for k, _, _ in question.view.batches)
+    each = request.view.count
     table = torch.empty(columns, each * len(sources), dtype=torch.float64, device=sources[0].device)
     for rank, (reply, owned) in enumerate(zip(replies, routes.numbers_in, strict=True)):
         count = _count(routes, owned)

@@ -15,9 +15,7 @@ from torch import Tensor
 from polargrad.distributed.communicator import Communicator
 from polargrad.distributed.layout import Layout
 from polargrad.linalg.kernels import gram, product
-from polargrad.optim.distributor import Directions, Question
-from polargrad.optim.functional import statistics_dtype
-from polargrad.optim.oracle import Oracle
+from polargrad.optim.execution import LMO, DirectionRequest, Directions, statistics_dtype
 
 __all__ = ["gram_passes", "summed_gram"]
 
@@ -87,9 +85,9 @@ def summed_gram(rows: list[_Rows], copies: int, communicator: Communicator) -> T
 
 
 def gram_passes(
-    question: Question, layout: Layout, oracle: Oracle, communicator: Communicator
+    request: DirectionRequest, layout: Layout, lmo: LMO, communicator: Communicator
 ) -> Generator[None, None, Directions]:
-    """Answer a question about matrices with rows (or, for wide ones, columns) that are spread over the ranks.
+    """The directions of matrices with rows (or, for wide ones, columns) that are spread over the ranks.
 
     In single precision and below, the float64 Gram matrix resolves all singular values that the input determines, so
     that two passes do: G = V L V^T gives B = X V L^{-1/2} over the eigenvalues above the cut-off 4 eps, and a Cholesky
@@ -98,8 +96,8 @@ def gram_passes(
 
     Every rank computes the same small factor from the same sums. Each pass sends one all-reduce of d^2 numbers.
     """
-    tall = question.view.shape[0] >= question.view.shape[1]
-    sources = [source if tall else source.mT for source in question.sources]
+    tall = request.view.shape[0] >= request.view.shape[1]
+    sources = [source if tall else source.mT for source in request.sources]
     dtype = sources[0].dtype
     work = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     largest = torch.stack([(X.abs().amax() if X.numel() else X.new_zeros(())).double() for X in sources])
@@ -123,7 +121,7 @@ def gram_passes(
     last = [_polish(one, G) for one, G in zip(rows, summed_gram(rows, layout.copies, communicator), strict=True)]
     yield
     T = torch.stack([one.R for one in rows])
-    answer = oracle(T if tall else T.mT)
+    answer = lmo(T if tall else T.mT)
     small = answer.direction if tall else answer.direction.mT
     parts = [
         (product(one.Y[None], (Z @ D)[None])[0] if len(one.Y) else one.Y).to(dtype)

@@ -31,10 +31,9 @@ class Piece:
 
 def pieces_of(view: MatrixView) -> list[Piece]:
     """A stack of matrices falls into its matrices; any other parameter is one piece."""
-    count = sum(k for k, _, _ in view.batches)
     stack = view.stack if isinstance(view, FusedView) else view.batches[0][0]
     if stack == 1:
-        return [Piece(Box((0,) * len(view.shape), view.shape), view, tuple(range(count)))]
+        return [Piece(Box((0,) * len(view.shape), view.shape), view, tuple(range(view.count)))]
     pieces = []
     batches = tuple((k // stack, m, n) for k, m, n in view.batches)
     shape = (1, *view.shape[1:])

@@ -30,9 +30,10 @@ from polargrad.distributed.pieces import assign, pieces_of
 from polargrad.distributed.routing import Route, routes_of_all
 from polargrad.distributed.rows import rows_of
 from polargrad.geometry import Geometry
-from polargrad.optim.functional import statistics_dtype
-from polargrad.optim.matrix_view import MatrixView, matrix_view
-from polargrad.optim.options import geometry_of, momentum_dtype, parameter_name
+from polargrad.optim.execution import statistics_dtype
+from polargrad.optim.matrix_view import MatrixView
+from polargrad.optim.options import parameter_name, resolve
+from polargrad.optim.update import PolarRule
 
 __all__ = ["Line", "Plan", "plan"]
 
@@ -143,18 +144,23 @@ def plan(groups: Sequence[Mapping[str, Any]], layouts: Mapping[Tensor, Layout], 
     if len(worlds) != 1:
         raise ValueError(f"the layouts are on meshes of {sorted(worlds)} ranks; give one mesh to all parameters")
     (world,) = worlds
-    polar = [(p, matrix_view(p.shape, g), g) for g in groups if g["rule"] == "polar" for p in g["params"]]
-    routes = routes_of_all([(p, layouts[p], view, geometry_of(g), momentum_dtype(g, p)) for p, view, g in polar])
-    owners = assign([(p, layouts[p], view) for p, view, _ in polar if routes[p] is Route.OWNERS], world)
+    rules = [resolve(group) for group in groups]
+    polar = []
+    for group, rule in zip(groups, rules, strict=True):
+        if isinstance(rule, PolarRule):
+            for p in group["params"]:
+                polar.append((p, layouts[p], rule.view_of(p.shape), rule.geometry, rule.momentum_dtype or p.dtype))
+    routes = routes_of_all(polar)
+    owners = assign([(p, layout, view) for p, layout, view, _, _ in polar if routes[p] is Route.OWNERS], world)
     lines, alike = [], {}
-    for group in groups:
+    for group, rule in zip(groups, rules, strict=True):
         for position, p in enumerate(group["params"]):
             name, role = parameter_name(group, position).strip("'"), str(group.get("role", ""))
-            if group["rule"] != "polar":
+            if not isinstance(rule, PolarRule):
                 lines.append(_adamw(name, role, p, layouts[p]))
                 continue
-            view, dtype = matrix_view(p.shape, group), momentum_dtype(group, p)
-            line = _polar(name, role, layouts[p], view, routes[p], owners.get(p, ()), group, dtype)
+            view, dtype = rule.view_of(p.shape), rule.momentum_dtype or p.dtype
+            line = _polar(name, role, layouts[p], view, routes[p], owners.get(p, ()), rule, dtype)
             lines.append(line)
             if line.traffic.collectives:
                 key = (id(group), view, dtype, layouts[p])
@@ -182,13 +188,12 @@ def _polar(
     view: MatrixView,
     route: Route,
     owners: Sequence[int],
-    group: Mapping[str, Any],
+    rule: PolarRule,
     dtype: torch.dtype,
 ) -> Line:
-    geometry = geometry_of(group, dtype)
-    numbers = 2 if group["step_rule"] == "smoothness" else 1
+    geometry = rule.geometry
+    numbers = 1 + rule.lmo.squared_lengths
     tiles = [tile.numel * dtype.itemsize for tile in layout.tiles]
-    matrices = sum(k for k, _, _ in view.batches)
     world = layout.world
     work, traffic, workspace = _here(view, geometry, dtype, world)
     match route:
@@ -213,11 +218,11 @@ def _polar(
                 workspace = max(workspace, 4.0 * piece.box.numel * dtype.itemsize)
             work = tuple(each)
     state = max(tiles)
-    if group["row_beta"] is not None:
+    if rule.row_beta is not None:
         traffic = traffic.plus(rows_traffic(layout, view))
         rows = [rows_of(view, tile).numel * statistics_dtype(dtype).itemsize for tile in layout.tiles]
         state = max(momentum + own for momentum, own in zip(tiles, rows, strict=True))
-    return Line(name, role, layout, route, matrices, work, traffic, workspace, float(state))
+    return Line(name, role, layout, route, view.count, work, traffic, workspace, float(state))
 
 
 def _here(

@@ -1,9 +1,9 @@
-"""Many processes: the optimizer's protocol over torch.distributed."""
+"""Many processes: the executor over torch.distributed."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,19 @@ from polargrad.distributed.layout import Layout, layout_of, root_of
 from polargrad.distributed.pieces import assign
 from polargrad.distributed.routing import Route, routes_of_all
 from polargrad.distributed.rows import row_lengths, row_zeros
-from polargrad.distributed.sums import by_sums, matrix_index, matrix_sums, narrowed
-from polargrad.optim.distributor import Directions, Distributor, Question, SingleProcess, register
-from polargrad.optim.matrix_view import MatrixView, matrix_view
-from polargrad.optim.nonfinite import all_within
-from polargrad.optim.options import geometry_of, gradient_limit, momentum_dtype, parameter_name
-from polargrad.optim.oracle import Oracle
+from polargrad.distributed.sums import by_sums, local_slice, matrix_index, matrix_sums
+from polargrad.optim.execution import (
+    LMO,
+    DirectionRequest,
+    Directions,
+    Executor,
+    SingleProcess,
+    all_within,
+    register_executor,
+)
+from polargrad.optim.matrix_view import MatrixView
+from polargrad.optim.options import parameter_name, resolve
+from polargrad.optim.update import PolarRule
 
 __all__ = ["ManyProcesses"]
 
@@ -32,16 +39,14 @@ def _is_distributed(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
-def _part(tensor: Any) -> Tensor:
-    """What is here of a DTensor, sharing its memory, or a plain tensor itself."""
+def _local(tensor: Any) -> Tensor:
+    """The local tensor of a DTensor, sharing its memory, or a plain tensor itself."""
     return tensor._local_tensor if _is_distributed(tensor) else tensor
 
 
-@register
-def _many_processes(
-    process_group: Any, groups: Sequence[Mapping[str, Any]], shard_momentum: bool
-) -> Distributor | None:
-    """The maker: wanted where a process group is given or a parameter is a DTensor."""
+@register_executor
+def _many_processes(process_group: Any, groups: Sequence[Mapping[str, Any]], shard_momentum: bool) -> Executor | None:
+    """The maker: for where a process group is given or a parameter is a DTensor."""
     parameters = [p for group in groups for p in group["params"]]
     if shard_momentum and process_group is None:
         raise ValueError("shard_momentum=True needs process_group=: the ranks that share the momentum of their copies")
@@ -77,11 +82,13 @@ class ManyProcesses:
         self._process_group: Any = process_group
         self._mesh: Any = None
         self._kept = dict(self._layouts)
-        polar = [
-            (p, self._layouts[p], matrix_view(p.shape, options), geometry_of(options), momentum_dtype(options, p))
-            for p, _, options in named
-            if options["rule"] == "polar"
-        ]
+        polar = []
+        for group_options in groups:
+            rule = resolve(group_options)
+            if isinstance(rule, PolarRule):
+                for p in group_options["params"]:
+                    dtype = rule.momentum_dtype or p.dtype
+                    polar.append((p, self._layouts[p], rule.view_of(p.shape), rule.geometry, dtype))
         self._ways = routes_of_all(polar)
         owned = [(p, layout, view) for p, layout, view, _, _ in polar if self._ways[p] is Route.OWNERS]
         self._owners = assign(owned, len(ranks))
@@ -92,33 +99,37 @@ class ManyProcesses:
         self._routes: dict[tuple[Tensor, ...], Routes] = {}
         self._clean = False
 
-    def begin(self, groups: Sequence[Mapping[str, Any]], present: Sequence[Sequence[int]]) -> None:
+    def begin(
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        limits: Sequence[Callable[[torch.dtype], float]],
+        present: Sequence[Sequence[int]],
+    ) -> None:
         """Agree with the other ranks on what is about to be stepped, and on whether gradients are finite."""
         self._communicator.steps += 1
-        self._clean = self._agreement.check(groups, present, clean=self._looks_clean(groups, present))
-
-    def _looks_clean(self, groups: Sequence[Mapping[str, Any]], present: Sequence[Sequence[int]]) -> bool:
-        """Whether the gradients here are finite, as far as the host may look."""
-        for group, positions in zip(groups, present, strict=True):
+        clean = True
+        for group, limit, positions in zip(groups, limits, present, strict=True):
             for i in positions:
                 p = group["params"][i]
-                gradient = self.gradient(p)
-                if gradient.device.type == "cpu" and not all_within([gradient], gradient_limit(group, p)):
-                    return False
-        return True
+                if p.device.type == "cpu" and clean:
+                    clean = all_within(self.gradients([p]), limit(p.dtype))
+        self._clean = self._agreement.check(groups, present, clean=clean)
 
-    def everywhere(self, names: list[str]) -> list[str]:
-        """What any rank names; asked only where some rank may have a name."""
+    def gather_names(self, names: list[str]) -> list[str]:
+        """The names of all ranks; gathered only where some rank may have one."""
         if self._clean and not names:
             return []
         return sorted(set().union(*self._communicator.objects(names)))
 
-    def part(self, tensor: Tensor) -> Tensor:
-        """The local tensor of a DTensor; the whole of a copy."""
-        return _part(tensor)
+    def local(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The local tensors of DTensors; copies themselves."""
+        return [_local(tensor) for tensor in tensors]
 
-    def gradient(self, parameter: Tensor) -> Tensor:
-        """The part of the gradient; a gradient with other placements is redistributed like its parameter."""
+    def gradients(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The local gradients; a gradient with other placements is redistributed like its parameter."""
+        return [self._gradient(p) for p in parameters]
+
+    def _gradient(self, parameter: Tensor) -> Tensor:
         gradient: Any = parameter.grad
         if _is_distributed(parameter) != _is_distributed(gradient):
             kinds = ["a DTensor" if _is_distributed(t) else "a plain tensor" for t in (parameter, gradient)]
@@ -128,7 +139,7 @@ class ManyProcesses:
             )
         if _is_distributed(gradient) and gradient.placements != parameter.placements:  # pyright: ignore[reportAttributeAccessIssue]
             gradient = gradient.redistribute(parameter.device_mesh, parameter.placements)  # pyright: ignore[reportAttributeAccessIssue]
-        part: Any = _part(gradient)
+        part: Any = _local(gradient)
         # What a functional collective has just made may still be on its way.
         return part.wait() if hasattr(part, "wait") else part
 
@@ -162,22 +173,27 @@ class ManyProcesses:
     def adopt(self, parameter: Tensor, buffer: Any) -> Tensor:
         """The rows of a whole buffer that are kept here, or the whole of a buffer that was kept in rows."""
         if self._is_shared(parameter) and not _is_distributed(buffer):
-            return self._in_rows(parameter, self.kept(parameter, buffer).clone())
+            return self._in_rows(parameter, self._kept_rows(parameter, buffer).clone())
         if _is_distributed(buffer) and not self._is_shared(parameter) and not _is_distributed(parameter):
             return buffer.full_tensor()
         return buffer
 
-    def kept(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """The rows of a copy whose momentum is here."""
+    def momentum_shard(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """The rows of copies whose momentum is here."""
+        return [self._kept_rows(p, gradient) for p, gradient in zip(parameters, gradients, strict=True)]
+
+    def _kept_rows(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         if not self._is_shared(parameter):
             return gradient
         here = self._communicator.here
         return gradient[self._kept[parameter].tiles[here].within(self._layouts[parameter].tiles[here])]
 
-    def narrow(self, parameter: Tensor, spread: Tensor, *, kept: bool = False) -> Tensor:
-        """What falls on this rank's part."""
-        layout = (self._kept if kept else self._layouts)[parameter]
-        return narrowed(spread, layout, self._communicator.here)
+    def local_slices(
+        self, parameters: Sequence[Tensor], tensors: list[Tensor], *, momentum: bool = False
+    ) -> list[Tensor]:
+        """What belongs to the tiles of this rank."""
+        layouts, here = self._kept if momentum else self._layouts, self._communicator.here
+        return [local_slice(tensor, layouts[p].tiles[here]) for p, tensor in zip(parameters, tensors, strict=True)]
 
     def row_zeros(self, view: MatrixView, parameter: Tensor, dtype: torch.dtype) -> Tensor:
         """Of all rows of a copy; a DTensor cut as the rows of a DTensor are."""
@@ -189,15 +205,15 @@ class ManyProcesses:
         """Those that are here where rows are whole, otherwise from a sum over the ranks."""
         return row_lengths(lengths, view, self._layouts[parameters[0]], self._communicator)
 
-    def alike(self, parameter: Tensor) -> Hashable:
+    def bucket_key(self, parameter: Tensor) -> Hashable:
         """The layout."""
         return self._layouts[parameter]
 
-    def most(self, count: int) -> int:
+    def max_bucket(self, count: int) -> int:
         """A quarter of them, so that sending and computing overlap, but one for every rank."""
         return max(self._communicator.size, -(-count // 4))
 
-    def usable(
+    def finite_mask(
         self,
         view: MatrixView | None,
         parameters: Sequence[Tensor],
@@ -206,26 +222,28 @@ class ManyProcesses:
         *,
         masked: bool,
     ) -> Tensor | None:
-        """What every rank finds usable in its part; without asking where all ranks saw nothing at the beginning."""
+        """The mask of all ranks; without asking where every rank found its gradients finite when the step began."""
         if not masked and self._clean:
             return None
-        bad = torch.cat([self._unusable(view, p, g, limit) for p, g in zip(parameters, gradients, strict=True)])
+        bad = torch.cat([self._count_nonfinite(view, p, g, limit) for p, g in zip(parameters, gradients, strict=True)])
         return self._communicator.all_reduce(bad)() == 0
 
-    def _unusable(self, view: MatrixView | None, parameter: Tensor, gradient: Tensor, limit: float) -> Tensor:
-        """How many unusable entries are in this part of each matrix, (k,)."""
+    def _count_nonfinite(self, view: MatrixView | None, parameter: Tensor, gradient: Tensor, limit: float) -> Tensor:
+        """How many entries of the local part of each matrix are too large or not finite, (k,)."""
         bad = (~(gradient.abs() <= limit)).to(torch.int32)
         if view is None:
             return bad.sum(dtype=torch.int32).reshape(1)
         layout = self._layouts[parameter]
-        index = matrix_index(view, layout, self._communicator.here, gradient.device)
-        return matrix_sums(bad, index, sum(k for k, _, _ in view.batches)).to(torch.int32)
+        index = matrix_index(view, layout.tiles[self._communicator.here], gradient.device)
+        return matrix_sums(bad, index, view.count).to(torch.int32)
 
-    def answers(self, questions: Iterable[Question], oracle: Oracle, workspace: int) -> Iterator[Directions]:
-        """Three moments for each question: while one is computed, the next is sent and the last comes back."""
+    def compute_directions(
+        self, requests: Iterable[DirectionRequest], lmo: LMO, workspace: int
+    ) -> Iterator[Directions]:
+        """Three moments for each request: while one is computed, the next is sent and the last comes back."""
         waiting: deque[Generator[None, None, Directions]] = deque()
-        for question in questions:
-            job = self._job(question, oracle, workspace)
+        for request in requests:
+            job = self._job(request, lmo, workspace)
             next(job)
             if waiting:
                 next(waiting[-1])
@@ -237,31 +255,31 @@ class ManyProcesses:
         while waiting:
             yield _result(waiting.popleft())
 
-    def _job(self, question: Question, oracle: Oracle, workspace: int) -> Generator[None, None, Directions]:
-        layout = self._layouts[question.parameters[0]]
-        match self._ways[question.parameters[0]]:
+    def _job(self, request: DirectionRequest, lmo: LMO, workspace: int) -> Generator[None, None, Directions]:
+        layout = self._layouts[request.parameters[0]]
+        match self._ways[request.parameters[0]]:
             case Route.HERE:
-                return _here(question, oracle, workspace)
+                return _here(request, lmo, workspace)
             case Route.SUMS:
-                return by_sums(question, layout, oracle, self._communicator)
+                return by_sums(request, layout, lmo, self._communicator)
             case Route.GRAM:
-                return gram_passes(question, layout, oracle, self._communicator)
+                return gram_passes(request, layout, lmo, self._communicator)
             case Route.OWNERS:
-                routes = self._routes_of(question, layout)
-                kept = self._kept[question.parameters[0]]
-                return exchange(question, routes, layout, kept, oracle, workspace, self._communicator)
+                routes = self._routes_of(request, layout)
+                kept = self._kept[request.parameters[0]]
+                return exchange(request, routes, layout, kept, lmo, workspace, self._communicator)
 
-    def _routes_of(self, question: Question, layout: Layout) -> Routes:
-        key = tuple(question.parameters)
+    def _routes_of(self, request: DirectionRequest, layout: Layout) -> Routes:
+        key = tuple(request.parameters)
         if key not in self._routes:
             owners = [self._owners[p] for p in key]
-            self._routes[key] = routes_of(layout, self._kept[key[0]], question.view, owners, self._communicator.here)
+            self._routes[key] = routes_of(layout, self._kept[key[0]], request.view, owners, self._communicator.here)
         return self._routes[key]
 
 
-def _here(question: Question, oracle: Oracle, workspace: int) -> Generator[None, None, Directions]:
+def _here(request: DirectionRequest, lmo: LMO, workspace: int) -> Generator[None, None, Directions]:
     yield
-    (found,) = SingleProcess().answers([question], oracle, workspace)
+    (found,) = SingleProcess().compute_directions([request], lmo, workspace)
     yield
     return found
 
@@ -271,7 +289,7 @@ def _result(job: Generator[None, None, Directions]) -> Directions:
         next(job)
     except StopIteration as done:
         return done.value
-    raise AssertionError("a question has three moments")
+    raise AssertionError("a request has three moments")
 
 
 def _joint_mesh(parameters: Sequence[Any]) -> Any:

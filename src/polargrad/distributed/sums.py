@@ -9,26 +9,22 @@ import torch
 from torch import Tensor
 
 from polargrad.distributed.communicator import Communicator
-from polargrad.distributed.layout import Layout
+from polargrad.distributed.layout import Box, Layout
 from polargrad.geometry import Columns, Entrywise, Frobenius, Geometry, Rows
-from polargrad.optim.distributor import Directions, Question
-from polargrad.optim.functional import statistics_dtype
+from polargrad.optim.execution import LMO, DirectionRequest, Directions, statistics_dtype
 from polargrad.optim.matrix_view import MatrixView
-from polargrad.optim.oracle import Oracle
 
-__all__ = ["by_sums", "matrix_index", "matrix_sums", "needs_sums", "summed_lengths"]
-
-
-def matrix_index(view: MatrixView, layout: Layout, here: int, device: torch.device) -> Tensor:
-    """The number of the matrix that each entry of a part belongs to; broadcasts against the part."""
-    sizes = [k for k, _, _ in view.batches]
-    numbers = torch.arange(sum(sizes), device=device).split(sizes)
-    return narrowed(view.spread(list(numbers)), layout, here)
+__all__ = ["by_sums", "local_slice", "matrix_index", "matrix_sums", "needs_sums", "summed_lengths"]
 
 
-def narrowed(spread: Tensor, layout: Layout, here: int) -> Tensor:
-    """The part of a tensor that broadcasts against the whole parameter."""
-    tile = layout.tiles[here]
+def matrix_index(view: MatrixView, tile: Box, device: torch.device) -> Tensor:
+    """The number of the matrix that each entry of a tile belongs to; broadcasts against the tile."""
+    numbers = torch.arange(view.count, device=device).split([k for k, _, _ in view.batches])
+    return local_slice(view.spread(list(numbers)), tile)
+
+
+def local_slice(spread: Tensor, tile: Box) -> Tensor:
+    """What belongs to a tile of a tensor that broadcasts against the whole parameter."""
     for dim, (size, start, length) in enumerate(zip(spread.shape, tile.start, tile.size, strict=True)):
         if size > 1 and length < size:
             spread = spread.narrow(dim, start, length)
@@ -68,22 +64,22 @@ def summed_lengths(geometry: Geometry, view: MatrixView, layout: Layout) -> int:
     if isinstance(geometry, Entrywise) or not _is_cut(geometry, view, layout):
         return 0
     dims = _summed(geometry, view) if isinstance(geometry, Rows | Columns) else None
-    return sum(k for k, _, _ in view.batches) if dims is None else math.prod(view.shape[d] for d in dims[1])
+    return view.count if dims is None else math.prod(view.shape[d] for d in dims[1])
 
 
 def by_sums(
-    question: Question, layout: Layout, oracle: Oracle, communicator: Communicator
+    request: DirectionRequest, layout: Layout, lmo: LMO, communicator: Communicator
 ) -> Generator[None, None, Directions]:
-    """Answer a question with one all-reduce of a number or two per matrix, and one of the norms where they are cut.
+    """The directions from one all-reduce of a number or two per matrix, and one of the norms where they are cut.
 
     - entrywise: sign(M), sum of |M|.
     - Frobenius: M / ||M||_F.
     - rows, columns: M over the lengths; where these are cut, the squares of all lengths are summed over the ranks.
     """
-    view, sources, geometry = question.view, question.sources, oracle.geometry
+    view, sources, geometry = request.view, request.sources, lmo.geometry
     dtype, wide = sources[0].dtype, statistics_dtype(sources[0].dtype)
-    each = sum(k for k, _, _ in view.batches)
-    index = matrix_index(view, layout, communicator.here, sources[0].device)
+    each = view.count
+    index = matrix_index(view, layout.tiles[communicator.here], sources[0].device)
     squares = _squares(sources, geometry, view, index, each)
     pending = None
     if _is_cut(geometry, view, layout):
@@ -100,12 +96,12 @@ def by_sums(
         lengths = [torch.where(square > 0, square, 1.0).sqrt().to(dtype) for square in squares]
         parts = [M / length for M, length in zip(sources, lengths, strict=True)]
     sums = [matrix_sums(M.double() * U.double(), index, each) for M, U in zip(sources, parts, strict=True)]
-    if oracle.squared_lengths:
+    if lmo.squared_lengths:
         sums += [matrix_sums(U.double().square(), index, each) for U in parts]
     total = communicator.all_reduce(torch.cat(sums))
     yield
     columns = (total() / layout.copies).to(wide).view(-1, len(sources) * each)
-    return Directions(parts, columns[0], columns[1] if oracle.squared_lengths else None)
+    return Directions(parts, columns[0], columns[1] if lmo.squared_lengths else None)
 
 
 def _squares(sources: Sequence[Tensor], geometry: Geometry, view: MatrixView, index: Tensor, each: int) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Norms on matrices and their dual maps: the unifying view that the optimizers are made of."""
 
 from polargrad.geometry import preconditioners
-from polargrad.geometry.base import Geometry, inner
+from polargrad.geometry.base import GEOMETRIES, Geometry, inner, register
 from polargrad.geometry.entrywise import Entrywise
 from polargrad.geometry.frobenius import Frobenius
 from polargrad.geometry.onesided import LeftPolar, RightPolar
@@ -9,6 +9,7 @@ from polargrad.geometry.rows import Columns, Rows
 from polargrad.geometry.spectral import Spectral
 
 __all__ = [
+    "GEOMETRIES",
     "Columns",
     "Entrywise",
     "Frobenius",
@@ -19,4 +20,5 @@ __all__ = [
     "Spectral",
     "inner",
     "preconditioners",
+    "register",
 ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
-__all__ = ["Geometry", "inner"]
+__all__ = ["GEOMETRIES", "Geometry", "inner", "register"]
 
 
 def inner(A: Tensor, B: Tensor) -> Tensor:
@@ -47,7 +48,11 @@ class Geometry(ABC):
     def check_shape(self, m: int, n: int) -> None:  # noqa: B027 - most geometries take every shape
         """Raise ValueError if matrices (m, n) are not for this geometry."""
 
-    def footprint(self) -> float:
+    def check_dtype(self, dtype: torch.dtype) -> None:  # noqa: B027 - most geometries take every dtype
+        """Raise ValueError if the options of this geometry cannot be met for matrices of `dtype`."""
+
+    @property
+    def peak_memory(self) -> float:
         """The most memory that `lmo` holds at once, in sizes of G counted with at least 4 bytes for an entry."""
         return 4.0
 
@@ -59,3 +64,15 @@ class Geometry(ABC):
         """The steepest-descent direction ||G||_* lmo(G), of G's shape: it vanishes with G."""
         direction = self.lmo(G)
         return inner(G, direction)[..., None, None] * direction
+
+
+T = TypeVar("T", bound=Geometry)
+
+# Every geometry by its name, which `PolarGrad(geometry=...)` takes.
+GEOMETRIES: dict[str, type[Geometry]] = {}
+
+
+def register(cls: type[T]) -> type[T]:
+    """Class decorator: make a geometry, a frozen dataclass whose fields are plain data, available under its `name`."""
+    GEOMETRIES[cls.name] = cls
+    return cls

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from polargrad.geometry.base import Geometry
+from polargrad.geometry.base import Geometry, register
 
 __all__ = ["Entrywise"]
 
 
+@register
 @dataclass(frozen=True)
 class Entrywise(Geometry):
     """max |x_ij|, with lmo(G) = sign(G) and ||G||_* = sum |g_ij|: signSGD, and Adam without memory.

@@ -8,11 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polargrad.geometry.base import Geometry
+from polargrad.geometry.base import Geometry, register
 
 __all__ = ["Frobenius"]
 
 
+@register
 @dataclass(frozen=True)
 class Frobenius(Geometry):
     """||X||_F, self-dual, with lmo(G) = G / ||G||_F: normalized gradient descent, and gradient descent with the norm.

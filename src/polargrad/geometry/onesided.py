@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polargrad.geometry.base import Geometry
+from polargrad.geometry.base import Geometry, register
 from polargrad.linalg.kernels import gram, product
 
 __all__ = ["LeftPolar", "RightPolar"]
@@ -22,6 +22,7 @@ def _inverse_square_root(S: Tensor) -> Tensor:
     return (vectors * roots.unsqueeze(-2)) @ vectors.mH
 
 
+@register
 @dataclass(frozen=True)
 class RightPolar(Geometry):
     """The spectral norm of a tall matrix through its columns: lmo(G) = G (G^H G)^{-1/2}, ||G||_* = ||G||_nuc.
@@ -54,7 +55,8 @@ class RightPolar(Geometry):
         """min(m, n), the rank."""
         return float(min(m, n))
 
-    def footprint(self) -> float:
+    @property
+    def peak_memory(self) -> float:
         """All is formed in float64, and an eigendecomposition of a square Gram matrix is several times its size."""
         return 12.0
 
@@ -81,6 +83,7 @@ class RightPolar(Geometry):
         return U.to(G.dtype).reshape(G.shape)
 
 
+@register
 @dataclass(frozen=True)
 class LeftPolar(Geometry):
     """The spectral norm of a wide matrix through its rows: lmo(G) = (G G^H)^{-1/2} G, the transpose of `RightPolar`.
@@ -107,7 +110,8 @@ class LeftPolar(Geometry):
         """min(m, n), the rank."""
         return float(min(m, n))
 
-    def footprint(self) -> float:
+    @property
+    def peak_memory(self) -> float:
         """All is formed in float64, and an eigendecomposition of a square Gram matrix is several times its size."""
         return 12.0
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polargrad.geometry.base import Geometry
+from polargrad.geometry.base import Geometry, register
 
 __all__ = ["Columns", "Rows"]
 
@@ -18,6 +18,7 @@ def _normalize(G: Tensor, dim: int) -> Tensor:
     return G / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
+@register
 @dataclass(frozen=True)
 class Rows(Geometry):
     """max over rows of ||x_i||_2, with lmo(G) = rows of G normalized and ||G||_* = sum of the row norms.
@@ -39,6 +40,7 @@ class Rows(Geometry):
         return _normalize(G, -1)
 
 
+@register
 @dataclass(frozen=True)
 class Columns(Geometry):
     """max over columns of ||x_j||_2, the transpose of `Rows`.

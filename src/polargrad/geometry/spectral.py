@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from polargrad.geometry.base import Geometry
+from polargrad.geometry.base import Geometry, register
 from polargrad.linalg import PolarMethod, polar_factor, resolve_method
 from polargrad.linalg.method import Accuracy
 
 __all__ = ["Spectral"]
 
 
+@register
 @dataclass(frozen=True)
 class Spectral(Geometry):
     """||X||_2, with lmo(G) = U and ||G||_* = ||G||_nuc = <G, U>, where G = U H.
@@ -37,18 +39,41 @@ class Spectral(Geometry):
     method: str | PolarMethod = "auto"
     max_steps: int | None = None
     accuracy: Accuracy | None = None
+    _resolved: dict[tuple[torch.dtype, torch.device | None], PolarMethod] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        resolve_method(self.method, self.max_steps)
+        object.__setattr__(self, "_resolved", {})
+        self.resolved_method(torch.float64)
+
+    def resolved_method(self, dtype: torch.dtype, device: torch.device | None = None) -> PolarMethod:
+        """The polar method with its steps or accuracy, for matrices of `dtype`; resolved once.
+
+        Args:
+            dtype: of the matrices.
+            device: where they are, which decides what the method leaves to the device; None leaves that open.
+
+        Raises:
+            ValueError: the method cannot be held to the accuracy in `dtype`.
+        """
+        key = (dtype, device)
+        if key not in self._resolved:
+            method = resolve_method(self.method, self.max_steps, self.accuracy, dtype)
+            self._resolved[key] = method if device is None else method.on(device)
+        return self._resolved[key]
+
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Refuse a dtype in which the method cannot be held to the accuracy."""
+        self.resolved_method(dtype)
 
     def squared_length(self, m: int, n: int) -> float:
         """min(m, n), the rank."""
         return float(min(m, n))
 
-    def footprint(self) -> float:
+    @property
+    def peak_memory(self) -> float:
         """That of the polar method."""
-        return resolve_method(self.method, self.max_steps).peak_memory
+        return self.resolved_method(torch.float64).peak_memory
 
     def lmo(self, G: Tensor) -> Tensor:
         """The unitary polar factor of each matrix of G (*batch, m, n)."""
-        return polar_factor(G, self.method, accuracy=self.accuracy, max_steps=self.max_steps)
+        return polar_factor(G, self.resolved_method(G.dtype, G.device))

@@ -9,7 +9,7 @@ from torch import nn
 
 from polargrad.lab.train import lr_scheduler
 from polargrad.optim import PolarGrad, parameter_groups
-from polargrad.optim.routing import Rule
+from polargrad.optim.roles import Rule
 
 __all__ = ["configure_optimizers"]
 

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from polargrad.lab.train import lr_scheduler
 from polargrad.optim import PolarGrad, parameter_groups
-from polargrad.optim.routing import Rule
+from polargrad.optim.roles import Rule
 
 __all__ = ["LRSchedulersContainer", "OptimizersContainer", "build_lr_schedulers", "build_optimizers"]
 

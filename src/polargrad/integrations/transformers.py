@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from polargrad.optim import PolarGrad, parameter_groups
-from polargrad.optim.routing import Rule
+from polargrad.optim.roles import Rule
 
 __all__ = ["ByRole", "optimizer"]
 

@@ -24,7 +24,7 @@ from polargrad.lab.lm import Architecture, architecture
 from polargrad.lab.recipes import RECIPES, optimizer_for
 from polargrad.lab.run.spec import Computation, Evaluation, LanguageModel, RunSpec, Text, option
 from polargrad.lab.train import Constant, Cosine, LoopConfig, Schedule, WarmupLinearDecay
-from polargrad.optim.routing import roles
+from polargrad.optim.roles import roles
 
 __all__ = ["Launch"]
 

@@ -232,7 +232,7 @@ def normalized_rows_options(lr: float, **changed: Plain) -> Options:
         "momentum": 0.7,
         "nesterov": True,
         "scale": "spectral",
-        "row_beta": 0.99,
+        "normalize_rows": 0.99,
         "method": "auto",
         "weight_decay": 0.0,
         **changed,
@@ -286,7 +286,7 @@ def adaptive() -> Optimizer:
 @register("group")
 def group() -> Optimizer:
     """Muon on hidden matrices with their summed nuclear norm over its recent size, AdamW on the rest."""
-    shared: Options = {"scale": "adaptive-nuclear", "scope": "group", "scale_beta": 0.99}
+    shared: Options = {"scale": {"name": "adaptive-nuclear", "beta": 0.99}, "scope": "group"}
     return by_role(muon_options(5e-3, **shared), *adamw_tables())
 
 

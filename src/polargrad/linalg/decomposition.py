@@ -63,23 +63,22 @@ def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
     oriented = A.mH if wide else A
     oriented = oriented.flatten(0, -3) if A.ndim > 2 else oriented.unsqueeze(0)
     oriented = oriented.resolve_conj().resolve_neg()
-    with torch.no_grad():
-        X, scale, finite = oriented.detach(), None, None
-        if not _is_moderate(X, work):
-            largest = _largest_entry(X)
-            finite = largest.isfinite()
-            scale = _scale(largest, finite, work)
-            # On a CPU a look at the flags costs nothing and saves passes over A; elsewhere it would stop the queue.
-            if _on_host(A):
-                finite = None if bool(finite.all()) else finite
-                scale = None if bool((scale == 1).all()) else scale
-            if scale is not None:
-                X = X * scale
-            if finite is not None:
-                X = torch.where(finite, X, 0.0)
-        X = X.to(work)
-        if not (X.is_contiguous() or X.mT.is_contiguous()):
-            X = X.contiguous()
+    X, scale, finite = oriented.detach(), None, None  # nothing below carries a gradient
+    if not _is_moderate(X, work):
+        largest = _largest_entry(X)
+        finite = largest.isfinite()
+        scale = _scale(largest, finite, work)
+        # On a CPU a look at the flags costs nothing and saves passes over A; elsewhere it would stop the queue.
+        if _on_host(A):
+            finite = None if bool(finite.all()) else finite
+            scale = None if bool((scale == 1).all()) else scale
+        if scale is not None:
+            X = X * scale
+        if finite is not None:
+            X = torch.where(finite, X, 0.0)
+    X = X.to(work)
+    if not (X.is_contiguous() or X.mT.is_contiguous()):
+        X = X.contiguous()
     return _Canonical(oriented, X, scale, None if finite is None else finite.flatten(), wide)
 
 
@@ -157,10 +156,12 @@ def polar_factor(
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
     _validate(A)
-    chosen = resolve_method(method, max_steps, accuracy, A.dtype).on(A.device)
+    if not (isinstance(method, PolarMethod) and max_steps is None and accuracy is None):
+        method = resolve_method(method, max_steps, accuracy, A.dtype)
+    method = method.on(A.device)
     if A.numel() == 0:
         return A * 1.0
-    canonical, iterate = _run(A, chosen)
+    canonical, iterate = _run(A, method)
     return _unitary(iterate, canonical, A)
 
 
@@ -214,7 +215,7 @@ def polar(
         "steps": iterate.steps,
         "orthogonality": certificate.orthogonality.reshape(batch),
         "backward_error": certificate.backward_error.reshape(batch),
-        "bounds": iterate.bounds,
+        "bounds": None if iterate.bounds is None else iterate.bounds(),
     }
     H = _hermitian(canonical, iterate, A.dtype).reshape(*batch, k, k) if hermitian else None
     return PolarResult(_unitary(iterate, canonical, A), H, certificate.status.reshape(batch), stats)

@@ -112,8 +112,8 @@ class GramNewtonSchulz(PolynomialMethod):
         span = _SPAN_HALF if torch.finfo(X.dtype).bits == 16 else _SPAN
         restarts = range(span, self.max_steps, span) if self.restarts is None else self.restarts
         cuts = [0, *(step for step in restarts if step < self.max_steps), self.max_steps]
-        bounds = map_interval(rows, self.sigma_floor(X.dtype))
+        dtype = X.dtype
         X = normalize_frobenius(X)
         for start, end in pairwise(cuts):
             X = _segment(X, rows[start:end])
-        return IterationResult(X, steps=self.max_steps, bounds=bounds)
+        return IterationResult(X, steps=self.max_steps, bounds=lambda: map_interval(rows, self.sigma_floor(dtype)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
@@ -22,15 +23,15 @@ class IterationResult(NamedTuple):
         unitary: (k, m, n), the computed unitary factors.
         steps: how many iterations were run (the same for the whole batch).
         breakdown: bool (k,), True where the algorithm could not go on, or None where that cannot happen.
-        bounds: (low, high) known before the run: every singular value of A at or above `sigma_floor` * ||A||_F ends in
-            [low, high], up to rounding. None where nothing is known.
+        bounds: computes (low, high), known before the run: every singular value of A at or above `sigma_floor` *
+            ||A||_F ends in [low, high], up to rounding. None where nothing is known.
         method: name of the algorithm that ran, where that was chosen during the run (`Auto`); else "".
     """
 
     unitary: Tensor
     steps: int
     breakdown: Tensor | None = None
-    bounds: tuple[float, float] | None = None
+    bounds: Callable[[], tuple[float, float]] | None = None
     method: str = ""
 
 

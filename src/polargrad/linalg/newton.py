@@ -133,4 +133,6 @@ class Newton(PolarMethod):
             X = iterate_polynomials(X, QUINTIC if eps > 1e-8 else QUINTIC * 2)
         X = Q @ X
         X = torch.where(zero[:, None, None], 0.0, torch.where(failed[:, None, None], math.nan, X))
-        return IterationResult(X, steps=steps, breakdown=failed & ~zero, bounds=(1.0, 1.0) if finish else None)
+        return IterationResult(
+            X, steps=steps, breakdown=failed & ~zero, bounds=(lambda: (1.0, 1.0)) if finish else None
+        )

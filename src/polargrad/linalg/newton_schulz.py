@@ -18,11 +18,10 @@ from polargrad.linalg.coefficients import (
     check_coefficients,
     map_interval,
     min_converging_sigma,
-    schedule_for,
 )
 from polargrad.linalg.compilation import compile_constant
 from polargrad.linalg.kernels import gram, hermitian_product
-from polargrad.linalg.kernels.symmetric import blocked
+from polargrad.linalg.kernels.symmetric import SMALLEST_BLOCKED, blocked
 from polargrad.linalg.method import IterationResult, PolarMethod, register
 from polargrad.linalg.minimax import CUSHION, composition, with_safety
 
@@ -46,30 +45,26 @@ def iterate_polynomials(X: Tensor, schedule: tuple[Coefficients, ...]) -> Tensor
     multiplied from the left, as torch.optim.Muon does, so that half-precision results agree with it bit for bit.
     """
     square = X.shape[-2] == X.shape[-1]
+    if X.shape[0] == 1 and (X.shape[-1] < SMALLEST_BLOCKED or not blocked(X)):
+        # A single matrix takes the 2-D routines, which are faster than a batch of one.
+        A = X[0]
+        for a, b, c in schedule:
+            G = A @ A.mH if square else A.mH @ A
+            P = torch.addmm(G, G, G, beta=b, alpha=c) if c else b * G
+            A = torch.addmm(A, P, A, beta=a) if square else torch.addmm(A, A, P, beta=a)
+        return A[None]
     for a, b, c in schedule:
-        G = _gram(X.mH if square else X)
-        P = _in_gram(G, b, c)
-        X = _add_product(X, P, X, beta=a) if square else _add_product(X, X, P, beta=a)
+        G = gram(X.mH if square else X)
+        P = hermitian_product(G, G, G, beta=b, alpha=c) if c else b * G
+        X = _add_product(X, P, X, a) if square else _add_product(X, X, P, a)
     return X
 
 
-def _gram(X: Tensor) -> Tensor:
-    """X^H X, by the symmetric product where that pays; a single matrix takes the 2-D routine otherwise."""
-    return gram(X) if X.shape[0] > 1 or blocked(X) else (X[0].mH @ X[0])[None]
-
-
-def _in_gram(G: Tensor, b: float, c: float) -> Tensor:
-    """The polynomial b G + c G^2, by the symmetric product where that pays."""
-    if not c:
-        return b * G
-    return hermitian_product(G, G, G, beta=b, alpha=c) if blocked(G) else _add_product(G, G, G, beta=b, alpha=c)
-
-
-def _add_product(C: Tensor, A: Tensor, B: Tensor, *, beta: float, alpha: float = 1.0) -> Tensor:
-    """The sum beta C + alpha A B; a single matrix takes the 2-D routine, which is faster than a batch of one."""
+def _add_product(C: Tensor, A: Tensor, B: Tensor, beta: float) -> Tensor:
+    """The sum beta C + A B; a single matrix takes the 2-D routine."""
     if C.shape[0] == 1:
-        return torch.addmm(C[0], A[0], B[0], beta=beta, alpha=alpha)[None]
-    return torch.baddbmm(C, A, B, beta=beta, alpha=alpha)
+        return torch.addmm(C[0], A[0], B[0], beta=beta)[None]
+    return torch.baddbmm(C, A, B, beta=beta)
 
 
 @compile_constant
@@ -121,9 +116,9 @@ class PolynomialMethod(PolarMethod):
         return accuracy_class(self.schedule(dtype), torch.finfo(dtype).eps)[1]
 
     def iterate(self, X: Tensor) -> IterationResult:
-        rows = self.schedule(X.dtype)
+        rows, dtype = self.schedule(X.dtype), X.dtype
         U = iterate_polynomials(normalize_frobenius(X), rows)
-        return IterationResult(U, steps=len(rows), bounds=map_interval(rows, self.sigma_floor(X.dtype)))
+        return IterationResult(U, steps=len(rows), bounds=lambda: map_interval(rows, self.sigma_floor(dtype)))
 
 
 @register
@@ -198,4 +193,5 @@ class NewtonSchulz(PolynomialMethod):
         return cls(with_safety(rows, safety), max_steps, dtype)
 
     def schedule(self, dtype: torch.dtype) -> tuple[Coefficients, ...]:
-        return schedule_for(self.coefficients, self.max_steps)
+        rows = self.coefficients[: self.max_steps]
+        return rows + rows[-1:] * (self.max_steps - len(rows))

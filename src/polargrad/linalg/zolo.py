@@ -165,7 +165,7 @@ class ZoloPD(PolarMethod):
             X = iterate_polynomials(X, CUBIC)
         low = steps[-1].lower if not polish else 1.0
         return IterationResult(
-            X if Q is None else product(Q, X.mH), steps=len(steps), breakdown=failed, bounds=(low, 1.0)
+            X if Q is None else product(Q, X.mH), steps=len(steps), breakdown=failed, bounds=lambda: (low, 1.0)
         )
 
     @staticmethod

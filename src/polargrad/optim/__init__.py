@@ -1,6 +1,6 @@
-"""The optimizer and the routing of a model's parameters to it."""
+"""The optimizer, and parameter groups for it from a model."""
 
 from polargrad.optim.polargrad import PolarGrad
-from polargrad.optim.routing import describe_groups, parameter_groups
+from polargrad.optim.roles import describe_groups, parameter_groups
 
 __all__ = ["PolarGrad", "describe_groups", "parameter_groups"]

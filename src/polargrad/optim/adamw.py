@@ -1,88 +1,140 @@
-"""The auxiliary AdamW of vectors, and of embeddings and heads where asked: torch's own functional form."""
+"""AdamW for vectors, and for embeddings and heads where asked: torch's own functional form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from polargrad.optim.functional import decay_
+from polargrad.optim.execution import Executor
+from polargrad.optim.update import StepContext, decay_
 
-__all__ = ["adamw_step"]
+__all__ = ["AdamWRule"]
 
 
-def adamw_step(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    states: list[dict[str, Any]],
-    group: dict[str, Any],
-    keep: list[Tensor] | None,
-    part: Callable[[Tensor], Tensor] = lambda whole: whole,
-) -> None:
-    """One AdamW step (Loshchilov and Hutter 2019) on a list of parameters; their states are made on first use.
+@dataclass(frozen=True, eq=False)
+class AdamWRule:
+    """The resolved options of an AdamW group, and its step (Loshchilov and Hutter 2019).
 
     Args:
-        parameters: of any shape, on one device.
-        gradients: the parts of them that are here.
-        states: "step", "exp_avg", "exp_avg_sq" of each.
-        group: lr, betas, eps, weight_decay, weight_decay_mode, maximize, capturable.
-        keep: boolean scalars on the device, where False nothing of that parameter changes; None steps all.
-        part: what is here of a parameter or a moment, sharing its memory.
+        betas: decays of the first and of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: lambda.
+        cautious: whether to decay only entries that the step moves towards zero.
+        maximize: whether to ascend.
+        capturable: whether the host reads nothing from the device, on a CPU too.
+        options: the plain options that the others were resolved from.
     """
-    for p, state in zip(parameters, states, strict=True):
+
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    cautious: bool
+    maximize: bool
+    capturable: bool
+    options: Mapping[str, Any]
+
+    def gradient_limit(self, dtype: torch.dtype) -> float:
+        """The largest usable gradient entry."""
+        return torch.finfo(dtype).max
+
+    def step(self, group: Mapping[str, Any], positions: Sequence[int], context: StepContext) -> None:
+        """Step the parameters at `positions` of a group."""
+        alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for i in positions:
+            p = group["params"][i]
+            alike.setdefault((p.device, p.dtype), []).append(i)
+        for (device, dtype), members in alike.items():
+            parameters = [group["params"][i] for i in members]
+            gradients = context.executor.gradients(parameters)
+            masked = self.capturable or device.type != "cpu"
+            limit = self.gradient_limit(dtype)
+            keep = context.executor.finite_mask(None, parameters, gradients, limit, masked=masked)
+            chosen = range(len(members))
+            if keep is not None:
+                context.skips.add(context.group_index, tuple(members), keep, unread=masked)
+                if not masked:
+                    chosen = keep.nonzero().flatten().tolist()
+            self._move(
+                group["lr"],
+                [parameters[i] for i in chosen],
+                [gradients[i] for i in chosen],
+                [context.states[parameters[i]] for i in chosen],
+                list(keep.unbind()) if masked and keep is not None else None,
+                context.executor,
+            )
+
+    def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:
+        """Give a parameter the state before its first step, zeros, where it is missing."""
+        masked = self.capturable or parameter.device.type != "cpu"
         if "exp_avg" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=None if keep is None else p.device)
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        elif keep is not None and state["step"].device != p.device:
-            state["step"] = state["step"].to(p.device)
-    parameters = [part(p) for p in parameters]
-    states = [{key: value if key == "step" else part(value) for key, value in state.items()} for state in states]
-    decay = group["weight_decay"]
-    if decay and group["weight_decay_mode"] == "cautious":
-        # The step goes along the new first moment, whose sign is known before the step.
-        moments = [state["exp_avg"].lerp(g, 1 - group["betas"][0]) for g, state in zip(gradients, states, strict=True)]
-        sign = -1.0 if group["maximize"] else 1.0
-        decay_(parameters, moments, group["lr"] * decay, cautious=True, sign=sign, keep=keep)
-        decay = 0.0
-    if keep is None:
-        _torch_adamw(parameters, gradients, states, group, decay)
-        return
-    # The fused kernel leaves parameter, moments and step alone where found_inf is 1, without asking the host.
-    for p, g, state, usable in zip(parameters, gradients, states, keep, strict=True):
-        _torch_adamw([p], [g], [state], group, decay, fused=True, found_inf=1 - usable.to(torch.float32))
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if masked else None)
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        elif masked and state["step"].device != parameter.device:
+            state["step"] = state["step"].to(parameter.device)
 
+    def _move(
+        self,
+        lr: float | Tensor,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Any]],
+        keep: list[Tensor] | None,
+        executor: Executor,
+    ) -> None:
+        """Step parameters on one device; where `keep`, boolean scalars there, is False, nothing changes."""
+        for p, state in zip(parameters, states, strict=True):
+            self.add_state(p, state, executor)
+        W, steps = executor.local(parameters), [state["step"] for state in states]
+        m, v = (executor.local([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq"))
+        decay = self.weight_decay
+        if decay and self.cautious:
+            # The step goes along the new first moment, whose sign is known before the step.
+            moments = [old.lerp(g, 1 - self.betas[0]) for g, old in zip(gradients, m, strict=True)]
+            decay_(W, moments, lr * decay, cautious=True, sign=-1.0 if self.maximize else 1.0, keep=keep)
+            decay = 0.0
+        if keep is None:
+            self._torch_adamw(lr, W, gradients, m, v, steps, decay)
+            return
+        # The fused kernel leaves parameter, moments and step alone where found_inf is 1, without asking the host.
+        for w, g, one, two, step, usable in zip(W, gradients, m, v, steps, keep, strict=True):
+            found_inf = 1 - usable.to(torch.float32)
+            self._torch_adamw(lr, [w], [g], [one], [two], [step], decay, found_inf)
 
-def _torch_adamw(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    states: list[dict[str, Any]],
-    group: dict[str, Any],
-    weight_decay: float,
-    fused: bool | None = None,
-    found_inf: Tensor | None = None,
-) -> None:
-    beta1, beta2 = group["betas"]
-    lr = group["lr"]
-    adamw(
-        parameters,
-        gradients,
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
-        [],
-        [state["step"] for state in states],
-        foreach=None,
-        capturable=group["capturable"] and fused is True,
-        fused=fused,
-        found_inf=found_inf,
-        amsgrad=False,
-        beta1=beta1,
-        beta2=beta2,
-        lr=lr,
-        weight_decay=weight_decay,
-        eps=group["eps"],
-        maximize=group["maximize"],
-    )
+    def _torch_adamw(
+        self,
+        lr: float | Tensor,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        first_moments: list[Tensor],
+        second_moments: list[Tensor],
+        steps: list[Tensor],
+        weight_decay: float,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """Torch's functional AdamW, fused where there is a `found_inf`."""
+        fused = None if found_inf is None else True
+        adamw(
+            parameters,
+            gradients,
+            first_moments,
+            second_moments,
+            [],
+            steps,
+            foreach=None,
+            capturable=self.capturable and fused is True,
+            fused=fused,
+            found_inf=found_inf,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=self.eps,
+            maximize=self.maximize,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,13 @@ class MatrixView:
 
     shape: tuple[int, ...]
     batches: tuple[tuple[int, int, int], ...]
+    # How many matrices there are in all, and whether the parameter is one matrix as it is.
+    count: int = field(init=False, compare=False, repr=False)
+    is_matrix: bool = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "count", sum(k for k, _, _ in self.batches))
+        object.__setattr__(self, "is_matrix", type(self) is MatrixView and len(self.shape) == 2)
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         """The batches (k, m, n) of a tensor of the parameter's shape; views where strides allow."""
@@ -125,7 +132,7 @@ def _integers(option: str, value: Any) -> tuple[int, ...]:
 def _make(shape: tuple[int, ...], layout: str, split: tuple[int, ...] | None, heads: tuple[int, ...]) -> MatrixView:
     if len(shape) < 2:
         raise ValueError(
-            f"a parameter of shape {shape} is no matrix; give vectors and scalars to a group with "
+            f"a parameter of shape {shape} is not a matrix; give vectors and scalars to a group with "
             "rule='adamw' (polargrad.parameter_groups does so)"
         )
     swapped = layout.startswith("transposed")

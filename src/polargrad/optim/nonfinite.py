@@ -1,34 +1,15 @@
-"""Gradients that are not finite: found per matrix, counted where they are, named when somebody looks."""
+"""Matrices that did not step because a gradient was not finite: counted on the device, named when somebody looks."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-__all__ = ["SkipLedger", "all_within", "matrices_within"]
+__all__ = ["SkipLedger"]
 
-
-def all_within(tensors: Sequence[Tensor], limit: float) -> bool:
-    """Whether every entry of every tensor is a number of size at most `limit`; for tensors on the host."""
-    for tensor in tensors:
-        if tensor.numel() == 0:
-            continue
-        # One vectorized pass; both ends are NaN if an entry is, and the comparison is then false.
-        lowest, highest = torch.aminmax(tensor)
-        if not -limit <= lowest.item() <= highest.item() <= limit:
-            return False
-    return True
-
-
-def matrices_within(batches: Sequence[Tensor], limit: float) -> Tensor:
-    """The same for each matrix of batches (k_i, m, n), as a boolean tensor of all of them; stays on the device."""
-    return torch.cat([torch.linalg.vector_norm(batch, torch.inf, dim=(-2, -1)) <= limit for batch in batches])
-
-
-# So many parameters are named in a warning.
+# The most parameters that a warning names.
 _NAMED = 8
 
 
@@ -47,14 +28,22 @@ class SkipLedger:
         self._reported: dict[tuple[int, int], int] = {}
         self.seen = False
 
-    def add(self, group: int, positions: tuple[int, ...], counts: Tensor, *, unread: bool) -> None:
-        """Add counts (P,) of the parameters at `positions` of a group; `unread` if only the device knows them."""
+    def add(self, group: int, positions: tuple[int, ...], keep: Tensor, *, unread: bool) -> None:
+        """Count the matrices that did not step.
+
+        Args:
+            group: the index of the group.
+            positions: of P parameters in it.
+            keep: bool (K,), the matrices that stepped, K / P for each parameter.
+            unread: whether only the device knows them.
+        """
         self.seen = self.seen or not unread
+        skipped = (~keep).view(len(positions), -1).sum(1)
         key = (group, positions)
         if key in self._counts:
-            self._counts[key] += counts
+            self._counts[key] += skipped
         else:
-            self._counts[key] = counts.clone()
+            self._counts[key] = skipped
 
     def total(self, name: Callable[[int, int], str]) -> int:
         """All skips so far; warns of those parameters that were skipped since the last reading.

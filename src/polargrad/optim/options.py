@@ -1,124 +1,405 @@
-"""The options of a parameter group: plain data in, checked once, objects out."""
+"""The options of a parameter group: plain data in, checked, resolved into the rule that steps the group.
+
+A group is stepped by the rule "polar" or "adamw", and holds the options of its own rule alone. Geometries, polar
+methods, scales and step rules are frozen dataclasses in tables by name, whose fields are their options; plain data say
+which: a name, or a mapping of the name and some of the fields. What is given and not used is refused.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from polargrad.geometry import Columns, Entrywise, Frobenius, Geometry, LeftPolar, RightPolar, Rows, Spectral
-from polargrad.linalg import PolarMethod, resolve_method
-from polargrad.linalg.method import Accuracy
-from polargrad.optim.matrix_view import matrix_view
-from polargrad.optim.momentum import MOMENTUM_ORDERS, Momentum
-from polargrad.optim.scaling import SCALES, SHAPE_SCALES
-from polargrad.optim.stepsize import STEP_RULES
+from polargrad.geometry import GEOMETRIES, Geometry
+from polargrad.linalg import PolarMethod, available_methods, resolve_method
+from polargrad.optim.adamw import AdamWRule
+from polargrad.optim.update import (
+    MOMENTUM_ORDERS,
+    SCALES,
+    STEP_RULES,
+    FixedRate,
+    Nuclear,
+    PolarRule,
+    Polyak,
+    Scale,
+    StepRule,
+)
 
 __all__ = [
-    "check_options",
+    "Rule",
     "check_parameters",
-    "geometry_of",
-    "gradient_limit",
-    "momentum_dtype",
-    "momentum_of",
+    "check_values",
+    "fill_options",
+    "inherited_options",
     "parameter_name",
-    "plain_method",
+    "plain_options",
+    "resolve",
 ]
 
-GEOMETRIES: dict[str, type[Geometry]] = {
-    cls.name: cls for cls in (Spectral, LeftPolar, RightPolar, Rows, Columns, Entrywise, Frobenius)
+Rule = PolarRule | AdamWRule
+T = TypeVar("T")
+
+# Options that the constructor does not take, since they say what a group is.
+_GROUP_DEFAULTS: dict[str, Any] = {
+    "rule": "polar",
+    "layout": "auto",
+    "split": None,
+    "heads": 1,
+    "betas": (0.9, 0.95),
+    "eps": 1e-8,
 }
+# What a group may hold besides options: torch's own, and what `parameter_groups` and schedulers write there.
+_BOOKKEEPING = ("params", "param_names", "role", "initial_lr")
+
+# Options that some geometries read, by the value that asks for nothing.
+_OF_GEOMETRY: dict[str, Any] = {"method": "auto", "max_steps": None, "accuracy": None}
+
 _PARAMETER_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "rule": ("polar", "adamw"),
-    "momentum_order": tuple(MOMENTUM_ORDERS),
-    "momentum_dtype": (None, "float16", "bfloat16", "float32", "float64"),
-    "scale": SCALES,
-    "scale_base": tuple(SHAPE_SCALES),
-    "scope": ("matrix", "group"),
-    "weight_decay_mode": ("plain", "cautious"),
-    "step_rule": STEP_RULES,
-    "on_nonfinite": ("skip", "raise"),
-    "maximize": (False, True),
-    "nesterov": (False, True),
-    "capturable": (False, True),
+
+
+def _choice(*allowed: Any) -> Callable[[str, Any], None]:
+    def check(option: str, value: Any) -> None:
+        if not any(value is one or (type(value) is type(one) and value == one) for one in allowed):
+            raise ValueError(f"{option} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+    return check
+
+
+def _number(option: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{option} must be a number, got {value!r}")
+    return float(value)
+
+
+def _nonnegative(option: str, value: Any) -> None:
+    if not 0.0 <= _number(option, value) < math.inf:
+        raise ValueError(f"{option} must be finite and at least 0, got {value}")
+
+
+def _decay(option: str, value: Any) -> None:
+    if not 0.0 <= _number(option, value) < 1.0:
+        raise ValueError(f"{option} must lie in [0, 1), got {value}")
+
+
+def _learning_rate(option: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(value.shape)}")
+        if value.device.type != "cpu":
+            return  # its value may change at any time, and reading it would wait for the device
+        value = value.item()
+    _nonnegative(option, value)
+
+
+def _betas(option: str, value: Any) -> None:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{option} must be two numbers, got {value!r}")
+    for beta in value:
+        _decay(option, beta)
+
+
+def _bytes(option: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{option} must be a positive number of bytes, got {value!r}")
+
+
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "rule": _choice("polar", "adamw"),
+    "lr": _learning_rate,
+    "weight_decay": _nonnegative,
+    "weight_decay_mode": _choice("plain", "cautious"),
+    "maximize": _choice(False, True),
+    "on_nonfinite": _choice("skip", "raise"),
+    "capturable": _choice(False, True),
+    "momentum": _decay,
+    "momentum_order": _choice(*MOMENTUM_ORDERS),
+    "nesterov": _choice(False, True),
+    "momentum_dtype": _choice(None, "float16", "bfloat16", "float32", "float64"),
+    "scope": _choice("matrix", "group"),
+    "scale": lambda option, value: _build(option, SCALES, value),
+    "step_rule": lambda option, value: _build(option, STEP_RULES, value),
+    "normalize_rows": lambda option, value: _row_beta(value),
+    "geometry": lambda option, value: _name_of(option, GEOMETRIES, value),
+    "method": lambda option, value: _method(value),
+    "workspace": _bytes,
+    "betas": _betas,
+    "eps": _nonnegative,
+}
+
+OPTIONS: dict[str, frozenset[str]] = {
+    "polar": frozenset({*_CHECKS, *_OF_GEOMETRY, "layout", "split", "heads"} - {"betas", "eps"}),
+    "adamw": frozenset(
+        {"rule", "lr", "weight_decay", "weight_decay_mode", "maximize", "on_nonfinite", "capturable", "betas", "eps"}
+    ),
 }
 
 
-def plain_method(method: str | PolarMethod | Mapping[str, Any]) -> str | dict[str, Any]:
-    """A polar method as plain data, which parameter groups and checkpoints hold: its name, or name and options.
+def check_values(options: Mapping[str, Any]) -> None:
+    """Check each option by itself.
+
+    Raises:
+        ValueError: a value out of its range, or an option that the choice it belongs to does not use.
+        TypeError: a value of another kind.
+    """
+    for option, value in options.items():
+        if option in _CHECKS:
+            _CHECKS[option](option, value)
+
+
+def plain_options(options: MutableMapping[str, Any]) -> None:
+    """Replace objects by plain data, which parameter groups and checkpoints hold: a name, or a mapping with "name".
 
     Example:
         >>> from polargrad.linalg import QDWH
-        >>> plain_method(QDWH(max_steps=2))["max_steps"]
-        2
+        >>> options = {"method": QDWH(max_steps=2)}
+        >>> plain_options(options)
+        >>> options["method"]["name"], options["method"]["max_steps"]
+        ('qdwh', 2)
     """
-    if isinstance(method, PolarMethod):
-        options = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
-        return {"name": method.name, **options} if options else method.name
-    if isinstance(method, str):
-        return method
-    if isinstance(method, Mapping) and "name" in method:
-        return dict(method)
-    raise TypeError(f"method must be a name, a PolarMethod or a mapping with 'name', got {type(method).__name__}")
+    for option in ("geometry", "method", "scale", "step_rule", "normalize_rows"):
+        if option in options:
+            options[option] = _plain(options[option])
 
 
-# Made when a group is checked; a step only looks them up, which a compiled step can do too.
-_MADE: dict[tuple[Any, ...], Geometry] = {}
+def _plain(value: Any) -> Any:
+    if isinstance(value, PolarMethod | Geometry | Scale | StepRule):
+        assert dataclasses.is_dataclass(value)
+        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {"name": value.name, **fields} if fields else value.name
+    return {key: _plain(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value
 
 
-def _make_geometry(
-    name: str,
-    method: str | tuple[tuple[str, Any], ...],
-    max_steps: int | None,
-    accuracy: Accuracy | None,
-    dtype: torch.dtype,
-) -> Geometry:
-    if isinstance(method, str):
-        algorithm: str | PolarMethod = method
-    else:
-        options = dict(method)
-        algorithm = dataclasses.replace(resolve_method(options.pop("name")), **options)
-    resolve_method(algorithm, max_steps, accuracy, dtype)
-    cls = GEOMETRIES[name]
-    given = {"method": algorithm, "max_steps": max_steps, "accuracy": accuracy}
-    return cls(**{field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given})
+def _name_of(option: str, table: Mapping[str, type], value: Any) -> str:
+    """The name in a choice given as plain data."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if not isinstance(name, str):
+        raise TypeError(f"{option} must be a name, or a mapping with 'name', got {value!r}")
+    if name not in table:
+        raise ValueError(f"{option} must be one of {', '.join(map(repr, table))}, got {name!r}")
+    return name
 
 
-def geometry_of(group: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> Geometry:
-    """The geometry that a group asks for, with its polar method.
+def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    return {f.name: f for f in dataclasses.fields(cls) if f.init}
+
+
+def _build(option: str, table: Mapping[str, type[T]], value: Any, more: Mapping[str, Any] | None = None) -> T:
+    """The object that plain data ask for.
+
+    Args:
+        option: what the choice is called.
+        table: the classes by name.
+        value: a name, or a mapping of the name and fields.
+        more: further fields.
+    """
+    name = _name_of(option, table, value)
+    given = {key: entry for key, entry in value.items() if key != "name"} if isinstance(value, Mapping) else {}
+    fields = _fields(table[name])
+    for key in given:
+        if key not in fields:
+            users = [other for other, cls in table.items() if key in _fields(cls)]
+            used = f"; it is used by {_list(option, users)}" if users else ""
+            known = f"its options are {', '.join(fields)}" if fields else "it has no options"
+            raise ValueError(f"{option}={name!r} does not use {key!r}{used}; leave it out ({known})")
+    given = {**(more or {}), **{key: _hashable(entry) for key, entry in given.items()}}
+    required = (dataclasses.MISSING, dataclasses.MISSING)
+    for key, one in fields.items():
+        if key not in given and (one.default, one.default_factory) == required:
+            raise ValueError(f"{option}={name!r} needs {key}: give {{'name': {name!r}, {key!r}: ...}}")
+    try:
+        return table[name](**given)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{option}={name!r}: {error}") from None
+
+
+def _list(option: str, names: Iterable[str]) -> str:
+    return " or ".join(f"{option}={name!r}" for name in names)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def _method(value: Any) -> str | PolarMethod:
+    """A polar method by its name, which is resolved later, or from a mapping."""
+    if isinstance(value, Mapping):
+        return _build("method", _method_classes(), value)
+    if not isinstance(value, str):
+        raise TypeError(f"method must be a name, a PolarMethod or a mapping with 'name', got {type(value).__name__}")
+    resolve_method(value)
+    return value
+
+
+def _method_classes() -> dict[str, type[PolarMethod]]:
+    return {name: type(resolve_method(name)) for name in available_methods()}
+
+
+def _row_beta(value: Any) -> float | None:
+    """The decay that `normalize_rows` asks for."""
+    if isinstance(value, Mapping):
+        if set(value) != {"beta"}:
+            raise ValueError(f"normalize_rows as a mapping has the key 'beta' alone, got {dict(value)!r}")
+        value = value["beta"]
+    if value is not None:
+        _decay("normalize_rows", value)
+    return value
+
+
+def inherited_options(own: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group with `own` options takes over of others, such as those of the constructor or of its role.
+
+    Left out are options that it has itself, and those that its own rule, geometry, method or scale does not use.
+
+    Example:
+        >>> inherited_options({"geometry": "rows"}, {"lr": 0.1, "geometry": "spectral", "method": "qdwh"})
+        {'lr': 0.1}
+    """
+    rule = own.get("rule", inherited.get("rule", "polar"))
+    check_values({"rule": rule})
+    unused = set(own) | (OPTIONS["polar"] | OPTIONS["adamw"]) - OPTIONS[rule]
+    if rule == "polar":
+        if "geometry" in own:
+            unused |= set(_OF_GEOMETRY) - set(_fields(GEOMETRIES[_name_of("geometry", GEOMETRIES, own["geometry"])]))
+        if "method" in own and not hasattr(resolve_method(_method(own["method"])), "max_steps"):
+            unused.add("max_steps")
+        if "max_steps" in own or "accuracy" in own:  # one is instead of the other
+            unused |= {"max_steps", "accuracy"}
+        if "scale" in own and not SCALES[_name_of("scale", SCALES, own["scale"])].uses_dual_norm:
+            unused.add("scope")
+    return {option: value for option, value in inherited.items() if option not in unused}
+
+
+def fill_options(group: dict[str, Any], constructor: Mapping[str, Any], *, strict: bool) -> None:
+    """Give a group all options of its rule, in place: its own, else those of the constructor, else the defaults.
+
+    Args:
+        group: the parameter group, or its options.
+        constructor: the options of the constructor.
+        strict: whether to refuse what is not an option of the group's rule, rather than leave it alone.
 
     Raises:
-        ValueError: the method does not exist, or cannot reach the asked accuracy in `dtype`.
+        ValueError: an unknown option, or one of the other rule; the message names it.
     """
-    method = group["method"]
-    plain = method if isinstance(method, str) else tuple(sorted(method.items()))
-    key = (group["geometry"], plain, group["max_steps"], group["accuracy"], dtype)
-    if key not in _MADE:
-        _MADE[key] = _make_geometry(*key)
-    return _MADE[key]
+    rule = group.get("rule", "polar")
+    check_values({"rule": rule})
+    unknown = sorted(set(group) - OPTIONS[rule] - set(_BOOKKEEPING)) if strict else []
+    for option in unknown:
+        for other in OPTIONS:
+            if option in OPTIONS[other]:
+                raise ValueError(
+                    f"{option} is used by rule={other!r}, not by rule={rule!r} of this group; leave it out"
+                )
+    if unknown:
+        raise ValueError(
+            f"unknown option {', '.join(map(repr, unknown))} in a parameter group with rule={rule!r}; "
+            f"known: {', '.join(sorted(OPTIONS[rule]))}, role"
+        )
+    plain_options(group)
+    filled = {**_GROUP_DEFAULTS, **_OF_GEOMETRY, "scope": "matrix", **inherited_options(group, constructor)}
+    for option, value in filled.items():
+        if option in OPTIONS[rule]:
+            group.setdefault(option, value)
 
 
-def momentum_of(group: Mapping[str, Any]) -> Momentum:
-    """The momentum order that a group asks for."""
-    return MOMENTUM_ORDERS[group["momentum_order"]](group["momentum"], group["nesterov"])
+def resolve(group: Mapping[str, Any]) -> Rule:
+    """The rule that steps a group with all its options.
 
-
-def momentum_dtype(group: Mapping[str, Any], parameter: Tensor) -> torch.dtype:
-    """The dtype of a parameter's momentum buffer: `momentum_dtype`, or the parameter's own."""
-    name = group["momentum_dtype"]
-    return parameter.dtype if name is None else getattr(torch, name)
-
-
-def gradient_limit(group: Mapping[str, Any], parameter: Tensor) -> float:
-    """The largest entry of a gradient that can be used: no sum or difference of two entries of a state overflows."""
+    Raises:
+        ValueError: an option out of its range, options that contradict each other, or one that is not used.
+        TypeError: an option of another kind.
+    """
+    check_values({"rule": group["rule"]})
+    options = {option: group[option] for option in group if option in OPTIONS[group["rule"]]}
+    check_values(options)
+    if group["capturable"] and group["on_nonfinite"] == "raise":
+        raise ValueError("capturable=True cannot go with on_nonfinite='raise', which reads from the device; use 'skip'")
+    del options["lr"]  # schedulers change it in every step
+    shared = {
+        "weight_decay": group["weight_decay"],
+        "cautious": group["weight_decay_mode"] == "cautious",
+        "capturable": group["capturable"],
+        "options": options,
+    }
     if group["rule"] == "adamw":
-        return torch.finfo(parameter.dtype).max
-    return torch.finfo(momentum_dtype(group, parameter)).max / (2 * momentum_of(group).gain)
+        return AdamWRule(betas=tuple(group["betas"]), eps=group["eps"], maximize=group["maximize"], **shared)
+    dtype = group["momentum_dtype"]
+    rule = PolarRule(
+        geometry=_geometry(group),
+        momentum=group["momentum"],
+        momentum_order=group["momentum_order"],
+        nesterov=group["nesterov"],
+        scale=_build("scale", SCALES, group["scale"]),
+        share_norms=group["scope"] == "group",
+        step_rule=_build("step_rule", STEP_RULES, group["step_rule"]),
+        row_beta=_row_beta(group["normalize_rows"]),
+        sign=-1.0 if group["maximize"] else 1.0,
+        momentum_dtype=None if dtype is None else getattr(torch, dtype),
+        workspace=group["workspace"],
+        **shared,
+    )
+    _check_combination(rule)
+    return rule
+
+
+def _geometry(group: Mapping[str, Any]) -> Geometry:
+    """The geometry that a group asks for, with its polar method where it has one."""
+    chosen = group["geometry"]
+    name = _name_of("geometry", GEOMETRIES, chosen)
+    fields = _fields(GEOMETRIES[name])
+    more = {}
+    for option, nothing in _OF_GEOMETRY.items():
+        if option in fields:
+            if isinstance(chosen, Mapping) and option in chosen:
+                if group[option] != nothing:
+                    raise ValueError(
+                        f"{option} is given twice, in geometry={chosen!r} and as {option}={group[option]!r}"
+                    )
+                continue
+            more[option] = _method(group[option]) if option == "method" else group[option]
+        elif group[option] != nothing:
+            users = [other for other, cls in GEOMETRIES.items() if option in _fields(cls)]
+            raise ValueError(
+                f"{option}={group[option]!r} is used by {_list('geometry', users)}, not by geometry={name!r}; leave it "
+                "out, or choose that geometry"
+            )
+    if isinstance(chosen, Mapping) and "method" in chosen and "method" in fields:
+        chosen = {**chosen, "method": _method(chosen["method"])}
+    return _build("geometry", GEOMETRIES, chosen, more)
+
+
+def _check_combination(rule: PolarRule) -> None:
+    """Refuse options that contradict each other."""
+    if rule.nesterov and not rule.momentum:
+        raise ValueError("nesterov=True needs momentum > 0")
+    if rule.share_norms and not rule.scale.uses_dual_norm:
+        users = [name for name, cls in SCALES.items() if cls.uses_dual_norm]
+        raise ValueError(
+            f"scope='group' shares the sum of the dual norms, which {_list('scale', users)} uses, not "
+            f"scale={rule.scale.name!r}; leave it out, or choose one of those"
+        )
+    if isinstance(rule.step_rule, FixedRate):
+        return
+    what = f"step_rule={rule.step_rule.name!r}"
+    if rule.scale != Nuclear():
+        raise ValueError(f"{what} is a rule for scale='nuclear' with alpha=1, got scale={rule.options['scale']!r}")
+    if rule.row_beta is not None:
+        raise ValueError(
+            f"{what} is a rule for the direction of the geometry, which normalize_rows={rule.row_beta} changes; leave "
+            "normalize_rows out"
+        )
+    if rule.weight_decay:
+        raise ValueError(f"{what} knows no weight decay; put the decay into the loss")
+    if isinstance(rule.step_rule, Polyak) and rule.sign < 0:
+        raise ValueError(f"{what} goes down to a minimum, got maximize=True; minimize the negative of the objective")
+    if rule.momentum:
+        raise ValueError(
+            f"{what} is a rule for the direction of the gradient itself, got momentum={rule.momentum}; give momentum=0"
+        )
 
 
 def parameter_name(group: Mapping[str, Any], position: int) -> str:
@@ -129,79 +410,22 @@ def parameter_name(group: Mapping[str, Any], position: int) -> str:
     return f"parameter {position} of shape {tuple(group['params'][position].shape)}"
 
 
-def check_options(group: Mapping[str, Any]) -> None:
-    """Raise ValueError or TypeError if an option is out of its range, or if two contradict each other."""
-    for option, allowed in _CHOICES.items():
-        if group[option] not in allowed:
-            raise ValueError(f"{option} must be one of {', '.join(map(repr, allowed))}, got {group[option]!r}")
-    if group["geometry"] not in GEOMETRIES:
-        raise ValueError(f"geometry must be one of {', '.join(map(repr, GEOMETRIES))}, got {group['geometry']!r}")
-    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
-        raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(group['lr'].shape)}")
-    for option in ("lr", "weight_decay", "eps"):
-        if not 0.0 <= float(group[option]) < math.inf:
-            raise ValueError(f"{option} must be finite and at least 0, got {group[option]}")
-    decays = [("momentum", group["momentum"]), ("scale_beta", group["scale_beta"])]
-    if group["row_beta"] is not None:
-        decays.append(("row_beta", group["row_beta"]))
-    for option, value in (*decays, *(("betas", beta) for beta in group["betas"])):
-        if not 0.0 <= float(value) < 1.0:
-            raise ValueError(f"{option} must lie in [0, 1), got {value}")
-    if isinstance(group["workspace"], bool) or not isinstance(group["workspace"], int) or group["workspace"] < 1:
-        raise ValueError(f"workspace must be a positive number of bytes, got {group['workspace']!r}")
-    if group["capturable"] and group["on_nonfinite"] == "raise":
-        raise ValueError("capturable=True cannot go with on_nonfinite='raise', which reads from the device; use 'skip'")
-    if group["rule"] == "polar":
-        _check_polar(group)
+def check_parameters(group: Mapping[str, Any], rule: Rule) -> None:
+    """Refuse parameters that the rule of their group cannot step.
 
-
-def _check_polar(group: Mapping[str, Any]) -> None:
-    scale, alpha = group["scale"], group["alpha"]
-    if group["nesterov"] and not group["momentum"]:
-        raise ValueError("nesterov=True needs momentum > 0")
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    if alpha != 1.0 and scale not in ("nuclear", "adaptive-nuclear"):
-        raise ValueError(
-            f"alpha={alpha} is an exponent on the dual norm, which scale={scale!r} does not raise; "
-            "use scale='nuclear' or 'adaptive-nuclear'"
-        )
-    if group["scope"] == "group" and scale in SHAPE_SCALES:
-        raise ValueError(
-            f"scope='group' shares the sum of the nuclear norms, of which scale={scale!r} makes no use; use "
-            "scale='nuclear', 'mean-singular' or 'adaptive-nuclear', or scope='matrix'"
-        )
-    rule = group["step_rule"]
-    if rule != "fixed":
-        wanted = {"smoothness": "smoothness", "polyak": "minimum"}[rule]
-        if group[wanted] is None:
-            raise ValueError(f"step_rule={rule!r} needs {wanted}")
-        if scale != "nuclear" or alpha != 1.0:
-            raise ValueError(f"step_rule={rule!r} is a rule for scale='nuclear' with alpha=1, got scale={scale!r}")
-        if group["weight_decay"]:
-            raise ValueError(f"step_rule={rule!r} knows no weight decay; put the decay into the loss")
-    for option, rule_of in (("smoothness", "smoothness"), ("minimum", "polyak")):
-        if group[option] is not None and rule != rule_of:
-            raise ValueError(f"{option} is used by step_rule={rule_of!r} alone, got step_rule={rule!r}")
-    if group["smoothness"] is not None and not 0.0 < group["smoothness"] < math.inf:
-        raise ValueError(f"smoothness must be positive and finite, got {group['smoothness']}")
-    if group["minimum"] is not None and not math.isfinite(group["minimum"]):
-        raise ValueError(f"minimum must be finite, got {group['minimum']}")
-    geometry_of(group)
-
-
-def check_parameters(group: Mapping[str, Any]) -> None:
-    """Raise TypeError for a dtype that cannot be optimized, ValueError for a parameter that the group cannot take."""
+    Raises:
+        TypeError: a dtype that cannot be optimized.
+        ValueError: a shape or dtype that the group's options do not take.
+    """
     for position, p in enumerate(group["params"]):
         if p.dtype not in _PARAMETER_DTYPES:
             raise TypeError(
                 f"{parameter_name(group, position)} has dtype {p.dtype}; only real floating-point parameters "
                 "(float16, bfloat16, float32, float64) are supported"
             )
-        if group["rule"] == "polar":
-            geometry = geometry_of(group, momentum_dtype(group, p))
+        if isinstance(rule, PolarRule):
             try:
-                for _, m, n in matrix_view(p.shape, group).batches:
-                    geometry.check_shape(m, n)
+                rule.shape_of(p.shape)
+                rule.geometry.check_dtype(rule.momentum_dtype or p.dtype)
             except ValueError as error:
                 raise ValueError(f"{parameter_name(group, position)}: {error}") from None

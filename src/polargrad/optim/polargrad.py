@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from polargrad.geometry import Geometry
 from polargrad.linalg import PolarMethod
 from polargrad.linalg.method import Accuracy
-from polargrad.optim.adamw import adamw_step
-from polargrad.optim.bucket import Bucket, Observer, advance, buckets_of, stack_bytes
-from polargrad.optim.distributor import Directions, Distributor, distributor_for
-from polargrad.optim.functional import statistics_dtype
-from polargrad.optim.momentum import Momentum
-from polargrad.optim.nonfinite import SkipLedger, all_within
+from polargrad.optim.execution import Executor, all_within, executor_for, statistics_dtype
+from polargrad.optim.nonfinite import SkipLedger
 from polargrad.optim.options import (
-    check_options,
+    Rule,
     check_parameters,
-    geometry_of,
-    gradient_limit,
-    momentum_dtype,
-    momentum_of,
+    check_values,
+    fill_options,
     parameter_name,
-    plain_method,
+    plain_options,
+    resolve,
 )
-from polargrad.optim.oracle import Oracle
+from polargrad.optim.update import Observer, PolarRule, StepContext
 
-__all__ = ["PolarGrad"]
-
-# What a group may hold besides the options: torch's own, and what routing and schedulers write there.
-_OF_PROCESSES = ("process_group", "shard_momentum")
-_BOOKKEEPING = {"params", "param_names", "role", "initial_lr"}
+__all__ = ["PolarGrad", "initialize_state"]
 
 
 class PolarGrad(torch.optim.Optimizer):
@@ -47,8 +39,10 @@ class PolarGrad(torch.optim.Optimizer):
     `polargrad.parameter_groups(model)` makes the groups. docs/optimizer.md has every option with its formula.
 
     Args:
-        params: parameters, named parameters or groups. A group may set every option below for itself, and
-            `rule="adamw"` with `betas` and `eps`.
+        params: parameters, named parameters or groups. A group may set every option below but the last two for itself,
+            and besides `layout`, `split` and `heads` (how its parameters are split into matrices, see `matrix_view`);
+            or `rule="adamw"` with `betas` and `eps`. Of the options below, an AdamW group takes lr, weight_decay,
+            weight_decay_mode, maximize, on_nonfinite and capturable.
         lr: step size gamma, a number or a tensor with one element; for `scale="rms"` it is comparable with AdamW's.
         momentum: beta in [0, 1).
         momentum_order: "momentum-first" (the average is taken of G, above), "polar-first" (of U: M <- beta M +
@@ -57,48 +51,40 @@ class PolarGrad(torch.optim.Optimizer):
         weight_decay: decoupled, times lr.
         weight_decay_mode: "plain", or "cautious": only entries that the step moves towards zero.
         scale: "nuclear" (PolarGrad), "mean-singular" (nuclear / min(m, n)), "none" (matrix sign descent), "spectral"
-            (sqrt(max(1, m/n)), Muon), "rms" (0.2 sqrt(max(m, n)), matches AdamW), "adaptive-nuclear" (`scale_base`
-            times the nuclear norm over its running root mean square).
+            (sqrt(max(1, m/n)), Muon), "rms" (0.2 sqrt(max(m, n)), matches AdamW), "adaptive-nuclear" (the nuclear norm
+            over its running root mean square, times the base "rms"); or a mapping of the name and its options:
+            {"name": "nuclear", "alpha": 0.5} raises the nuclear norm to a power in [0, 1], {"name": "adaptive-nuclear",
+            "base": "rms", "beta": 0.9, "alpha": 1.0} are the defaults of that scale.
         scope: "matrix", or "group": all matrices of the group share the sum of their nuclear norms.
-        alpha: exponent in [0, 1] on the nuclear norm.
-        scale_base: "rms", "spectral" or "none", what "adaptive-nuclear" multiplies.
-        scale_beta: decay of its running mean square.
-        row_beta: decay of a running mean square of each row of the direction, to whose root the row is divided, so that
-            all rows move alike (NorMuon); None leaves them as they are. Rows are outputs, in a table tokens.
+        step_rule: "fixed" (lr), {"name": "smoothness", "smoothness": L} (lr / (L r) with r the rank of the gradient) or
+            {"name": "polyak", "minimum": f*} (lr (f - f*) / nu^2 with f from `step(closure)`).
+        normalize_rows: decay in [0, 1) of a running mean square of each row of the direction, by whose root the row is
+            divided, so that all rows move alike (NorMuon); None leaves them as they are. Rows are outputs, in a table
+            tokens.
         geometry: the norm: "spectral" (polar factor), "left-polar" and "right-polar" (the same through the Gram matrix
             of the rows or columns, for very wide and very tall matrices), "rows", "columns", "entrywise" (sign) or
-            "frobenius"; the nuclear norm above is then that geometry's dual norm.
-        method: name of the polar method or a `PolarMethod`; "newton-schulz" with `max_steps=5` is Muon's, "qdwh" with
-            `max_steps=2` the paper's.
+            "frobenius"; a `Geometry`; the nuclear norm above is then that geometry's dual norm.
+        method: name of the polar method, a `PolarMethod`, or a mapping of the name and its options; "newton-schulz"
+            with `max_steps=5` is Muon's, "qdwh" with `max_steps=2` the paper's. The spectral geometry uses it, and the
+            next two.
         max_steps: limit on the iterations of the polar method.
         accuracy: what the polar method is held to, instead of `max_steps`.
-        step_rule: "fixed" (lr), "smoothness" (lr / (L r) with L = `smoothness` and r the rank of the gradient) or
-            "polyak" (lr (f - f*) / nu^2 with f* = `minimum` and f from `step(closure)`).
-        smoothness: L, for the rule of that name.
-        minimum: f*, for the Polyak rule.
         maximize: ascend instead of descend.
         momentum_dtype: "float32", "bfloat16", "float16" or "float64"; None is the parameter's own.
         on_nonfinite: "skip" leaves weights and state of a matrix with NaN or infinity in its gradient as they are and
             counts it in `skipped`; "raise" stops before anything is stepped and names the parameter.
-        capturable: never ask the device for a number, on a CPU too; wanted for CUDA graphs.
+        capturable: never read a number from the device, on a CPU too; needed for CUDA graphs.
         workspace: bound in bytes on the memory that a step holds besides weights, gradients and state; what a single
             parameter needs may exceed it.
-        layout: how the parameters of a group store their matrices, "auto", "transposed", "convolution" or
-            "transposed-convolution" (`matrix_view`); wanted in groups, like the next two.
-        split: sizes of matrices that are stored one below the other, such as [q, k, v].
-        heads: how many heads of equal size each of them is cut into.
-        rule: "polar" or "adamw", wanted in groups.
-        betas: of AdamW groups.
-        eps: of AdamW groups.
         process_group: ranks that hold the same parameters, as under DistributedDataParallel, and share the work of a
-            step; they must all construct the optimizer and step. None works alone, unless parameters are DTensors
-            (FSDP2, tensor parallelism), whose mesh says who shares. docs/distributed.md tells what runs where.
+            step; they must all construct the optimizer and step. None is a single process, unless parameters are
+            DTensors (FSDP2, tensor parallelism), whose mesh says who shares. docs/distributed.md says what runs where.
         shard_momentum: whether each rank of `process_group` keeps a part of the momentum of polar groups, a DTensor,
             instead of a copy; not for "polar-first".
 
     Raises:
-        ValueError: an option out of its range, options that contradict each other, a vector in a polar group, a
-            parameter whose placement is not supported.
+        ValueError: an option out of its range, one that the chosen geometry, method, scale or step rule does not use,
+            options that contradict each other, a vector in a polar group, a parameter whose placement is not supported.
         TypeError: integer or complex parameters.
 
     Example:
@@ -126,41 +112,32 @@ class PolarGrad(torch.optim.Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         weight_decay_mode: str = "plain",
-        scale: str = "nuclear",
+        scale: str | Mapping[str, Any] = "nuclear",
         scope: str = "matrix",
-        alpha: float = 1.0,
-        scale_base: str = "rms",
-        scale_beta: float = 0.9,
-        row_beta: float | None = None,
-        geometry: str = "spectral",
+        step_rule: str | Mapping[str, Any] = "fixed",
+        normalize_rows: float | Mapping[str, Any] | None = None,
+        geometry: str | Geometry | Mapping[str, Any] = "spectral",
         method: str | PolarMethod | Mapping[str, Any] = "auto",
         max_steps: int | None = None,
         accuracy: Accuracy | None = None,
-        step_rule: str = "fixed",
-        smoothness: float | None = None,
-        minimum: float | None = None,
         maximize: bool = False,
         momentum_dtype: str | None = None,
         on_nonfinite: str = "skip",
         capturable: bool = False,
         workspace: int = 2**28,
-        layout: str = "auto",
-        split: Sequence[int] | None = None,
-        heads: int | Sequence[int] = 1,
-        rule: str = "polar",
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
         process_group: Any = None,
         shard_momentum: bool = False,
     ) -> None:
-        given = dict(locals())
-        defaults = {k: v for k, v in given.items() if k not in ("self", "params", *_OF_PROCESSES, "__class__")}
-        defaults["method"] = plain_method(method)
+        outside = ("self", "params", "process_group", "shard_momentum", "__class__")
+        defaults = {option: value for option, value in dict(locals()).items() if option not in outside}
+        plain_options(defaults)
+        check_values(defaults)
         self._ledger = SkipLedger()
         self._process_group, self._shard_momentum = process_group, shard_momentum
-        self._distributor: Distributor | None = None
+        self._rules: list[Rule] = []
+        self._executor: Executor | None = None
         super().__init__(params, defaults)
-        self._distributor = distributor_for(process_group, self.param_groups, shard_momentum)
+        self._executor = executor_for(process_group, self.param_groups, shard_momentum)
 
     @property
     def skipped(self) -> int:
@@ -171,47 +148,53 @@ class PolarGrad(torch.optim.Optimizer):
         """Add a group after checking its options and parameters.
 
         Raises:
-            ValueError: an unknown option, or a value out of range; the message names it.
+            ValueError: an unknown option, a value out of range, or an option that is not used; the message names it.
             TypeError: a parameter of a dtype that cannot be optimized.
         """
+        own: set[str] = set()
         if isinstance(param_group, dict):
-            unknown = set(param_group) - set(self.defaults) - _BOOKKEEPING
-            if unknown:
-                raise ValueError(
-                    f"unknown option {', '.join(sorted(map(repr, unknown)))} in a parameter group; "
-                    f"known: {', '.join(sorted(self.defaults))}, role"
-                )
-            if "method" in param_group:
-                param_group["method"] = plain_method(param_group["method"])
+            fill_options(param_group, self.defaults, strict=True)
+            own = set(param_group)
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
         try:
-            check_options(self.param_groups[-1])
-            check_parameters(self.param_groups[-1])
-            if self._distributor is not None:
-                self._distributor = distributor_for(self._process_group, self.param_groups, self._shard_momentum)
+            for option in set(self.defaults) - own:  # torch fills in the options of the other rule too
+                group.pop(option, None)
+            rule = resolve(group)
+            check_parameters(group, rule)
+            if self._executor is not None:
+                self._executor = executor_for(self._process_group, self.param_groups, self._shard_momentum)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        self._rules.append(rule)
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = ("_ledger", "_distributor", "_process_group", "_shard_momentum")
+        ours = ("_ledger", "_executor", "_process_group", "_shard_momentum")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in ours}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            for option, default in self.defaults.items():
-                if option != "differentiable":  # torch writes it into the defaults; nothing here reads it
-                    group.setdefault(option, default)
+            fill_options(group, self.defaults, strict=False)
+        self._rules = [resolve(group) for group in self.param_groups]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; momentum and running norms keep their own dtype where torch would take the parameter's.
 
         Raises:
-            ValueError: groups of other sizes, or options out of their range.
+            ValueError: groups of other sizes, or options that are refused; nothing is loaded.
         """
         loaded: list[dict[str, Any]] = []
-        before = self.register_load_state_dict_pre_hook(lambda _, final: loaded.append(final))
+
+        def check(_: Any, final: dict[str, Any]) -> None:
+            loaded.append(final)
+            for saved in final["param_groups"]:
+                group = dict(saved)
+                fill_options(group, self.defaults, strict=False)
+                resolve(group)
+
+        before = self.register_load_state_dict_pre_hook(check)
         after = self.register_load_state_dict_post_hook(lambda _: self._restore_dtypes(loaded[-1]), prepend=True)
         try:
             super().load_state_dict(state_dict)
@@ -221,16 +204,16 @@ class PolarGrad(torch.optim.Optimizer):
 
     def _restore_dtypes(self, saved: dict[str, Any]) -> None:
         keys = list(chain.from_iterable(group["params"] for group in saved["param_groups"]))
-        owners = [(p, group) for group in self.param_groups for p in group["params"]]
-        for key, (p, group) in zip(keys, owners, strict=True):
-            dtype = momentum_dtype(group, p)
+        owners = [(p, rule) for p, _, rule in self._parameters()]
+        for key, (p, rule) in zip(keys, owners, strict=True):
+            if not isinstance(rule, PolarRule):
+                continue
+            dtype = rule.momentum_dtype or p.dtype
             for name, value in saved["state"].get(key, {}).items():
                 if name == "momentum_buffer":
-                    self.state[p][name] = self.distributor.adopt(p, value.to(p.device, dtype, copy=True))
-                elif name.startswith(("dual_norm", "row_")):
+                    self.state[p][name] = self.executor.adopt(p, value.to(p.device, dtype, copy=True))
+                elif isinstance(value, Tensor):
                     self.state[p][name] = value.to(p.device, statistics_dtype(dtype), copy=True)
-        for group in self.param_groups:
-            check_options(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -238,112 +221,83 @@ class PolarGrad(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: a sparse gradient; or, with `on_nonfinite="raise"`, a gradient with NaN or infinity.
-            ValueError: a rule that needs the loss without a closure.
+            ValueError: a step rule that needs the loss, without a closure; an option that was set to a refused value.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        watched = self.observer is not None and self.observer.wants_step()
-        present = [self._present(group) for group in self.param_groups]
-        distributor = self.distributor
-        distributor.begin(self.param_groups, present)
+        observer = self.observer if self.observer is not None and self.observer.wants_step() else None
+        executor, rules = self.executor, self._current_rules()
+        present = list(map(self._with_gradient, self.param_groups))
+        executor.begin(self.param_groups, [rule.gradient_limit for rule in rules], present)
         for group, positions in zip(self.param_groups, present, strict=True):
             if group["on_nonfinite"] == "raise":
-                _refuse_nonfinite(group, positions, distributor)
-        for index, (group, positions) in enumerate(zip(self.param_groups, present, strict=True)):
-            if not positions:
-                continue
-            if group["rule"] == "adamw":
-                self._adamw_step(index, group, positions)
-            else:
-                self._polar_step(index, group, positions, loss, watched)
+                self._refuse_nonfinite(group, positions)
+        for index, (group, rule, positions) in enumerate(zip(self.param_groups, rules, present, strict=True)):
+            if positions:
+                rule.step(group, positions, StepContext(index, self.state, executor, self._ledger, loss, observer))
         if self._ledger.seen:
             _ = self.skipped
         return loss
 
     @property
-    def distributor(self) -> Distributor:
-        """Who computes which matrix, and what of each parameter is here."""
-        assert self._distributor is not None
-        return self._distributor
+    def executor(self) -> Executor:
+        """Computes directions, and says what of each parameter is local."""
+        assert self._executor is not None
+        return self._executor
 
-    def _present(self, group: dict[str, Any]) -> list[int]:
+    def _current_rules(self) -> list[Rule]:
+        """The rule of each group, resolved anew where an option was changed in `param_groups`."""
+        for index, group in enumerate(self.param_groups):
+            for option, value in self._rules[index].options.items():
+                if group[option] != value:
+                    self._rules[index] = resolve(group)
+                    break
+        return self._rules
+
+    def _parameters(self) -> Iterator[tuple[Tensor, dict[str, Any], Rule]]:
+        """Each parameter with its group and rule."""
+        for group, rule in zip(self.param_groups, self._current_rules(), strict=True):
+            for p in group["params"]:
+                yield p, group, rule
+
+    def _with_gradient(self, group: dict[str, Any]) -> list[int]:
         """The positions of the parameters that have a gradient with entries."""
-        positions = [i for i, p in enumerate(group["params"]) if p.grad is not None and p.numel()]
-        for i in positions:
-            if group["params"][i].grad.layout != torch.strided:
-                raise RuntimeError(
-                    f"{parameter_name(group, i)} has a sparse gradient, which polar factors are not defined for; "
-                    "make the embedding with sparse=False"
-                )
+        positions = []
+        for i, p in enumerate(group["params"]):
+            if p.grad is not None and p.numel():
+                if p.grad.layout != torch.strided:
+                    raise RuntimeError(
+                        f"{parameter_name(group, i)} has a sparse gradient, for which polar factors are not defined; "
+                        "make the embedding with sparse=False"
+                    )
+                positions.append(i)
         return positions
 
-    def _polar_step(self, index: int, group: dict[str, Any], positions: list[int], loss: Any, watched: bool) -> None:
-        momentum = momentum_of(group)
-        buckets = buckets_of(group, positions, self.state, self.distributor)
-        for bucket in buckets:
-            bucket.watched = watched
-        oracle = Oracle(geometry_of(group), group["step_rule"] == "smoothness")
-        questions = (bucket.question(momentum) for bucket in buckets)
-        answered = self.distributor.answers(questions, oracle, stack_bytes(group))
-        if group["scope"] == "group" or group["step_rule"] == "polyak":
-            self._advance(index, group, momentum, list(zip(buckets, answered, strict=True)), loss)
-            return
-        for bucket in buckets:
-            # No variable here may keep the answers of one bucket while the next question is made, nor may zip.
-            self._advance(index, group, momentum, [(bucket, next(answered))], loss)
-
-    def _advance(
-        self,
-        index: int,
-        group: dict[str, Any],
-        momentum: Momentum,
-        together: list[tuple[Bucket, Directions]],
-        loss: Any,
-    ) -> None:
-        advance(group, momentum, together, loss)
-        for bucket, found in together:
-            self._count_skips(index, bucket)
-            if bucket.watched and self.observer is not None:
-                self.observer.see(index, group, bucket, found)
-                bucket.asked = bucket.update_rms = None
-
-    def _count_skips(self, index: int, bucket: Bucket) -> None:
-        if bucket.keep is not None:
-            per_parameter = [(~part).sum() for part in bucket.keep.split(bucket.counts)]
-            self._ledger.add(index, bucket.positions, torch.stack(per_parameter), unread=bucket.masked)
-
-    def _adamw_step(self, index: int, group: dict[str, Any], positions: list[int]) -> None:
-        devices: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for i in positions:
-            p = group["params"][i]
-            devices.setdefault((p.device, p.dtype), []).append(i)
-        parts = self.distributor
-        for (device, _), members in devices.items():
-            wholes = [group["params"][i] for i in members]
-            gradients = [parts.gradient(p) for p in wholes]
-            masked = group["capturable"] or device.type != "cpu"
-            keep = parts.usable(None, wholes, gradients, gradient_limit(group, wholes[0]), masked=masked)
-            if keep is not None:
-                self._ledger.add(index, tuple(members), (~keep).to(torch.int64), unread=masked)
-            chosen = range(len(members)) if keep is None or masked else keep.nonzero().flatten().tolist()
-            adamw_step(
-                [wholes[i] for i in chosen],
-                [gradients[i] for i in chosen],
-                [self.state[wholes[i]] for i in chosen],
-                group,
-                list(keep.unbind()) if masked and keep is not None else None,
-                parts.part,
-            )
+    def _refuse_nonfinite(self, group: dict[str, Any], positions: list[int]) -> None:
+        gradients = self.executor.gradients([group["params"][i] for i in positions])
+        bad = [
+            parameter_name(group, i)
+            for i, gradient in zip(positions, gradients, strict=True)
+            if not all_within([gradient], torch.finfo(gradient.dtype).max)
+        ]
+        if bad := self.executor.gather_names(bad):
+            raise RuntimeError(f"the gradient of {', '.join(bad)} holds NaN or infinity; nothing was stepped")
 
 
-def _refuse_nonfinite(group: dict[str, Any], positions: list[int], distributor: Distributor) -> None:
-    gradients = [distributor.gradient(group["params"][i]) for i in positions]
-    limits = [torch.finfo(g.dtype).max for g in gradients]
-    bad: list[str] = []
-    if gradients and not all_within(gradients, min(limits)):
-        found = zip(positions, gradients, limits, strict=True)
-        bad = [parameter_name(group, i) for i, g, limit in found if not all_within([g], limit)]
-    if bad := distributor.everywhere(bad):
-        raise RuntimeError(f"the gradient of {', '.join(bad)} holds NaN or infinity; nothing was stepped")
+def initialize_state(optimizer: PolarGrad) -> None:
+    """Give every parameter the state before its first step, zeros; what is there stays as it is.
+
+    A step makes the state of the parameters that have a gradient in it, so that two optimizers may hold different
+    entries; after this they hold the same.
+
+    Example:
+        >>> optimizer = PolarGrad([torch.nn.Parameter(torch.eye(2))], scale="adaptive-nuclear")
+        >>> initialize_state(optimizer)
+        >>> sorted(optimizer.state[optimizer.param_groups[0]["params"][0]])
+        ['dual_norm_rms', 'dual_norm_weight', 'momentum_buffer']
+    """
+    for p, _, rule in optimizer._parameters():
+        if p.numel():
+            rule.add_state(p, optimizer.state[p], optimizer.executor)

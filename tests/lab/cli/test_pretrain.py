@@ -12,7 +12,7 @@ from polargrad.lab.recipes import RECIPES
 from polargrad.lab.run import build
 from polargrad.lab.run.folder import read_run
 from polargrad.lab.train import Checkpoints, Cosine, WarmupLinearDecay
-from polargrad.optim.routing import roles
+from polargrad.optim.roles import roles
 from tests.runs import tiny_text
 
 SMALL = """

@@ -7,7 +7,7 @@ from polargrad.lab.run.build import build_optimizer
 from polargrad.lab.run.footprint import footprint
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import LoopConfig
-from polargrad.optim.routing import roles
+from polargrad.optim.roles import roles
 
 
 def spec(recipe="muon+adamw", **changed):

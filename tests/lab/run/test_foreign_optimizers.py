@@ -8,7 +8,7 @@ from polargrad.lab.recipes import RECIPES, optimizer_for
 from polargrad.lab.run.build import build_optimizer, foreign_rule
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import LoopConfig
-from polargrad.optim.routing import roles
+from polargrad.optim.roles import roles
 
 SIZES = {"hidden_size": 16, "layers": 1, "heads": 2, "mlp": 32}
 

@@ -15,7 +15,7 @@ from polargrad.lab.train import MatrixProbe
 from polargrad.lab.train.parallel import Parallel
 from polargrad.lab.train.progress import tokenization_progress
 from polargrad.optim import PolarGrad, parameter_groups
-from polargrad.optim.routing import roles
+from polargrad.optim.roles import roles
 
 if TYPE_CHECKING:
     from polargrad.lab.lm import EncodedCorpus

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec
-from polargrad.optim.routing import roles
+from polargrad.optim.roles import roles
 
 __all__ = ["Footprint", "footprint"]
 

@@ -17,7 +17,7 @@ __all__ = ["gram", "gram_plain", "hermitian_product", "product", "row_panels"]
 # Blocks of this size and below are formed in full.
 _BASE = 192
 # Matrices with fewer columns are not worth splitting.
-_SMALLEST = 256
+SMALLEST_BLOCKED = 256
 # Converted panels have rows of this many entries more, since rows a power of two apart collide in the cache.
 _PADDING = 16
 # Rows are taken in panels of about this many bytes, which stay in the cache of a CPU while they are used.
@@ -34,7 +34,7 @@ def row_panels(m: int, n: int, itemsize: int) -> list[slice]:
 
 def blocked(X: Tensor) -> bool:
     """Whether the blocked products pay for the matrix or batch X."""
-    return X.device.type == "cpu" and X.shape[-1] >= _SMALLEST and not torch.compiler.is_compiling()
+    return X.device.type == "cpu" and X.shape[-1] >= SMALLEST_BLOCKED and not torch.compiler.is_compiling()
 
 
 def padded(m: int, n: int, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from polargrad.geometry import Columns, Entrywise, Frobenius, Geometry, RightPolar, Rows, Spectral
 from polargrad.lab.studies.theory.sign_descent import log_slope
 from polargrad.optim import PolarGrad
-from polargrad.optim.scaling import SCALES
+from polargrad.optim.update import SCALES
 
 __all__ = ["OPTIMIZERS", "Response", "response"]
 

@@ -8,8 +8,8 @@ from torch import nn
 
 import polargrad
 from polargrad.lab.recipes import spec_of
-from polargrad.optim import routing
-from polargrad.optim.routing import ROLES, roles
+from polargrad.optim import roles as role_module
+from polargrad.optim.roles import ROLES, roles
 
 transformers = pytest.importorskip("transformers")
 
@@ -155,8 +155,8 @@ def test_the_first_rule_wins_and_overrides_the_role():
     rules = [
         ("*.0.*.k_proj.weight", {"lr": 1.0}),
         (nn.Linear, {"lr": 2.0}),
-        (lambda name, module, p: p.shape == (64, 16), {"rule": "polar", "geometry": "right-polar", "alpha": 0.5,
-                                                       "scale": "nuclear"}),
+        (lambda name, module, p: p.shape == (64, 16), {"rule": "polar", "geometry": "right-polar",
+                                                       "scale": {"name": "nuclear", "alpha": 0.5}}),
     ]  # fmt: skip
     groups = polargrad.parameter_groups(model, rules=rules, hidden={"weight_decay": 0.1})
     where = {name: group for group in groups for name, _ in group["params"]}
@@ -213,7 +213,7 @@ def test_the_guide_has_the_rates_of_every_role():
     rows = [line.split("|")[1:4] for line in guide.splitlines() if line.startswith("| `")]
     told = {role.strip(" `"): (rule.strip(" `"), rate.strip()) for role, rule, rate in (r for r in rows if len(r) == 3)}
     for role in ROLES:
-        default = routing._DEFAULTS[role]
+        default = role_module._DEFAULTS[role]
         assert told[role][0] == default["rule"]
         assert float(told[role][1]) == default["lr"]
 
@@ -247,7 +247,7 @@ def test_a_part_of_a_model_leaves_what_concerns_the_others_unused():
     part = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
     asked = {"rules": [("output.weight", "head"), ("1.weight", {"lr": 0.5})], "head": {"lr": 0.1}}
     groups = polargrad.parameter_groups(part, partial=True, **asked)
-    others = [(role, routing._DEFAULTS[role]["lr"]) for role in ("embedding", "vector")]
+    others = [(role, role_module._DEFAULTS[role]["lr"]) for role in ("embedding", "vector")]
     assert [(g["role"], g["lr"]) for g in groups] == [("hidden", 0.5), *others]
     with pytest.raises(ValueError, match="unknown role tail"):
         polargrad.parameter_groups(part, partial=True, tail={})

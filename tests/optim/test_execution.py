@@ -1,40 +1,40 @@
-"""Whoever computes the directions, the step is the same; stacks stay within their bound."""
+"""Any executor gives the same step; stacks stay within their bound."""
 
 import pytest
 import torch
 
 import polargrad
-from polargrad.optim.distributor import SingleProcess, apply
-from polargrad.optim.oracle import Oracle
+from polargrad.optim.execution import SingleProcess, apply_lmo
+from polargrad.optim.update import GeometryLMO
 
 SHAPES = [(4, 3), (3, 4), (4, 3), (5, 4, 3), (4, 3, 1, 1)]
 
 
 class Overlapped(SingleProcess):
-    """Draws every question before it answers the first, last question first: as far ahead as a user may go."""
+    """Draws every request before it computes the first, last request first: as far ahead as an executor may go."""
 
     def __init__(self):
         self.agreed = 0
 
-    def most(self, count):
+    def max_bucket(self, count):
         return 1
 
-    def answers(self, questions, oracle, workspace):
-        drawn = list(questions)
-        found = [next(super(Overlapped, self).answers([q], oracle, workspace)) for q in drawn[::-1]]
+    def compute_directions(self, requests, lmo, workspace):
+        drawn = list(requests)
+        found = [next(super(Overlapped, self).compute_directions([r], lmo, workspace)) for r in drawn[::-1]]
         yield from found[::-1]
 
-    def usable(self, *question, masked):
+    def finite_mask(self, *request, masked):
         self.agreed += 1
-        return super().usable(*question, masked=True)
+        return super().finite_mask(*request, masked=True)
 
 
-def _run(distributor=None, **options):
+def _run(executor=None, **options):
     generator = torch.Generator().manual_seed(0)
     parameters = [torch.nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64)) for s in SHAPES]
     optimizer = polargrad.PolarGrad(parameters, method="svd", **options)
-    if distributor is not None:
-        optimizer._distributor = distributor
+    if executor is not None:
+        optimizer._executor = executor
     for _ in range(4):
         for p in parameters:
             p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
@@ -44,12 +44,12 @@ def _run(distributor=None, **options):
 
 @pytest.mark.parametrize("order", ["momentum-first", "polar-first", "heavy-ball"])
 @pytest.mark.parametrize(
-    "options", [{}, {"scale": "adaptive-nuclear", "scope": "group"}, {"workspace": 1}, {"row_beta": 0.9}], ids=str
+    "options", [{}, {"scale": "adaptive-nuclear", "scope": "group"}, {"workspace": 1}, {"normalize_rows": 0.9}], ids=str
 )
 def test_the_protocol_leaves_room_for_overlap(options, order):
-    distributor = Overlapped()
-    ours = _run(distributor, momentum_order=order, **options)
-    assert distributor.agreed
+    executor = Overlapped()
+    ours = _run(executor, momentum_order=order, **options)
+    assert executor.agreed
     for p, q in zip(ours, _run(momentum_order=order, **options), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
@@ -57,18 +57,18 @@ def test_the_protocol_leaves_room_for_overlap(options, order):
 @pytest.mark.parametrize("workspace", [1, 96, 200, 96 * 5, 2**28])
 def test_stacks_stay_within_the_workspace(workspace):
     seen = []
-    inner = Oracle(polargrad.geometry.Spectral("svd"), squared_lengths=True)
+    inner = GeometryLMO(polargrad.geometry.Spectral("svd"), squared_lengths=True)
 
-    def oracle(M):
+    def lmo(M):
         seen.append(M.numel() * M.element_size())
         return inner(M)
 
     batches = [torch.randn(k, 4, 3, dtype=torch.float64) for k in (1, 3, 2)] + [torch.randn(2, 3, 4)]
-    answers = apply(oracle, batches, workspace)
+    results = apply_lmo(lmo, batches, workspace)
     assert all(size <= max(workspace, 96) for size in seen)
-    for batch, answer in zip(batches, answers, strict=True):
+    for batch, result in zip(batches, results, strict=True):
         expected = inner(batch)
-        for ours, theirs in zip(answer, expected, strict=True):
+        for ours, theirs in zip(result, expected, strict=True):
             torch.testing.assert_close(ours, theirs)
 
 

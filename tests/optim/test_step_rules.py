@@ -40,7 +40,7 @@ def test_smoothness_keeps_the_rate_of_the_theorem(method, scope, capturable):
     weights, loss, L, mu = quadratic(count=count)
     optimizer = polargrad.PolarGrad(
         weights, lr=1.0, momentum=0.0, method=method, max_steps=5 if method == "newton-schulz" else None,
-        step_rule="smoothness", smoothness=L, scope=scope, capturable=capturable,
+        step_rule={"name": "smoothness", "smoothness": L}, scope=scope, capturable=capturable,
     )  # fmt: skip
     gaps = run(optimizer, loss, 60)
     # f+ <= f - nu^2 / (2 L ||U||^2) for whatever U, with nu = <G, U> >= ||G||_F ||U||_F c and c^2 >= 1/rank for an
@@ -56,7 +56,8 @@ def test_smoothness_is_one_over_L_rank():
     G[0, 0], G[1, 1] = 3.0, 2.0
     W = torch.nn.Parameter(torch.zeros(4, 3))
     W.grad = G
-    polargrad.PolarGrad([W], lr=1.0, momentum=0.0, method="svd", step_rule="smoothness", smoothness=10.0).step()
+    rule = {"name": "smoothness", "smoothness": 10.0}
+    polargrad.PolarGrad([W], lr=1.0, momentum=0.0, method="svd", step_rule=rule).step()
     expected = torch.zeros(4, 3)
     expected[0, 0] = expected[1, 1] = -5.0 / (10.0 * 2)  # nuclear norm 5, rank 2
     torch.testing.assert_close(W.detach(), expected)
@@ -72,8 +73,7 @@ def test_polyak_is_the_gap_over_the_squared_dual_norm(scope, capturable):
         lr=1.0,
         momentum=0.0,
         method="svd",
-        step_rule="polyak",
-        minimum=-1.0,
+        step_rule={"name": "polyak", "minimum": -1.0},
         scope=scope,
         capturable=capturable,
     )
@@ -88,9 +88,12 @@ def test_polyak_is_the_gap_over_the_squared_dual_norm(scope, capturable):
 
 def test_polyak_finds_the_minimum_faster_than_smoothness():
     ends = {}
-    for rule in ({"step_rule": "polyak", "minimum": 0.0}, {"step_rule": "smoothness", "smoothness": 20.0}):
+    for rule in (
+        {"step_rule": {"name": "polyak", "minimum": 0.0}},
+        {"step_rule": {"name": "smoothness", "smoothness": 20.0}},
+    ):
         weights, loss, _, _ = quadratic()
-        ends[rule["step_rule"]] = run(
+        ends[rule["step_rule"]["name"]] = run(
             polargrad.PolarGrad(weights, lr=1.0, momentum=0.0, method="svd", **rule), loss, 100
         )
     assert ends["polyak"][-1] < 1e-8 * ends["polyak"][0]
@@ -99,7 +102,7 @@ def test_polyak_finds_the_minimum_faster_than_smoothness():
 
 def test_polyak_takes_a_number_and_refuses_to_go_without():
     W = torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = polargrad.PolarGrad([W], lr=1.0, momentum=0.0, step_rule="polyak", minimum=1.0)
+    optimizer = polargrad.PolarGrad([W], lr=1.0, momentum=0.0, step_rule={"name": "polyak", "minimum": 1.0})
     W.grad = torch.eye(2)
     optimizer.step(lambda: 1.0)
     assert torch.equal(W, torch.ones(2, 2))

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from polargrad.optim.options import inherited_options
+
 __all__ = ["ROLES", "Rule", "describe_groups", "parameter_groups", "roles"]
 
 ROLES = ("hidden", "embedding", "head", "conv", "expert", "position", "vector")
@@ -22,13 +24,13 @@ _MUON: dict[str, Any] = {
     "method": "newton-schulz",
     "max_steps": 5,
 }
-_EVEN: dict[str, Any] = {
+_NORMALIZED_ROWS: dict[str, Any] = {
     "rule": "polar",
     "lr": 0.056,
     "momentum": 0.7,
     "nesterov": True,
     "scale": "spectral",
-    "row_beta": 0.99,
+    "normalize_rows": 0.99,
     "method": "auto",
 }
 _ADAMW: dict[str, Any] = {"rule": "adamw", "lr": 3e-2, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -39,7 +41,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "conv": _MUON,
     "expert": _MUON,
     "embedding": {**_ADAMW, "lr": 5e-2, "betas": (0.8, 0.95), "weight_decay": 0.1},
-    "head": _EVEN,
+    "head": _NORMALIZED_ROWS,
     "position": {**_ADAMW, "lr": 1e-2},
     "vector": _ADAMW,
 }
@@ -270,7 +272,9 @@ def parameter_groups(
     for f, rule, extra, role in zip(found, chosen, own, final, strict=True):
         key = (ROLES.index(role), len(rules) if rule is None else rule, f.layout)
         if key not in groups:
-            merged = {**table.get(role, {}), **options.get(role, {}), **extra}
+            merged: dict[str, Any] = dict(table.get(role, {}))
+            for own_options in (options.get(role, {}), extra):
+                merged = {**inherited_options(own_options, merged), **own_options}
             layout = {"layout": f.layout} if merged.get("rule", "polar") == "polar" and f.layout != "auto" else {}
             groups[key] = {"params": [], **layout, **merged, "role": role}
         groups[key]["params"].append((f.name, f.parameter))

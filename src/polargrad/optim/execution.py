@@ -1,0 +1,514 @@
+"""Which matrices step together, and who computes their directions: the executor protocol, and a single process.
+
+An executor knows where tensors are and no mathematics. What a process holds of a parameter, its gradient or its
+momentum is its *local* tensor; in a single process that is the whole tensor. `update.py` works on local tensors, hands
+over the local tensors that directions are to be taken of, and gets back the local tensors of the directions and the
+norms of every matrix. Where these were computed, and what was sent for it, only the executor knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from polargrad.geometry import Geometry
+from polargrad.optim.matrix_view import MatrixView
+
+__all__ = [
+    "LMO",
+    "Batch",
+    "DirectionRequest",
+    "Directions",
+    "Executor",
+    "LMOResult",
+    "SingleProcess",
+    "all_within",
+    "apply_lmo",
+    "concatenate",
+    "executor_for",
+    "make_batches",
+    "register_executor",
+    "statistics_dtype",
+]
+
+# Entries of a matrix from which on a batch of them is no faster than one after the other, on a CPU.
+_LARGE = 2**18
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of numbers per matrix and per row: float64 for float64, float32 for the rest."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class LMOResult(NamedTuple):
+    """What a linear minimization oracle returns for matrices M (k, m, n).
+
+    Attributes:
+        direction: D = lmo(M), (k, m, n); for the spectral geometry the unitary factors.
+        dual_norm: (k,), <M, D> in at least float32.
+        squared_length: (k,), ||D||_F^2 (the rank, for an exact polar factor), or None where it was not asked for.
+    """
+
+    direction: Tensor
+    dual_norm: Tensor
+    squared_length: Tensor | None
+
+
+class LMO(Protocol):
+    """The linear minimization oracle that directions come from; `update.GeometryLMO` implements it.
+
+    Attributes:
+        geometry: the norm.
+        squared_lengths: whether results have `squared_length`.
+    """
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    @property
+    def squared_lengths(self) -> bool: ...
+
+    def __call__(self, M: Tensor) -> LMOResult:
+        """The result for M (k, m, n), each matrix by itself."""
+        ...
+
+
+class DirectionRequest(NamedTuple):
+    """Input of `Executor.compute_directions`: parameters of one shape and placement.
+
+    Attributes:
+        view: how each whole parameter is split into matrices, K of them over all parameters.
+        parameters: as the group has them.
+        sources: the local tensor of each that the direction is taken of, momentum or gradient.
+    """
+
+    view: MatrixView
+    parameters: Sequence[Tensor]
+    sources: Sequence[Tensor]
+
+
+class Directions(NamedTuple):
+    """Output of `Executor.compute_directions`.
+
+    Attributes:
+        local: the local tensors of the directions, one for each parameter, in its shape.
+        dual_norms: (K,), of whole matrices, ordered by parameter and then by the batches of the view.
+        squared_lengths: (K,), or None where the oracle does not measure them.
+    """
+
+    local: list[Tensor]
+    dual_norms: Tensor
+    squared_lengths: Tensor | None
+
+
+class Executor(Protocol):
+    """Computes the directions of a step, wherever the matrices are, and says what of each tensor is local."""
+
+    def begin(
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        limits: Sequence[Callable[[torch.dtype], float]],
+        present: Sequence[Sequence[int]],
+    ) -> None:
+        """Begin a step.
+
+        Args:
+            groups: the parameter groups.
+            limits: for each group, from the dtype of a parameter to the largest usable entry of its gradient.
+            present: the positions of its parameters that have gradients.
+
+        Raises:
+            RuntimeError: the ranks disagree on that, or on the options; every rank raises the same message.
+        """
+        ...
+
+    def gather_names(self, names: list[str]) -> list[str]:
+        """The names that any rank gives, sorted."""
+        ...
+
+    def local(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The local tensor of each parameter, or of each state of a parameter's shape; shares its memory."""
+        ...
+
+    def gradients(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The local gradient of each parameter."""
+        ...
+
+    def zeros(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """A new momentum buffer of the parameter's shape, placed as this executor keeps momentum."""
+        ...
+
+    def adopt(self, parameter: Tensor, buffer: Tensor) -> Tensor:
+        """A loaded momentum buffer, placed as `zeros` would."""
+        ...
+
+    def momentum_shard(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """The part of each local gradient that belongs to the local momentum."""
+        ...
+
+    def local_slices(
+        self, parameters: Sequence[Tensor], tensors: list[Tensor], *, momentum: bool = False
+    ) -> list[Tensor]:
+        """Tensors that broadcast against whole parameters, cut so that they broadcast against the local tensors.
+
+        Args:
+            parameters: as the group has them.
+            tensors: one for each.
+            momentum: whether to cut them for the local momentum instead of the local parameter.
+        """
+        ...
+
+    def row_zeros(self, view: MatrixView, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """A zero for each row, in the view's `row_shape`, placed as the parameter's rows are."""
+        ...
+
+    def row_lengths(self, view: MatrixView, parameters: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
+        """The Euclidean lengths of whole rows, for the local rows.
+
+        Args:
+            view: of each parameter.
+            parameters: as the group has them, all with one `bucket_key`.
+            lengths: of the local parts of their rows.
+        """
+        ...
+
+    def bucket_key(self, parameter: Tensor) -> Hashable:
+        """Parameters with different keys are never in one request."""
+        ...
+
+    def max_bucket(self, count: int) -> int:
+        """The most parameters to put in one request, of `count` with the same key."""
+        ...
+
+    def finite_mask(
+        self,
+        view: MatrixView | None,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        limit: float,
+        *,
+        masked: bool,
+    ) -> Tensor | None:
+        """Whether the entries of each matrix are numbers of size at most `limit`, on every rank: bool (K,).
+
+        Args:
+            view: of each parameter; None takes each parameter as one matrix.
+            parameters: as the group has them.
+            gradients: their local gradients.
+            limit: for all of them.
+            masked: whether the host may not read from the device; otherwise None says that all of them are finite.
+        """
+        ...
+
+    def compute_directions(
+        self, requests: Iterable[DirectionRequest], lmo: LMO, workspace: int
+    ) -> Iterator[Directions]:
+        """The directions of each request, in order.
+
+        A request is made when it is drawn, so that an executor may draw the next one while the matrices of the last
+        are still being sent. Every rank draws the same number of requests.
+
+        Args:
+            requests: of parameters with one `bucket_key` each.
+            lmo: from matrices (k, m, n) to their result, each matrix by itself.
+            workspace: bound in bytes on a stacked batch, with at least 4 for an entry; a single matrix may exceed it.
+        """
+        ...
+
+
+class SingleProcess:
+    """The executor of one process: every tensor is local, and small batches of one shape are stacked."""
+
+    def begin(
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        limits: Sequence[Callable[[torch.dtype], float]],
+        present: Sequence[Sequence[int]],
+    ) -> None:
+        """Nothing to agree on."""
+
+    def gather_names(self, names: list[str]) -> list[str]:
+        """The names themselves."""
+        return names
+
+    def local(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors themselves."""
+        return list(tensors)
+
+    def gradients(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients themselves."""
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def zeros(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """Zeros in the parameter's memory format."""
+        return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+
+    def adopt(self, parameter: Tensor, buffer: Tensor) -> Tensor:
+        """The buffer itself."""
+        return buffer
+
+    def momentum_shard(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """The gradients themselves."""
+        return gradients
+
+    def local_slices(
+        self, parameters: Sequence[Tensor], tensors: list[Tensor], *, momentum: bool = False
+    ) -> list[Tensor]:
+        """The tensors themselves."""
+        return tensors
+
+    def row_zeros(self, view: MatrixView, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """A zero for each row."""
+        return torch.zeros(view.row_shape, dtype=dtype, device=parameter.device)
+
+    def row_lengths(self, view: MatrixView, parameters: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
+        """The lengths themselves, since rows are whole."""
+        return list(lengths)
+
+    def bucket_key(self, parameter: Tensor) -> Hashable:
+        """One key for all parameters."""
+        return None
+
+    def max_bucket(self, count: int) -> int:
+        """All of them."""
+        return count
+
+    def finite_mask(
+        self,
+        view: MatrixView | None,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        limit: float,
+        *,
+        masked: bool,
+    ) -> Tensor | None:
+        """The mask; where the host may read, one pass usually finds everything finite."""
+        if not masked and all_within(gradients, limit):
+            return None
+        batches = [g.reshape(1, 1, -1) for g in gradients] if view is None else _split(view, gradients)
+        return torch.cat([torch.linalg.vector_norm(batch, torch.inf, dim=(-2, -1)) <= limit for batch in batches])
+
+    def compute_directions(
+        self, requests: Iterable[DirectionRequest], lmo: LMO, workspace: int
+    ) -> Iterator[Directions]:
+        """Split each request into matrices, apply the oracle to stacks of them, and merge the results."""
+        # A generator would keep the last request until the next one has been made.
+        return map(partial(_directions, lmo=lmo, workspace=workspace), requests)
+
+
+def all_within(tensors: Sequence[Tensor], limit: float) -> bool:
+    """Whether every entry of every tensor is a number of size at most `limit`; for tensors on the host."""
+    for tensor in tensors:
+        if tensor.numel() == 0:
+            continue
+        # One vectorized pass; both ends are NaN if an entry is, and the comparison is then false.
+        lowest, highest = torch.aminmax(tensor)
+        if not -limit <= lowest.item() <= highest.item() <= limit:
+            return False
+    return True
+
+
+def _split(view: MatrixView, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The batches (k, m, n) of all tensors of the view's shape."""
+    if view.is_matrix:
+        return [tensor.unsqueeze(0) for tensor in tensors]
+    return list(chain.from_iterable(map(view.split, tensors)))
+
+
+def _directions(request: DirectionRequest, lmo: LMO, workspace: int) -> Directions:
+    view = request.view
+    results = apply_lmo(lmo, _split(view, request.sources), workspace)
+    directions, norms, lengths = map(list, zip(*results, strict=True))
+    if view.is_matrix:
+        local = [D.squeeze(0) for D in directions]
+    else:
+        slots = len(view.batches)
+        local = [view.merge(directions[i : i + slots]) for i in range(0, len(directions), slots)]
+    return Directions(local, concatenate(norms), concatenate(lengths) if lmo.squared_lengths else None)
+
+
+def concatenate(vectors: list[Tensor]) -> Tensor:
+    """One vector of all; a single one is not copied."""
+    return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
+
+
+def apply_lmo(lmo: LMO, batches: Sequence[Tensor], workspace: int) -> list[LMOResult]:
+    """The result for each batch (k_i, m_i, n_i); batches of one shape are stacked, up to `workspace` bytes."""
+    if len(batches) == 1:
+        return [_in_pieces(batches[0], lmo, workspace)]
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for i, batch in enumerate(batches):
+        # On a CPU a large matrix fills the cores by itself, and stacking it would only copy it.
+        alone = i if batch.device.type == "cpu" and batch.shape[1] * batch.shape[2] >= _LARGE else None
+        alike.setdefault((batch.shape[1:], batch.dtype, batch.device, alone), []).append(i)
+    found: dict[int, LMOResult] = {}
+    for members in alike.values():
+        stacked = concatenate([batches[i] for i in members])
+        whole = _in_pieces(stacked, lmo, workspace)
+        sizes = [len(batches[i]) for i in members]
+        parts = [[None] * len(sizes) if field is None else field.split(sizes) for field in whole]
+        for i, *part in zip(members, *parts, strict=True):
+            found[i] = LMOResult(*part)
+    return [found[i] for i in range(len(batches))]
+
+
+def _in_pieces(stacked: Tensor, lmo: LMO, workspace: int) -> LMOResult:
+    """The oracle over pieces of at most `workspace` bytes."""
+    matrix = stacked.shape[1] * stacked.shape[2] * max(4, stacked.element_size())
+    piece = max(1, workspace // max(1, matrix))
+    if stacked.shape[0] <= piece:
+        return lmo(stacked)
+    direction, norms, lengths = torch.empty_like(stacked), [], []
+    for part, place in zip(stacked.split(piece), direction.split(piece), strict=True):
+        result = lmo(part)
+        place.copy_(result.direction)
+        norms.append(result.dual_norm)
+        if result.squared_length is not None:
+            lengths.append(result.squared_length)
+    return LMOResult(direction, torch.cat(norms), torch.cat(lengths) if lengths else None)
+
+
+class GroupRule(Protocol):
+    """What grouping into batches needs to know of a polar group's options (`update.PolarRule`)."""
+
+    @property
+    def momentum_dtype(self) -> torch.dtype | None: ...
+
+    @property
+    def stack_bytes(self) -> int: ...
+
+    @property
+    def capturable(self) -> bool: ...
+
+    def view_of(self, shape: torch.Size) -> MatrixView:
+        """How a parameter of this shape is split into matrices."""
+        ...
+
+    def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:
+        """Give a parameter the state before its first step, where it is missing."""
+        ...
+
+
+class Batch:
+    """Parameters of one shape, dtype, device and placement in one step.
+
+    Numbers per matrix are kept in one vector (K,), ordered by parameter and then by the batches of the view.
+
+    Attributes:
+        positions: of the parameters in their group.
+        parameters: as the group has them.
+        weights: their local tensors.
+        gradients: the local gradients, not modified.
+        buffers: the local momentum.
+        states: of the parameters.
+        view: how each parameter is split into matrices.
+        count: K.
+        masked: whether everything is decided by masks on the device, which the host does not read.
+        keep: bool (K,), matrices that step; None where all do. Known once the request is made.
+        watched: whether an observer wants the two attributes below.
+        sources: what the directions are taken of, a local tensor for each parameter.
+        update_rms: (K,), root mean square of each matrix's step, without weight decay.
+    """
+
+    def __init__(
+        self,
+        positions: list[int],
+        parameters: list[Tensor],
+        states: list[dict[str, Any]],
+        view: MatrixView,
+        masked: bool,
+        executor: Executor,
+        watched: bool,
+    ) -> None:
+        self.positions, self.parameters, self.states, self.view = tuple(positions), parameters, states, view
+        self.executor, self.masked, self.watched = executor, masked, watched
+        self.weights = executor.local(parameters)
+        self.gradients = executor.gradients(parameters)
+        self.buffers = executor.local([state["momentum_buffer"] for state in states])
+        self.count = view.count * len(parameters)
+        self.keep: Tensor | None = None
+        self.sources: list[Tensor] | None = None
+        self.update_rms: Tensor | None = None
+
+    def spread(
+        self, values: Tensor | None, factors: Sequence[float] | None = None, *, momentum: bool = False
+    ) -> list[Tensor] | None:
+        """Numbers (K,) as one tensor for each parameter that broadcasts against its local tensor.
+
+        Args:
+            values: the numbers; None gives None.
+            factors: what each batch of the view is multiplied by.
+            momentum: whether to broadcast against the local momentum.
+        """
+        if values is None:
+            return None
+        sizes = [k for k, _, _ in self.view.batches]
+        if factors is None:
+            factors = [1.0] * len(sizes)
+        parts = iter(values.split(sizes * len(self.parameters)))
+        spread = [
+            self.view.spread([next(parts) if f == 1.0 else next(parts) * f for f in factors]) for _ in self.parameters
+        ]
+        return self.executor.local_slices(self.parameters, spread, momentum=momentum)
+
+
+def make_batches(
+    rule: GroupRule,
+    group: Mapping[str, Any],
+    positions: Sequence[int],
+    states: Mapping[Tensor, dict[str, Any]],
+    executor: Executor,
+    *,
+    watched: bool,
+) -> list[Batch]:
+    """The group's parameters at `positions` by shape, dtype, device and placement, cut to the rule's `stack_bytes`."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for i in positions:
+        p = group["params"][i]
+        alike.setdefault((p.shape, p.dtype, p.device, executor.bucket_key(p)), []).append(i)
+    batches = []
+    for (shape, dtype, device, _), members in alike.items():
+        entry = max(4, (rule.momentum_dtype or dtype).itemsize)
+        most = max(1, rule.stack_bytes // (shape.numel() * entry))
+        most = min(most, executor.max_bucket(len(members)))
+        view, masked = rule.view_of(shape), rule.capturable or device.type != "cpu"
+        for start in range(0, len(members), most):
+            chosen = members[start : start + most]
+            parameters, own = [], []
+            for i in chosen:
+                p = group["params"][i]
+                parameters.append(p)
+                own.append(states[p])
+                rule.add_state(p, own[-1], executor)
+            batches.append(Batch(chosen, parameters, own, view, masked, executor, watched))
+    return batches
+
+
+Maker = Callable[[Any, Sequence[Mapping[str, Any]], bool], "Executor | None"]
+_MAKERS: list[Maker] = []
+
+
+def register_executor(maker: Maker) -> Maker:
+    """Decorator: ask this function first, with the arguments of `executor_for`."""
+    _MAKERS.insert(0, maker)
+    return maker
+
+
+def executor_for(process_group: Any, groups: Sequence[Mapping[str, Any]], shard_momentum: bool = False) -> Executor:
+    """The executor of the first maker that has one for these parameters; otherwise a single process.
+
+    Args:
+        process_group: of torch.distributed, or None.
+        groups: the parameter groups.
+        shard_momentum: whether each rank keeps a part of the momentum of parameters that all ranks have copies of.
+    """
+    for maker in _MAKERS:
+        executor = maker(process_group, groups, shard_momentum)
+        if executor is not None:
+            return executor
+    return SingleProcess()

@@ -1,0 +1,724 @@
+r"""The step of a polar group, in order: momentum, direction, scale, rows, weight decay, update.
+
+With G the gradient of a matrix W (m, n), M its momentum, D the direction, nu = <N, D> the dual norm of what the
+direction is taken of (for the spectral geometry the unitary polar factor and the nuclear norm) and r = ||D||_F^2 for
+the shape (min(m, n) for the spectral geometry), `PolarRule.step` does::
+
+    1 momentum    M <- beta M + (1 - beta) G;  N = M, or beta M + (1 - beta) G with Nesterov
+    2 direction   D = lmo(N);  nu = <N, D>
+    3 scale       s = (factor of nu) * (factor of the shape);  gamma by the step rule
+    4 rows        D_i <- sqrt(r / (mn)) D_i / rms(D_i)
+    5 decay       W <- (1 - lr * weight_decay) W
+    6 update      W <- W - gamma s D
+
+Executors compute step 2 for many matrices at once, perhaps elsewhere; all other lines work on local tensors. `keep`
+says which matrices step: None for all, or booleans (K,), spread over the local tensors where a line needs that. A
+matrix that does not step keeps its weights and state bit for bit.
+
+Source: Lau, Long, Su, arXiv 2505.21799; Muon: Jordan et al. (2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from polargrad.geometry import Geometry
+from polargrad.optim.execution import (
+    Batch,
+    DirectionRequest,
+    Directions,
+    Executor,
+    LMOResult,
+    concatenate,
+    make_batches,
+    statistics_dtype,
+)
+from polargrad.optim.matrix_view import MatrixView, matrix_view
+from polargrad.optim.nonfinite import SkipLedger
+
+__all__ = [
+    "MOMENTUM_ORDERS",
+    "SCALES",
+    "STEP_RULES",
+    "FixedRate",
+    "GeometryLMO",
+    "Nuclear",
+    "Observer",
+    "PolarRule",
+    "Polyak",
+    "Scale",
+    "StepContext",
+    "StepRule",
+    "decay_",
+    "normalize_rows",
+]
+
+MOMENTUM_ORDERS = ("momentum-first", "polar-first", "heavy-ball")
+
+
+class Observer(Protocol):
+    """Sees what steps compute, without a say in it."""
+
+    def wants_step(self) -> bool:
+        """Whether to see the step that begins; asked once in every step."""
+        ...
+
+    def see(self, index: int, group: Mapping[str, Any], batch: Batch, directions: Directions) -> None:
+        """See matrices of the group at `index` that were just stepped, with the batch's `sources` and `update_rms`."""
+        ...
+
+
+class StepContext(NamedTuple):
+    """What a step knows besides the group and its options.
+
+    Attributes:
+        group_index: of the group.
+        states: of all parameters.
+        executor: computes directions.
+        skips: counts the matrices that do not step.
+        loss: of the closure, or None.
+        observer: sees this step, or None.
+    """
+
+    group_index: int
+    states: Mapping[Tensor, dict[str, Any]]
+    executor: Executor
+    skips: SkipLedger
+    loss: Any
+    observer: Observer | None
+
+
+class Shape(NamedTuple):
+    """What follows from the shape of a parameter alone.
+
+    Attributes:
+        view: how it is split into matrices.
+        lengths: r = ||lmo||_F^2 of the matrices of each batch.
+        factors: the scale's factor of the shape, for each batch.
+    """
+
+    view: MatrixView
+    lengths: tuple[float, ...]
+    factors: tuple[float, ...]
+
+
+class Norms(NamedTuple):
+    """What the lengths of the steps of K matrices depend on.
+
+    Attributes:
+        nu: (K,), dual norms; zero for matrices that do not step, as the next.
+        squared_lengths: (K,), ||D||_F^2, or None where the step rule has no use for it.
+        matrices: for each batch of each parameter the number of matrices, which add up to K, and r of their shape.
+        states: of each parameter, and how many of the K matrices it has.
+        keep: bool (K,), matrices that step; None for all.
+        shared: whether all matrices share the sum of nu, and that of ||D||_F^2.
+        loss: f, a number or a tensor with one element, or None.
+    """
+
+    nu: Tensor
+    squared_lengths: Tensor | None
+    matrices: Sequence[tuple[int, float]]
+    states: Sequence[tuple[dict[str, Any], int]]
+    keep: Tensor | None
+    shared: bool
+    loss: Any
+
+    @property
+    def size(self) -> Tensor:
+        """(K,), nu, or where it is shared its sum in each place."""
+        return self.nu.sum().expand(len(self.nu)) if self.shared else self.nu
+
+
+@dataclass(frozen=True, eq=False)
+class PolarRule:
+    """The resolved options of a polar group, and its step.
+
+    Args:
+        geometry: the norm, with its polar method.
+        momentum: beta.
+        momentum_order: one of `MOMENTUM_ORDERS`.
+        nesterov: whether to look ahead by one step.
+        scale: the length of a step along the direction.
+        share_norms: whether all matrices of the group share the sum of their dual norms (`scope="group"`).
+        step_rule: the step size gamma.
+        row_beta: decay of the running mean square of each row of the direction; None leaves rows as they are.
+        weight_decay: lambda.
+        cautious: whether to decay only entries that the step moves towards zero.
+        sign: 1.0, or -1.0 to ascend.
+        momentum_dtype: of the momentum buffer; None is the parameter's own.
+        capturable: whether the host reads nothing from the device, on a CPU too.
+        workspace: bound in bytes on what a step holds besides weights, gradients and state.
+        options: the plain options that the others were resolved from; `layout`, `split` and `heads` say how parameters
+            are split into matrices.
+    """
+
+    geometry: Geometry
+    momentum: float
+    momentum_order: str
+    nesterov: bool
+    scale: Scale
+    share_norms: bool
+    step_rule: StepRule
+    row_beta: float | None
+    weight_decay: float
+    cautious: bool
+    sign: float
+    momentum_dtype: torch.dtype | None
+    capturable: bool
+    workspace: int
+    options: Mapping[str, Any]
+    lmo: GeometryLMO = field(init=False)
+    stack_bytes: int = field(init=False)
+    _shapes: dict[tuple[int, ...], Shape] = field(init=False, default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lmo", GeometryLMO(self.geometry, self.step_rule.needs_squared_lengths))
+        # Besides what the oracle holds there are the matrices that it is applied to and the stack of them.
+        bound = max(1, int(self.workspace / (self.geometry.peak_memory + 2.0)))
+        object.__setattr__(self, "stack_bytes", bound)
+
+    def step(self, group: Mapping[str, Any], positions: Sequence[int], context: StepContext) -> None:
+        """Step the parameters at `positions` of a group.
+
+        Raises:
+            ValueError: the step rule needs a loss, and there is none.
+        """
+        watched = context.observer is not None
+        batches = make_batches(self, group, positions, context.states, context.executor, watched=watched)
+        answers = context.executor.compute_directions(map(self.request, batches), self.lmo, self.stack_bytes)
+        if self.share_norms or self.step_rule.couples_matrices:
+            self.advance(group, list(zip(batches, answers, strict=True)), context)
+            return
+        for batch in batches:
+            # No variable here may keep the directions of one batch while the next request is made, nor may zip.
+            self.advance(group, [(batch, next(answers))], context)
+
+    def request(self, batch: Batch) -> DirectionRequest:
+        """Step 1: take the gradients into the momentum; the request for directions of the result."""
+        executor, M = batch.executor, batch.buffers
+        G = [g.to(buffer.dtype) for g, buffer in zip(batch.gradients, M, strict=True)]
+        limit = self.gradient_limit(batch.parameters[0].dtype)
+        batch.keep = executor.finite_mask(batch.view, batch.parameters, G, limit, masked=batch.masked)
+        G = executor.momentum_shard(batch.parameters, G)
+        keep = batch.spread(batch.keep, momentum=True)
+        if self.momentum_order == "momentum-first":
+            N = _average_(M, G, self.momentum, self.nesterov, keep)
+        elif self.momentum_order == "heavy-ball":
+            N = _accumulate_(M, G, self.momentum, self.nesterov, keep)
+        else:  # "polar-first" averages the directions, in `move`
+            N = G if keep is None else _where(keep, G, 0.0)
+        if batch.watched:
+            batch.sources = N
+        return DirectionRequest(batch.view, batch.parameters, N)
+
+    def gradient_limit(self, dtype: torch.dtype) -> float:
+        """The largest usable entry of a gradient of `dtype`: no difference of two momentum entries overflows."""
+        gain = 1.0 / (1.0 - self.momentum) if self.momentum_order == "heavy-ball" else 1.0
+        return torch.finfo(self.momentum_dtype or dtype).max / (2 * gain)
+
+    def advance(self, group: Mapping[str, Any], together: list[tuple[Batch, Directions]], context: StepContext) -> None:
+        """Steps 3 to 6 for batches whose directions are known; step 3 looks at all of them together."""
+        lr, home = group["lr"], together[0][0].weights[0].device
+        nu = concatenate([found.dual_norms.to(home) for _, found in together])
+        keep = _which_step(together, nu)
+        length: float | Tensor = lr.to(home).to(nu.dtype).expand(len(nu)) if isinstance(lr, Tensor) else lr
+        if self.scale.uses_dual_norm:
+            norms = self._norms(nu, together, keep, context.loss)
+            gamma = self.step_rule.size(lr, norms)
+            length = (gamma.to(home) if isinstance(gamma, Tensor) else gamma) * self.scale.of_norm(norms)
+        if keep is not None:
+            length = torch.where(keep, length, torch.zeros((), dtype=nu.dtype, device=home))
+        sizes = [batch.count for batch, _ in together]
+        lengths = length.split(sizes) if isinstance(length, Tensor) else [length] * len(sizes)
+        for (batch, found), part in zip(together, lengths, strict=True):
+            self.move(lr, batch, found.local, part)
+            if batch.keep is not None:
+                context.skips.add(context.group_index, batch.positions, batch.keep, unread=batch.masked)
+            if context.observer is not None:
+                context.observer.see(context.group_index, group, batch, found)
+                batch.sources = batch.update_rms = None
+
+    def _norms(self, nu: Tensor, together: Sequence[tuple[Batch, Directions]], keep: Tensor | None, loss: Any) -> Norms:
+        """What the length of a step depends on."""
+        measured = [found.squared_lengths.to(nu.device) for _, found in together if found.squared_lengths is not None]
+        r = concatenate(measured) if measured else None
+        if keep is not None:
+            nu, r = torch.where(keep, nu, 0.0), None if r is None else torch.where(keep, r, 0.0)
+        matrices = [
+            (k, shape_r)
+            for batch, _ in together
+            for _ in batch.parameters
+            for (k, _, _), shape_r in zip(batch.view.batches, self.shape_of(batch.view.shape).lengths, strict=True)
+        ]
+        states = [(state, batch.view.count) for batch, _ in together for state in batch.states]
+        return Norms(nu, r, matrices, states, keep, self.share_norms, loss)
+
+    def move(self, lr: float | Tensor, batch: Batch, D: list[Tensor], length: float | Tensor) -> None:
+        """Steps 4 to 6 for one batch.
+
+        Args:
+            lr: the learning rate.
+            batch: what to step.
+            D: the local tensors of the directions.
+            length: gamma times the factor of nu, one number or (K,).
+        """
+        W, shape, keep = batch.weights, self.shape_of(batch.view.shape), batch.spread(batch.keep)
+        if self.momentum_order == "polar-first":
+            D = _average_(batch.buffers, D, self.momentum, self.nesterov, keep)
+        if keep is not None:
+            D = _where(keep, D, 0.0)
+        if self.row_beta is not None:
+            D = normalize_rows(batch, D, shape.lengths, self.row_beta)
+        if self.weight_decay:
+            rate = lr * self.weight_decay
+            rate = rate.to(W[0].device) if isinstance(rate, Tensor) else rate
+            decay_(W, D, rate, cautious=self.cautious, sign=self.sign, keep=keep)
+        if batch.watched:
+            batch.update_rms = _root_mean_squares(batch, D, length, shape.factors)
+        if isinstance(length, Tensor) or len(set(shape.factors)) > 1:
+            if not isinstance(length, Tensor):
+                length = torch.full((batch.count,), length, dtype=statistics_dtype(D[0].dtype), device=W[0].device)
+            lengths = batch.spread(length.to(W[0].device), shape.factors)
+            assert lengths is not None
+            torch._foreach_addcmul_(W, D, lengths, value=-self.sign)
+        else:
+            torch._foreach_add_(W, D, alpha=-self.sign * (length * shape.factors[0]))
+
+    def shape_of(self, shape: tuple[int, ...]) -> Shape:
+        """What follows from the shape of a parameter; computed once.
+
+        Raises:
+            ValueError: a shape that the options or the geometry do not take.
+        """
+        if shape not in self._shapes:
+            view = matrix_view(shape, self.options)
+            for _, m, n in view.batches:
+                self.geometry.check_shape(m, n)
+            lengths = tuple(self.geometry.squared_length(m, n) for _, m, n in view.batches)
+            factors = tuple(
+                self.scale.of_shape(m, n, r) if m and n else 1.0
+                for (_, m, n), r in zip(view.batches, lengths, strict=True)
+            )
+            self._shapes[shape] = Shape(view, lengths, factors)
+        return self._shapes[shape]
+
+    def view_of(self, shape: tuple[int, ...]) -> MatrixView:
+        """How a parameter of this shape is split into matrices."""
+        return self.shape_of(shape).view
+
+    def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:
+        """Give a parameter the state before its first step, zeros, where it is missing."""
+        dtype = self.momentum_dtype or parameter.dtype
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = executor.zeros(parameter, dtype)
+        keys = self.scale.state if self.row_beta is None else (*self.scale.state, "row_weight")
+        for key in keys:
+            if key not in state:
+                count = self.view_of(parameter.shape).count
+                state[key] = torch.zeros(count, dtype=statistics_dtype(dtype), device=parameter.device)
+        if self.row_beta is not None and "row_rms" not in state:
+            state["row_rms"] = executor.row_zeros(self.view_of(parameter.shape), parameter, statistics_dtype(dtype))
+
+
+def _where(keep: Sequence[Tensor], tensors: Sequence[Tensor], other: Sequence[Tensor] | float) -> list[Tensor]:
+    others = [other] * len(tensors) if isinstance(other, int | float) else other
+    return [torch.where(k, t, o) for k, t, o in zip(keep, tensors, others, strict=True)]
+
+
+def _average_(M: list[Tensor], T: list[Tensor], beta: float, nesterov: bool, keep: list[Tensor] | None) -> list[Tensor]:
+    """M <- beta M + (1 - beta) T in place; M, or with Nesterov beta M + (1 - beta) T of the new M."""
+    if keep is not None:
+        T = _where(keep, T, M)  # M + (1 - beta) (M - M) is M exactly
+    torch._foreach_lerp_(M, T, 1 - beta)
+    return list(torch._foreach_lerp(T, M, beta)) if nesterov else M
+
+
+def _accumulate_(
+    M: list[Tensor], G: list[Tensor], beta: float, nesterov: bool, keep: list[Tensor] | None
+) -> list[Tensor]:
+    """M <- beta M + G in place; M, or with Nesterov beta M + G of the new M."""
+    if keep is None:
+        torch._foreach_mul_(M, beta)
+        torch._foreach_add_(M, G)
+    else:
+        G = _where(keep, G, 0.0)
+        stepped = torch._foreach_add(torch._foreach_mul(M, beta), G)
+        torch._foreach_copy_(M, _where(keep, stepped, M))
+    return list(torch._foreach_add(G, M, alpha=beta)) if nesterov else M
+
+
+@dataclass(frozen=True)
+class GeometryLMO:
+    """Step 2: M (k, m, n) -> D = lmo(M), nu = <M, D>, and ||D||_F^2 where that is needed.
+
+    Args:
+        geometry: the norm.
+        squared_lengths: whether to measure ||D||_F^2.
+
+    Example:
+        >>> from polargrad.geometry import Spectral
+        >>> GeometryLMO(Spectral("svd"))(torch.eye(2).expand(1, 2, 2)).dual_norm.tolist()
+        [2.0]
+    """
+
+    geometry: Geometry
+    squared_lengths: bool = False
+
+    def __call__(self, M: Tensor) -> LMOResult:
+        D = self.geometry.lmo(M)
+        dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+        wide = D.to(dtype)
+        nu = (M.to(dtype) * wide).sum(dim=(-2, -1))
+        return LMOResult(D, nu, wide.square().sum((-2, -1)) if self.squared_lengths else None)
+
+
+def _which_step(together: Sequence[tuple[Batch, Directions]], nu: Tensor) -> Tensor | None:
+    """The K matrices with a usable gradient and a finite direction; None if the host sees that all have."""
+    seen = True
+    for batch, _ in together:
+        seen = seen and batch.keep is None
+    if seen and all(map(math.isfinite, nu.tolist())):
+        return None
+    parts = nu.split([batch.count for batch, _ in together])
+    for (batch, _), part in zip(together, parts, strict=True):
+        finite = part.isfinite().to(batch.weights[0].device)
+        batch.keep = finite if batch.keep is None else batch.keep & finite
+    return concatenate([batch.keep.to(nu.device) for batch, _ in together if batch.keep is not None])
+
+
+class Scale:
+    """Step 3, the length s along the direction: a factor of the dual norm nu times a factor of the shape.
+
+    With r = ||lmo||_F^2 of a matrix (m, n), and N the sum of nu over the group::
+
+        scale             scope="matrix"                   scope="group"
+        nuclear           nu^alpha                         N^alpha
+        mean-singular     nu / r                           N / (sum of r over the group)
+        adaptive-nuclear  base * (nu / rms(nu))^alpha      base * (N / rms(N))^alpha
+        none              1                                refused: there is no norm to share
+        spectral          sqrt(max(1, m/n))                refused
+        rms               0.2 sqrt(mn / r)                 refused
+
+    Subclasses are frozen dataclasses whose fields are their options.
+    """
+
+    name: ClassVar[str]
+    uses_dual_norm: ClassVar[bool] = False
+    # Keys of its state: a number for each matrix of a parameter.
+    state: ClassVar[tuple[str, ...]] = ()
+
+    def of_shape(self, m: int, n: int, r: float) -> float:
+        """The factor of the shape."""
+        return 1.0
+
+    def of_norm(self, norms: Norms) -> Tensor:
+        """The factor of the dual norm, (K,)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Unscaled(Scale):
+    """s = 1: matrix sign descent."""
+
+    name: ClassVar[str] = "none"
+
+
+@dataclass(frozen=True)
+class SpectralScale(Scale):
+    """s = sqrt(max(1, m/n)): Muon (Jordan et al. 2024), torch's "original".
+
+    Example:
+        >>> SpectralScale().of_shape(4, 1, r=1.0)
+        2.0
+    """
+
+    name: ClassVar[str] = "spectral"
+
+    def of_shape(self, m: int, n: int, r: float) -> float:
+        return math.sqrt(max(1.0, m / n))
+
+
+@dataclass(frozen=True)
+class RootMeanSquareScale(Scale):
+    """s = 0.2 sqrt(mn / r), for the spectral geometry 0.2 sqrt(max(m, n)): the root mean square of an AdamW step.
+
+    Source: Moonlight, arXiv 2502.16982; torch's "match_rms_adamw".
+    """
+
+    name: ClassVar[str] = "rms"
+
+    def of_shape(self, m: int, n: int, r: float) -> float:
+        return 0.2 * math.sqrt(m * n / r)
+
+
+SHAPE_SCALES: dict[str, type[Scale]] = {cls.name: cls for cls in (Unscaled, SpectralScale, RootMeanSquareScale)}
+
+
+@dataclass(frozen=True)
+class Nuclear(Scale):
+    """s = nu^alpha: PolarGrad.
+
+    Args:
+        alpha: in [0, 1], between sign descent and PolarGrad.
+    """
+
+    name: ClassVar[str] = "nuclear"
+    uses_dual_norm: ClassVar[bool] = True
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_alpha(self.alpha)
+
+    def of_norm(self, norms: Norms) -> Tensor:
+        return _power(norms.size, self.alpha)
+
+
+@dataclass(frozen=True)
+class MeanSingular(Scale):
+    """s = nu / r, for the spectral geometry the mean singular value."""
+
+    name: ClassVar[str] = "mean-singular"
+    uses_dual_norm: ClassVar[bool] = True
+
+    def of_norm(self, norms: Norms) -> Tensor:
+        if norms.shared:
+            return norms.size / sum(k * r for k, r in norms.matrices)
+        parts = norms.nu.split([k for k, _ in norms.matrices])
+        return concatenate([part / r for part, (_, r) in zip(parts, norms.matrices, strict=True)])
+
+
+@dataclass(frozen=True)
+class AdaptiveNuclear(Scale):
+    """s = base (nu / rms(nu))^alpha, with mean square v <- beta v + (1 - beta) nu^2 and rms = sqrt(v / (1 - beta^t)).
+
+    The first step has exactly the length of the base. A matrix whose nu was always zero does not move.
+
+    Args:
+        base: "rms", "spectral" or "none", the scale that is multiplied.
+        beta: decay of the running mean square, in [0, 1).
+        alpha: exponent in [0, 1].
+    """
+
+    name: ClassVar[str] = "adaptive-nuclear"
+    uses_dual_norm: ClassVar[bool] = True
+    # sqrt(v) and 1 - beta^t, so that no square can overflow and matrices that were skipped have their own t.
+    state: ClassVar[tuple[str, ...]] = ("dual_norm_rms", "dual_norm_weight")
+    base: str = "rms"
+    beta: float = 0.9
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_alpha(self.alpha)
+        if self.base not in SHAPE_SCALES:
+            raise ValueError(f"base must be one of {', '.join(map(repr, SHAPE_SCALES))}, got {self.base!r}")
+        if not 0.0 <= self.beta < 1.0:
+            raise ValueError(f"beta must lie in [0, 1), got {self.beta}")
+
+    def of_shape(self, m: int, n: int, r: float) -> float:
+        return SHAPE_SCALES[self.base]().of_shape(m, n, r)
+
+    def of_norm(self, norms: Norms) -> Tensor:
+        nu, keep = norms.size, norms.keep
+        old = [[state[key] for state, _ in norms.states] for key in self.state]
+        rms, weight = (concatenate([part.to(nu.device) for part in parts]) for parts in old)
+        new_rms = torch.hypot(math.sqrt(self.beta) * rms, math.sqrt(1 - self.beta) * nu)
+        new_weight = self.beta * weight + (1 - self.beta)
+        if keep is not None:
+            new_rms, new_weight = torch.where(keep, new_rms, rms), torch.where(keep, new_weight, weight)
+        counts = [count for _, count in norms.states]
+        for tensors, values in zip(old, (new_rms, new_weight), strict=True):
+            torch._foreach_copy_(tensors, list(values.split(counts)))
+        return _power(torch.where(new_rms > 0, nu * new_weight.sqrt() / new_rms, 0.0), self.alpha)
+
+
+SCALES: dict[str, type[Scale]] = {
+    cls.name: cls for cls in (Nuclear, MeanSingular, AdaptiveNuclear, *SHAPE_SCALES.values())
+}
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+
+
+def _power(nu: Tensor, alpha: float) -> Tensor:
+    return nu if alpha == 1.0 else nu.clamp_min(0.0) ** alpha
+
+
+class StepRule:
+    """Step 3, the step size gamma.
+
+    Along nu D the objective obeys f+ <= f - gamma nu^2 + (L/2) gamma^2 nu^2 ||D||_F^2 where nu = <G, D>, for any D.
+    Subclasses are frozen dataclasses whose fields are their options.
+
+    Source: arXiv 2505.21799, the rate of PolarGrad with gamma = 1/(L r); Polyak, Introduction to Optimization (1987).
+    """
+
+    name: ClassVar[str]
+    # Whether ||D||_F^2 of each direction is measured, and whether gamma depends on several matrices.
+    needs_squared_lengths: ClassVar[bool] = False
+    couples_matrices: ClassVar[bool] = False
+
+    def size(self, lr: float | Tensor, norms: Norms) -> float | Tensor:
+        """Gamma, one number or a tensor that broadcasts against (K,)."""
+        return lr
+
+
+@dataclass(frozen=True)
+class FixedRate(StepRule):
+    """gamma = lr."""
+
+    name: ClassVar[str] = "fixed"
+
+
+@dataclass(frozen=True)
+class Smoothness(StepRule):
+    """gamma = lr / (L r), the minimizer of the bound above for lr = 1.
+
+    r = ||D||_F^2 is measured on the direction: the rank of the gradient for an exact polar factor, and what the inexact
+    one asks for otherwise.
+
+    Args:
+        smoothness: L in the Frobenius norm.
+    """
+
+    name: ClassVar[str] = "smoothness"
+    needs_squared_lengths: ClassVar[bool] = True
+    smoothness: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.smoothness < math.inf:
+            raise ValueError(f"smoothness must be positive and finite, got {self.smoothness}")
+
+    def size(self, lr: float | Tensor, norms: Norms) -> Tensor:
+        assert norms.squared_lengths is not None
+        r = norms.squared_lengths.sum() if norms.shared else norms.squared_lengths
+        return torch.where(r > 0, lr / (self.smoothness * r), 0.0)
+
+
+@dataclass(frozen=True)
+class Polyak(StepRule):
+    """gamma = lr (f - f*) / sum of nu^2: for lr = 1 the step at which the linear model reaches the minimum f*.
+
+    With scope="group" the denominator is the square of the sum.
+
+    Args:
+        minimum: f*.
+    """
+
+    name: ClassVar[str] = "polyak"
+    couples_matrices: ClassVar[bool] = True
+    minimum: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.minimum):
+            raise ValueError(f"minimum must be finite, got {self.minimum}")
+
+    def size(self, lr: float | Tensor, norms: Norms) -> Tensor:
+        nu, loss = norms.nu, norms.loss
+        if loss is None:
+            raise ValueError("step_rule='polyak' needs the loss: call step(closure) with a closure that returns it")
+        slope = nu.sum().square() if norms.shared else nu.square().sum()
+        value = loss.detach().to(nu) if isinstance(loss, Tensor) else nu.new_full((), loss)
+        gap = (value - self.minimum).clamp_min(0.0)
+        return torch.where(slope > 0, lr * gap / slope, 0.0)
+
+
+STEP_RULES: dict[str, type[StepRule]] = {cls.name: cls for cls in (FixedRate, Smoothness, Polyak)}
+
+
+def normalize_rows(batch: Batch, directions: list[Tensor], lengths: Sequence[float], beta: float) -> list[Tensor]:
+    """Step 4: each row of the directions over the root of its running mean square, for matrices that step.
+
+    The polar factor has equal singular values, but rows of very different lengths: in a table of tokens, those of rare
+    tokens are short. With D the direction of a matrix (m, n) and r = ||lmo||_F^2 for its shape::
+
+        v_i <- beta v_i + (1 - beta) mean_j D_ij^2;   D_i <- sqrt(r / (mn)) D_i / sqrt(v_i / (1 - beta^t))
+
+    so that each row moves as the average row of D would have; a row that was always zero stays so. The state keeps
+    sqrt(v) of every row and 1 - beta^t of every matrix.
+
+    Args:
+        batch: whose directions these are.
+        directions: local tensors, not modified.
+        lengths: r of the matrices of each batch of the view.
+        beta: decay of the running mean square.
+
+    Source: the neuron-wise normalization of NorMuon, Li et al., arXiv 2510.05491, which restores ||D||_F instead of r.
+    """
+    view, executor, dtype = batch.view, batch.executor, statistics_dtype(directions[0].dtype)
+    norms = [torch.linalg.vector_norm(D.to(dtype), dim=view.input_dimensions, keepdim=True) for D in directions]
+    norms = executor.row_lengths(view, batch.parameters, norms)
+    rms = executor.local([state["row_rms"] for state in batch.states])
+    weights: list[Tensor] = [state["row_weight"] for state in batch.states]
+    sizes, n = [k for k, _, _ in view.batches], view.batches[0][2]
+    # Roots rather than squares: nothing over- or underflows that the direction itself does not.
+    new_rms = [
+        torch.hypot(math.sqrt(beta) * old, math.sqrt((1 - beta) / n) * norm)
+        for old, norm in zip(rms, norms, strict=True)
+    ]
+    new_weights = [beta * weight + (1 - beta) for weight in weights]
+    if batch.keep is not None:
+        spread = batch.spread(batch.keep)
+        assert spread is not None
+        new_rms = _where(spread, new_rms, rms)
+        new_weights = _where(batch.keep.split(view.count), new_weights, weights)
+    torch._foreach_copy_(rms, new_rms)
+    torch._foreach_copy_(weights, new_weights)
+    even = [math.sqrt(r / (m * n)) for (_, m, n), r in zip(view.batches, lengths, strict=True)]
+    average = [
+        view.spread([part.sqrt() * f for part, f in zip(weight.split(sizes), even, strict=True)]) for weight in weights
+    ]
+    average = executor.local_slices(batch.parameters, average)
+    factors = [torch.where(v > 0, a / v, 0.0) for a, v in zip(average, rms, strict=True)]
+    return [(D.to(dtype) * f).to(D.dtype) for D, f in zip(directions, factors, strict=True)]
+
+
+def decay_(
+    weights: list[Tensor],
+    directions: list[Tensor],
+    rate: float | Tensor,
+    *,
+    cautious: bool,
+    sign: float,
+    keep: Sequence[Tensor] | None,
+) -> None:
+    """Step 5: W <- (1 - rate) W, in place, where `keep`; cautious: only entries that W - sign D moves towards zero.
+
+    Args:
+        weights: local tensors.
+        directions: what is about to be subtracted, up to positive factors and `sign`.
+        rate: lr * weight_decay.
+        cautious: decay w only where sign * d * w >= 0.
+        sign: -1 if the directions are about to be added.
+        keep: boolean tensors that broadcast against the weights, or None.
+
+    Source: Loshchilov and Hutter (2019); cautious: Chen et al., arXiv 2510.12402.
+    """
+    if cautious:
+        aligned = [sign * D * W >= 0 for D, W in zip(directions, weights, strict=True)]
+        keep = aligned if keep is None else [a & k for a, k in zip(aligned, keep, strict=True)]
+    if keep is None:
+        torch._foreach_mul_(weights, 1 - rate)
+        return
+    for W, where in zip(weights, keep, strict=True):
+        one = torch.ones((), dtype=statistics_dtype(W.dtype), device=W.device)
+        W.mul_(torch.where(where, one - rate, one))
+
+
+def _root_mean_squares(
+    batch: Batch, directions: list[Tensor], length: float | Tensor, factors: Sequence[float]
+) -> Tensor:
+    """|length| factor ||D||_F / sqrt(mn) of each matrix, (K,)."""
+    norms = []
+    for D in directions:
+        for part, factor in zip(batch.view.split(D), factors, strict=True):
+            wide = part.to(torch.float64)
+            norms.append(torch.linalg.matrix_norm(wide) * (factor / math.sqrt(part.shape[-2] * part.shape[-1])))
+    return torch.cat(norms) * (length.to(norms[0].device).abs() if isinstance(length, Tensor) else abs(length))
