@@ -1,14 +1,19 @@
+import dataclasses
+
 import pytest
 
 from polargrad.lab.compare.analysis import (
+    Replicates,
+    alone,
     baseline_of,
+    best_evaluation,
     best_of_recipe,
     cautions,
     first_reach,
-    outcomes,
     sentence,
     with_distinct_names,
 )
+from polargrad.lab.matrix import MatrixQuadratic
 from tests.runs import written_run
 
 
@@ -48,49 +53,69 @@ def three(tmp_path):
 
 
 def test_runs_are_measured_against_adamw(three):
-    fast, adamw, slow = outcomes(three)
-    assert (fast.step_ratio, fast.time_ratio) == (0.5, 1.0)
-    assert (adamw.step_ratio, adamw.time_ratio) == (1.0, 1.0)
-    assert slow.reach is None
-    assert (fast.final, fast.best, fast.best_step, fast.optimizer_share) == (4.0, 4.0, 10, 0.5)
-    assert [sentence(o, three[1]) for o in (fast, adamw, slow)] == [
+    fast, adamw, slow = measured = alone(three)
+    assert baseline_of(measured) is adamw
+    reached = fast.reach(adamw)
+    assert (reached.step_ratio.mean, reached.time_ratio.mean) == (0.5, 1.0)
+    assert (adamw.reach(adamw).step_ratio.mean, adamw.reach(adamw).time_ratio.mean) == (1.0, 1.0)
+    assert slow.reach(adamw).steps.mean is None
+    assert (fast.final.mean, best_evaluation(three[0]), fast.optimizer_share.mean) == (4.0, (4.0, 10), 0.5)
+    assert [sentence(one, adamw) for one in measured] == [
         "fast reaches adamw's final loss in 50% of its steps and 100% of its time.",
         "adamw ends at 5.000 after 10 steps and 5.0 s.",
         "slow does not reach adamw's final loss.",
     ]
 
 
+def test_runs_alone_are_measured_whatever_their_seeds(three):
+    fast, adamw = three[0], three[1]
+    other = dataclasses.replace(fast, spec=dataclasses.replace(fast.spec, seed=7))
+    one, baseline = alone([other, adamw])
+    assert one.reach(baseline).step_ratio.mean == 0.5
+    pair = Replicates("pair", (adamw, dataclasses.replace(adamw, spec=dataclasses.replace(adamw.spec, seed=8))))
+    assert one.reach(pair).steps.of == 0
+
+
+def test_runs_of_different_metrics_are_not_compared(tmp_path, three):
+    spec = dataclasses.replace(three[0].spec, objective=MatrixQuadratic.spec())
+    with pytest.raises(ValueError, match=r"is judged by gap and .* by val_loss; report them apart"):
+        alone([*three, dataclasses.replace(three[0], spec=spec)])
+
+
 def test_a_baseline_that_was_lower_before_its_end_is_judged_by_when_it_first_was(tmp_path):
-    adamw = written_run(tmp_path / "adamw", [(0, 8.0), (5, 4.0), (10, 5.0)])
-    (outcome,) = outcomes([adamw])
-    assert outcome.reach.step == pytest.approx(3.75)
-    assert outcome.step_ratio == 1.0
-    assert (outcome.best, outcome.best_step) == (4.0, 5)
+    run = written_run(tmp_path / "adamw", [(0, 8.0), (5, 4.0), (10, 5.0)])
+    (adamw,) = alone([run])
+    assert adamw.reach(adamw).steps.mean == pytest.approx(3.75)
+    assert adamw.reach(adamw).step_ratio.mean == 1.0
+    assert best_evaluation(run) == (4.0, 5)
 
 
 def test_a_diverged_run_has_no_final_loss(tmp_path, three):
     run = written_run(tmp_path / "wild", [(0, 8.0), (3, None)], status="diverged")
-    measured = outcomes([*three, run])[-1]
-    assert measured.final is None
-    assert measured.reach is None
-    assert sentence(measured, three[1]) == "wild diverged at step 3."
+    *_, adamw, _, wild = alone([*three, run])
+    assert wild.final.mean is None
+    assert wild.reach(adamw).steps.mean is None
+    assert sentence(wild, adamw) == "wild diverged at step 3."
 
 
 def test_a_diverged_baseline_leaves_nothing_to_reach(tmp_path):
-    adamw = written_run(tmp_path / "adamw", [(0, 8.0), (3, None)], status="diverged")
-    other = written_run(tmp_path / "other", [(0, 8.0), (3, 5.0)])
-    wild, measured = outcomes([adamw, other])
-    assert measured.reach is None
-    assert sentence(wild, adamw) == "adamw diverged at step 3."
-    assert "no final loss to measure it against" in sentence(measured, adamw)
+    adamw, other = alone(
+        [
+            written_run(tmp_path / "adamw", [(0, 8.0), (3, None)], status="diverged"),
+            written_run(tmp_path / "other", [(0, 8.0), (3, 5.0)]),
+        ]
+    )
+    assert other.reach(adamw).steps.mean is None
+    assert sentence(adamw, adamw) == "adamw diverged at step 3."
+    assert "no final loss to measure it against" in sentence(other, adamw)
 
 
 def test_the_baseline_is_the_best_adamw_else_the_first(tmp_path, three):
     better = written_run(tmp_path / "adamw@1", [(0, 8.0), (10, 4.5)], recipe="adamw")
-    assert baseline_of([*three, better]) is better
-    assert baseline_of([three[0], three[2]]) is three[0]
+    assert baseline_of(alone([*three, better])).runs == (better,)
+    assert baseline_of(alone([three[0], three[2]])).runs == (three[0],)
     with pytest.raises(ValueError, match="at least one"):
-        baseline_of([])
+        alone([])
 
 
 def test_the_best_of_each_recipe_of_each_comparison(tmp_path):

@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from polargrad.lab.compare.analysis import replicates
+from polargrad.lab.compare.analysis import condition_number, largest_rise, replicates, spikes
 from polargrad.lab.compare.comparison import Comparison
 from polargrad.lab.compare.figures import figures
-from polargrad.lab.compare.grid import Grid, condition_number, largest_rise, spikes
+from polargrad.lab.compare.grid import Grid
 from polargrad.lab.compare.page import write_comparison_page
 from polargrad.lab.compare.sweep import grid_points
 from polargrad.lab.recipes import COMPARISONS, spec_of
@@ -187,7 +187,7 @@ def test_a_point_that_lost_a_seed_is_not_the_best(tmp_path):
         return [8.0, None] if lower and spec.seed == 2 else [8.0, 3.0 if lower else 4.0]
 
     runs = written_grid(tmp_path / "c", asked(("rates=1,2",), seeds=(1, 2)), unlucky)
-    assert {group.runs[0].spec.name for group in replicates(runs)} == {"adamw@rates=1@seed=1", "polar@rates=1@seed=1"}
+    assert {one.runs[0].spec.name for one in replicates(runs)} == {"adamw@rates=1@seed=1", "polar@rates=1@seed=1"}
 
 
 @pytest.mark.parametrize("name", COMPARISONS)

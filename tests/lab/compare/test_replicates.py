@@ -39,7 +39,7 @@ def test_means_deviations_and_missing_seeds():
 
 def test_a_recipe_is_measured_seed_by_seed(runs):
     a, b = replicates(runs)
-    assert (a.recipe, a.final.values) == ("a", (4.0, 5.0, 6.0))
+    assert (a.name, a.final.values) == ("a", (4.0, 5.0, 6.0))
     reached = b.reach(a)
     assert reached.steps.values == (5.0, 4.0)
     assert reached.steps.of == 3
@@ -71,12 +71,12 @@ def test_a_recipe_whose_rates_are_still_searched_for_is_no_result(runs, tmp_path
     recipes = tuple(tiny_spec("text.txt", name) for name in ("a", "b"))
     asked = Comparison(recipes, seeds=(1, 2, 3), tune=True)
     write_json(tmp_path / COMPARISON, asked.to_dict())
-    assert [group.recipe for group in Findings.of(runs, tmp_path).shown] == ["a", "b"]  # neither search has ended
+    assert [one.name for one in Findings.of(runs, tmp_path).shown] == ["a", "b"]  # neither search has ended
     while pending := asked.tuning(recipes[1]).ask(final_losses(tmp_path)).pending:
         for spec in pending:
             written_run(tmp_path / spec.name, [(0, 8.0), (4, 5.0)], recipe="b")
     every = [read_run(path) for path in find_runs(tmp_path)]
-    assert [group.recipe for group in Findings.of(every, tmp_path).shown] == ["b"]
+    assert [one.name for one in Findings.of(every, tmp_path).shown] == ["b"]
 
 
 def test_tables_and_page(runs, tmp_path):

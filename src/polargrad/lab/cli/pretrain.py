@@ -143,7 +143,8 @@ def _report(finished: Run) -> None:
     summary = finished.summary or {}
     units, seconds = summary.get("units", 0), summary.get("seconds", 0.0)
     speed = f", {units / seconds:,.0f} tokens/s" if seconds else ""
-    outcome = analysis.outcomes([finished])[0]
-    share = "" if outcome.optimizer_share is None else f", {outcome.optimizer_share:.0%} of the time in the optimizer"
-    print(f"{analysis.sentence(outcome, finished)[:-1]}: {units:,} tokens{speed}{share}.")
+    (one,) = analysis.alone([finished])
+    part = one.optimizer_share.mean
+    share = "" if part is None else f", {part:.0%} of the time in the optimizer"
+    print(f"{analysis.sentence(one, one)[:-1]}: {units:,} tokens{speed}{share}.")
     print(f"Records are in {finished.path}. Report: {page}")

@@ -64,7 +64,8 @@ def print_run(finished: Run) -> None:
 
     curves.draw(finished)
     shown = terminal.console()
-    shown.print(analysis.sentence(analysis.outcomes([finished])[0], finished))
+    (one,) = analysis.alone([finished])
+    shown.print(analysis.sentence(one, one))
     shown.print(f"Records are in {finished.path}, figures in {finished.path / FIGURES}.")
 
 
@@ -81,21 +82,15 @@ def print_experiment(runs: Sequence[Run], page: Path) -> None:
 def print_outcomes(runs: Sequence[Run]) -> None:
     """The table of every run, the sentences about the best of each recipe, and warnings."""
     from polargrad.lab.compare.grid import edge_notes
+    from polargrad.lab.compare.page import runs_table
 
     shown, runs = terminal.console(), analysis.with_distinct_names(runs)
-    baseline = analysis.baseline_of(runs)
-    metric = baseline.spec.objective.metric_label
-    heads = ("run", f"final {metric}", "best", f"steps to {baseline.spec.name}'s", "seconds", "optimizer", "rates")
-    rows = []
-    for o in analysis.outcomes(runs):
-        reach = "not reached" if o.reach is None else f"{o.reach.step:.1f}"
-        share = "" if o.optimizer_share is None else f"{o.optimizer_share:.0%}"
-        final = o.run.status if o.final is None else f"{o.final:.4f}"
-        best = "" if o.best is None else f"{o.best:.4f}"
-        rows.append((o.run.spec.name, final, best, reach, f"{o.seconds:.1f}", share, rates(o.run.spec)))
-    terminal.print_table(heads, rows)
-    for outcome in analysis.outcomes(analysis.best_of_recipe(runs)):
-        shown.print(analysis.sentence(outcome, baseline))
+    table = runs_table(analysis.alone(runs), ", ")
+    columns = (0, 1, 2, 3, 7, 5, 8)
+    terminal.print_table([table.columns[i] for i in columns], [[row[i] for i in columns] for row in table.rows])
+    best = analysis.alone(analysis.best_of_recipe(runs))
+    for one in best:
+        shown.print(analysis.sentence(one, analysis.baseline_of(best)))
     for note in (*analysis.cautions(runs), *edge_notes(runs)):
         shown.print(f"Note: {note}")
 

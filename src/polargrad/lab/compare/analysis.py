@@ -1,4 +1,4 @@
-"""What records say: how far runs came, when each was where another ended, and the same over several seeds."""
+"""What records say: how far runs came, when each was where another ended, over one seed or several."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polargrad.lab.compare.sweep import Axis
 from polargrad.lab.run.folder import Run
+from polargrad.lab.run.spec import Plain
 
 BASELINE_RECIPE = "adamw"
 
@@ -23,7 +25,7 @@ class Reach:
     """Where a curve first came down to a target, between two evaluations on the straight line that joins them.
 
     Args:
-        step: steps taken, not a whole number in general.
+        step: steps taken, in general not an integer.
         seconds: time taken by forward, backward and optimizer.
     """
 
@@ -32,42 +34,138 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One run, measured against a baseline.
+class Spread:
+    """A metric over the seeds; the seeds without it do not count.
 
     Args:
-        run: the run.
-        final: the metric at the last evaluation; None if it was not finite or never taken.
-        best: the lowest metric of all evaluations.
-        best_step: the step of that evaluation.
-        steps: steps taken.
-        seconds: time taken by forward, backward and optimizer.
-        optimizer_share: the optimizer's part of that time.
-        reach: when the baseline's final metric was reached; None if it never was.
-        step_ratio: `reach.step` over the baseline's own.
-        time_ratio: `reach.seconds` over the baseline's own.
-        diverged_at: step of the divergence, if there was one.
+        values: one for each seed that has it.
+        of: how many seeds there are.
     """
 
-    run: Run
-    final: float | None
-    best: float | None
-    best_step: int | None
-    steps: int
-    seconds: float
-    optimizer_share: float | None
-    reach: Reach | None
-    step_ratio: float | None
-    time_ratio: float | None
-    diverged_at: int | None
+    values: tuple[float, ...]
+    of: int
+
+    @property
+    def mean(self) -> float | None:
+        """The mean, or None if no seed has the metric."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation over the seeds (n - 1), from two seeds on."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def text(self, digits: int = 4, percent: bool = False) -> str:
+        """Mean and standard deviation as a person reads them, with "2 of 3 seeds" where some have none.
+
+        Example:
+            >>> Spread((4.1, 4.2, 4.3), 3).text(2)
+            '4.20 ± 0.10'
+            >>> Spread((), 3).text()
+            'no'
+        """
+        if self.mean is None:
+            return "no"
+        scale, unit = (100.0, "%") if percent else (1.0, "")
+        said = f"{self.mean * scale:.{digits}f}{unit}"
+        if self.deviation is not None:
+            said += f" ± {self.deviation * scale:.{digits}f}"
+        return said if len(self.values) == self.of else f"{said} ({len(self.values)} of {self.of} seeds)"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When one configuration was where another ended: its steps and seconds, and these over the other's own."""
+
+    steps: Spread
+    seconds: Spread
+    step_ratio: Spread
+    time_ratio: Spread
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """One configuration, with a run for each seed; a run alone is the simplest case.
+
+    Args:
+        name: of the recipe, or of a run alone.
+        runs: at least one, by seed; all else is equal in their specs.
+        settings: where it stands in a grid, a value for each axis.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    settings: tuple[tuple[Axis, Plain], ...] = ()
+
+    def value(self, axis: Axis) -> Plain:
+        """What an axis of the grid was set to."""
+        return dict(self.settings)[axis]
+
+    @property
+    def final(self) -> Spread:
+        """The metric at the end; a seed that diverged has none."""
+        return self._spread(final_metric)
+
+    @property
+    def diverged(self) -> int:
+        """How many seeds have no final metric."""
+        return self.final.of - len(self.final.values)
+
+    @property
+    def steps(self) -> int:
+        """Steps taken by the first seed."""
+        return int(_last_step(self.runs[0], "step") or 0)
+
+    @property
+    def seconds(self) -> Spread:
+        """Time taken by forward, backward and optimizer."""
+        return self._spread(lambda run: _last_step(run, "seconds"))
+
+    @property
+    def optimizer_share(self) -> Spread:
+        """The optimizer's part of the seconds."""
+        return self._spread(lambda run: _ratio(_last_step(run, "optimizer_seconds"), _last_step(run, "seconds")))
+
+    @property
+    def spikes(self) -> Spread:
+        """Loss spikes of a run."""
+        return self._spread(spikes)
+
+    @property
+    def rise(self) -> Spread:
+        """The largest rise of the training loss; infinite where a loss was not finite."""
+        return self._spread(largest_rise)
+
+    def reach(self, other: Replicates) -> Reached:
+        """When this configuration was where another ended, seed by seed: both have seen the same batches.
+
+        Of two runs alone the seeds may differ.
+        """
+        theirs = {run.spec.seed: run for run in other.runs}
+        pairs = [(run, theirs[run.spec.seed]) for run in self.runs if run.spec.seed in theirs]
+        if not pairs and len(self.runs) == len(other.runs) == 1:
+            pairs = [(self.runs[0], other.runs[0])]
+        reaches = [(_crossing(run, end), _crossing(end, end)) for run, end in pairs]
+        reached = [(mine, own) for mine, own in reaches if mine is not None and own is not None]
+        of = len(pairs)
+        return Reached(
+            steps=Spread(tuple(mine.step for mine, _ in reached), of),
+            seconds=Spread(tuple(mine.seconds for mine, _ in reached), of),
+            step_ratio=Spread(tuple(mine.step / own.step for mine, own in reached if own.step), of),
+            time_ratio=Spread(tuple(mine.seconds / own.seconds for mine, own in reached if own.seconds), of),
+        )
+
+    def _spread(self, metric: Callable[[Run], float | None]) -> Spread:
+        found = [metric(run) for run in self.runs]
+        return Spread(tuple(value for value in found if value is not None), len(self.runs))
 
 
 def first_reach(evaluations: Sequence[Mapping[str, Any]], metric: str, target: float) -> Reach | None:
     """The first point at which the metric, joined by straight lines, is at or below the target.
 
     Args:
-        evaluations: records of kind "eval" in order; one whose metric is null joins to nothing.
-        metric: the key of the figure that should fall.
+        evaluations: records of kind "eval" in order; no line leads to or from one whose metric is null.
+        metric: the key of a metric that falls.
         target: the value to reach.
 
     Returns:
@@ -83,49 +181,56 @@ def first_reach(evaluations: Sequence[Mapping[str, Any]], metric: str, target: f
     before: Mapping[str, Any] | None = None
     for now in evaluations:
         value = now.get(metric)
-        if value is None:
-            before = None
-        elif value <= target:
-            if before is None:
-                return Reach(float(now["step"]), float(now["seconds"]))
-            part = (before[metric] - target) / (before[metric] - value)
-            return Reach(
-                before["step"] + part * (now["step"] - before["step"]),
-                before["seconds"] + part * (now["seconds"] - before["seconds"]),
-            )
-        else:
-            before = now
+        if value is not None and value <= target:
+            part = 0.0 if before is None else (value - target) / (value - before[metric])
+            step, seconds = (now[key] - part * (now[key] - (before or now)[key]) for key in ("step", "seconds"))
+            return Reach(float(step), float(seconds))
+        before = None if value is None else now
     return None
 
 
-def baseline_of(runs: Sequence[Run]) -> Run:
-    """The run that the others are measured against: AdamW's with the lowest final metric, else the first run.
+def alone(runs: Iterable[Run]) -> list[Replicates]:
+    """Each run by itself, under its own name.
 
     Raises:
-        ValueError: if there are no runs.
+        ValueError: if there are no runs, or if they do not share one metric.
     """
+    runs = list(runs)
     if not runs:
         raise ValueError("there are no runs to compare; give at least one")
-    candidates = [run for run in runs if run.spec.recipe == BASELINE_RECIPE] or [runs[0]]
-    return min(candidates, key=lambda run: _or_infinity(final_metric(run)))
-
-
-def outcomes(runs: Sequence[Run]) -> list[Outcome]:
-    """Every run measured against the baseline among them, in the order given.
-
-    Raises:
-        ValueError: if the runs do not share one metric.
-    """
-    baseline = baseline_of(runs)
-    if odd := [run for run in runs if run.spec.objective.metric != baseline.spec.objective.metric]:
+    first = runs[0]
+    if odd := [run for run in runs if run.spec.objective.metric != first.spec.objective.metric]:
         raise ValueError(
-            f"{odd[0].path} is judged by {odd[0].spec.objective.metric} and {baseline.path} by "
-            f"{baseline.spec.objective.metric}; report them apart"
+            f"{odd[0].path} is judged by {odd[0].spec.objective.metric} and {first.path} by "
+            f"{first.spec.objective.metric}; report them apart"
         )
-    metric = baseline.spec.objective.metric
-    target = final_metric(baseline)
-    own = None if target is None else first_reach(baseline.of_kind("eval"), metric, target)
-    return [_outcome(run, metric, target, own) for run in runs]
+    return [Replicates(run.spec.name, (run,)) for run in runs]
+
+
+def replicates(runs: Iterable[Run]) -> list[Replicates]:
+    """One configuration of each recipe, in the order in which recipes come.
+
+    Of the configurations that a recipe ran with, the one with the most steps counts, then the one with the most seeds,
+    then the one with the fewest seeds that diverged, then the one with the lowest mean of the metric.
+    """
+    found: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        plain = {**dataclasses.replace(run.spec, name="any", seed=0).to_dict(), "description": ""}
+        found.setdefault(run.spec.recipe, {}).setdefault(json.dumps(plain, sort_keys=True), []).append(run)
+
+    def rank(one: Replicates) -> tuple[float, ...]:
+        return -one.runs[0].spec.loop.steps, -len(one.runs), one.diverged, _or_infinity(one.final.mean)
+
+    return [
+        min((Replicates(name, tuple(sorted(c, key=lambda run: run.spec.seed))) for c in candidates.values()), key=rank)
+        for name, candidates in found.items()
+    ]
+
+
+def baseline_of(measured: Sequence[Replicates]) -> Replicates:
+    """What the others are measured against: AdamW with the lowest final metric, else the first."""
+    candidates = [one for one in measured if one.runs[0].spec.recipe == BASELINE_RECIPE] or [measured[0]]
+    return min(candidates, key=lambda one: _or_infinity(one.final.mean))
 
 
 def final_metric(run: Run) -> float | None:
@@ -136,17 +241,56 @@ def final_metric(run: Run) -> float | None:
     return evaluations[-1].get(run.spec.objective.metric)
 
 
+def best_evaluation(run: Run) -> tuple[float, int] | None:
+    """The lowest metric of all evaluations and its step; None if none was finite."""
+    metric = run.spec.objective.metric
+    found = [(record[metric], record["step"]) for record in run.of_kind("eval") if record.get(metric) is not None]
+    return min(found, default=None)
+
+
+def diverged_at(run: Run) -> int | None:
+    """The step at which a run diverged; None if it did not."""
+    return next((record["step"] for record in run.of_kind("event") if record["event"] == "diverged"), None)
+
+
+def spikes(run: Run) -> int:
+    """How often the training loss stood out from the steps before it, or stopped being finite."""
+    events = sum(record["event"] == "spike" for record in run.of_kind("event"))
+    lost = [record["loss"] is None for record in run.of_kind("step")]
+    return events + sum(now and not before for before, now in zip([False, *lost], lost, strict=False))
+
+
+def largest_rise(run: Run) -> float:
+    """The most by which the training loss stood above its lowest before; infinite if one was not finite.
+
+    `max_k (loss_k - min_{j <= k} loss_j)`
+    """
+    lowest, rise = math.inf, 0.0
+    for record in run.of_kind("step"):
+        loss = _or_infinity(record["loss"])
+        lowest = min(lowest, loss)
+        rise = max(rise, loss - lowest if math.isfinite(loss) else math.inf)
+    return rise
+
+
+def condition_number(run: Run, role: str) -> float | None:
+    """Of the gradients of a role: the median over its measured matrices and all looks at them; None if none has any."""
+    looks = [record.get("condition_number") for record in run.of_kind("matrix") if record["role"] == role]
+    finite = [look for look in looks if look is not None and look > 0]
+    return statistics.median(finite) if finite else None
+
+
 def recipe_of(run: Run) -> tuple[Path, str]:
     """What a run is a variant of: the recipe, within the comparison that it belongs to."""
     return run.path.resolve().parent, run.spec.recipe
 
 
-def best_of_recipe(runs: Sequence[Run]) -> list[Run]:
+def best_of_recipe(runs: Iterable[Run]) -> list[Run]:
     """Of each recipe of a comparison the run with the lowest final metric, recipes in the order in which they come."""
     best: dict[tuple[Path, str], Run] = {}
     for run in runs:
-        held = best.setdefault(recipe_of(run), run)
-        if _or_infinity(final_metric(run)) < _or_infinity(final_metric(held)):
+        lowest = best.setdefault(recipe_of(run), run)
+        if _or_infinity(final_metric(run)) < _or_infinity(final_metric(lowest)):
             best[recipe_of(run)] = run
     return list(best.values())
 
@@ -180,34 +324,36 @@ def cautions(runs: Sequence[Run]) -> list[str]:
         if odd := [run.spec.name for run in runs if of(run) != of(first)]:
             found.append(f"The {what} of {', '.join(odd)} is not that of {first.spec.name}.")
     machine = ("cpu", "device", "threads", "torch")
-    if odd := [
-        run.spec.name for run in runs if any(run.environment.get(k) != first.environment.get(k) for k in machine)
-    ]:
+    elsewhere = [run for run in runs if any(run.environment.get(k) != first.environment.get(k) for k in machine)]
+    if odd := [run.spec.name for run in elsewhere]:
         found.append(
             f"{', '.join(odd)} ran on another machine or version than {first.spec.name}: compare steps, not seconds."
         )
     if skipping := [run.spec.name for run in runs if any(e["event"] == "skipped" for e in run.of_kind("event"))]:
-        found.append(f"Updates were left out for gradients that were not finite in {', '.join(skipping)}.")
+        found.append(f"Updates with gradients that were not finite were skipped in {', '.join(skipping)}.")
     if unfinished := [f"{run.spec.name} ({run.status})" for run in runs if run.status not in ("finished", "diverged")]:
         found.append(f"Not run to the end: {', '.join(unfinished)}.")
     return found
 
 
-def sentence(outcome: Outcome, baseline: Run) -> str:
-    """One outcome in words, as in "muon reaches adamw's final loss in 61% of its steps and 66% of its time"."""
-    name, theirs = outcome.run.spec.name, f"{baseline.spec.name}'s final loss"
-    if outcome.diverged_at is not None:
-        return f"{name} diverged at step {outcome.diverged_at}."
-    if outcome.run is baseline:
-        if outcome.final is None:
-            return f"{name} has no final loss to measure the others against."
-        return f"{name} ends at {outcome.final:.3f} after {outcome.steps} steps and {duration(outcome.seconds)}."
-    if final_metric(baseline) is None:
-        ends = "without a final loss" if outcome.final is None else f"at {outcome.final:.3f}"
-        return f"{name} ends {ends}; {baseline.spec.name} has no final loss to measure it against."
-    if outcome.reach is None or outcome.step_ratio is None or outcome.time_ratio is None:
-        return f"{name} does not reach {theirs}."
-    return f"{name} reaches {theirs} in {outcome.step_ratio:.0%} of its steps and {outcome.time_ratio:.0%} of its time."
+def sentence(one: Replicates, baseline: Replicates) -> str:
+    """A run alone in words, as in "muon reaches adamw's final loss in 61% of its steps and 66% of its time"."""
+    final, reached = one.final.mean, one.reach(baseline)
+    if (step := diverged_at(one.runs[0])) is not None:
+        return f"{one.name} diverged at step {step}."
+    if one is baseline:
+        if final is None:
+            return f"{one.name} has no final loss to measure the others against."
+        return f"{one.name} ends at {final:.3f} after {one.steps} steps and {duration(one.seconds.mean or 0.0)}."
+    if baseline.final.mean is None:
+        ends = "without a final loss" if final is None else f"at {final:.3f}"
+        return f"{one.name} ends {ends}; {baseline.name} has no final loss to measure it against."
+    if reached.step_ratio.mean is None or reached.time_ratio.mean is None:
+        return f"{one.name} does not reach {baseline.name}'s final loss."
+    return (
+        f"{one.name} reaches {baseline.name}'s final loss in {reached.step_ratio.mean:.0%} of its steps and "
+        f"{reached.time_ratio.mean:.0%} of its time."
+    )
 
 
 def duration(seconds: float) -> str:
@@ -217,166 +363,10 @@ def duration(seconds: float) -> str:
         >>> duration(4.25), duration(75.2), duration(7384)
         ('4.2 s', '75 s', '2 h 3 min')
     """
-    if seconds < 10:
-        return f"{seconds:.1f} s"
     if seconds < 600:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A figure over the seeds; the seeds without one do not count.
-
-    Args:
-        values: one for each seed that has it.
-        of: how many seeds there are.
-    """
-
-    values: tuple[float, ...]
-    of: int
-
-    @property
-    def mean(self) -> float | None:
-        """The mean, or None if no seed has the figure."""
-        return statistics.fmean(self.values) if self.values else None
-
-    @property
-    def deviation(self) -> float | None:
-        """The standard deviation of a seed (n - 1), from two seeds on."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    def text(self, digits: int = 4, percent: bool = False) -> str:
-        """Mean, standard deviation and range as a person reads them, "2 of 3 seeds" where some have none.
-
-        Example:
-            >>> Spread((4.1, 4.2, 4.3), 3).text(2)
-            '4.20 ± 0.10'
-            >>> Spread((), 3).text()
-            'no'
-        """
-        if self.mean is None:
-            return "no"
-        scale, unit = (100.0, "%") if percent else (1.0, "")
-        said = f"{self.mean * scale:.{digits}f}{unit}"
-        if self.deviation is not None:
-            said += f" ± {self.deviation * scale:.{digits}f}"
-        return said if len(self.values) == self.of else f"{said} ({len(self.values)} of {self.of} seeds)"
-
-
-@dataclass(frozen=True)
-class Replicates:
-    """One configuration of a recipe, with a run for each seed.
-
-    Args:
-        recipe: its name.
-        runs: ordered by seed; all else is equal in their specs.
-    """
-
-    recipe: str
-    runs: tuple[Run, ...]
-
-    @property
-    def final(self) -> Spread:
-        """The metric at the end."""
-        return self._spread(final_metric)
-
-    @property
-    def seconds(self) -> Spread:
-        """Of forward, backward and optimizer."""
-        return self._spread(lambda run: _last_step(run, "seconds"))
-
-    @property
-    def optimizer_share(self) -> Spread:
-        """The optimizer's part of the seconds."""
-        return self._spread(lambda run: _ratio(_last_step(run, "optimizer_seconds"), _last_step(run, "seconds")))
-
-    def reach(self, other: Replicates) -> Reached:
-        """When this recipe is where another one ended, seed by seed: both have seen the same batches."""
-        theirs = {run.spec.seed: run for run in other.runs}
-        pairs = [(run, theirs[run.spec.seed]) for run in self.runs if run.spec.seed in theirs]
-        reaches = [(_crossing(run, end), _crossing(end, end)) for run, end in pairs]
-        reached = [(mine, own) for mine, own in reaches if mine is not None and own is not None]
-        of = len(pairs)
-        return Reached(
-            steps=Spread(tuple(mine.step for mine, _ in reached), of),
-            seconds=Spread(tuple(mine.seconds for mine, _ in reached), of),
-            step_ratio=Spread(tuple(mine.step / own.step for mine, own in reached if own.step), of),
-            time_ratio=Spread(tuple(mine.seconds / own.seconds for mine, own in reached if own.seconds), of),
-        )
-
-    def _spread(self, figure: Callable[[Run], float | None]) -> Spread:
-        found = [figure(run) for run in self.runs]
-        return Spread(tuple(value for value in found if value is not None), len(self.runs))
-
-
-@dataclass(frozen=True)
-class Reached:
-    """When one recipe was where another ended: its steps and seconds, and these over the other's own."""
-
-    steps: Spread
-    seconds: Spread
-    step_ratio: Spread
-    time_ratio: Spread
-
-
-def replicates(runs: Sequence[Run]) -> list[Replicates]:
-    """One configuration of each recipe, in the order in which recipes come.
-
-    Of the configurations that a recipe ran with, the one with the most steps counts, then the one with the most seeds,
-    then the one with the fewest seeds that diverged, then the one with the lowest mean of the metric.
-    """
-    found: dict[str, dict[str, list[Run]]] = {}
-    for run in runs:
-        found.setdefault(run.spec.recipe, {}).setdefault(_configuration(run), []).append(run)
-    return [_chosen(recipe, list(configurations.values())) for recipe, configurations in found.items()]
-
-
-def _chosen(recipe: str, candidates: list[list[Run]]) -> Replicates:
-    made = [Replicates(recipe, tuple(sorted(runs, key=lambda run: run.spec.seed))) for runs in candidates]
-
-    def rank(group: Replicates) -> tuple[float, ...]:
-        return (
-            -group.runs[0].spec.loop.steps,
-            -len(group.runs),
-            -len(group.final.values),
-            _or_infinity(group.final.mean),
-        )
-
-    return min(made, key=rank)
-
-
-def _configuration(run: Run) -> str:
-    """What runs, but for the seed."""
-    plain = dataclasses.replace(run.spec, name="any", seed=0).to_dict()
-    return json.dumps({**plain, "description": ""}, sort_keys=True)
-
-
-def _outcome(run: Run, metric: str, target: float | None, own: Reach | None) -> Outcome:
-    evaluations = run.of_kind("eval")
-    finite = [record for record in evaluations if record.get(metric) is not None]
-    best = min(finite, key=lambda record: record[metric], default=None)
-    reach = None if target is None else first_reach(evaluations, metric, target)
-    seconds = _last_step(run, "seconds") or 0.0
-    diverged = [record["step"] for record in run.of_kind("event") if record["event"] == "diverged"]
-    return Outcome(
-        run=run,
-        final=final_metric(run),
-        best=None if best is None else best[metric],
-        best_step=None if best is None else best["step"],
-        steps=int(_last_step(run, "step") or 0),
-        seconds=seconds,
-        optimizer_share=_ratio(_last_step(run, "optimizer_seconds") or 0.0, seconds),
-        reach=reach,
-        step_ratio=_ratio(reach and reach.step, own and own.step),
-        time_ratio=_ratio(reach and reach.seconds, own and own.seconds),
-        diverged_at=diverged[0] if diverged else None,
-    )
-
-
-def _ratio(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None
 
 
 def _crossing(run: Run, end: Run) -> Reach | None:
@@ -387,6 +377,10 @@ def _crossing(run: Run, end: Run) -> Reach | None:
 def _last_step(run: Run, key: str) -> float | None:
     steps = run.of_kind("step")
     return steps[-1][key] if steps else None
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 def _or_infinity(value: float | None) -> float:

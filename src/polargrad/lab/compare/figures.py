@@ -17,7 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from polargrad.lab.compare.grid import Grid, GridCell, GridRow, condition_number
+from polargrad.lab.compare.analysis import Replicates, condition_number
+from polargrad.lab.compare.grid import Grid, GridRow
 from polargrad.lab.compare.sweep import Axis
 from polargrad.lab.report.figures import (
     LIGHT,
@@ -52,7 +53,7 @@ class _Quantity:
     """What is drawn: a number for each seed of a cell, infinite beyond every axis; None as high as it comes."""
 
     label: str
-    values: Callable[[GridCell], Sequence[float]]
+    values: Callable[[Replicates], Sequence[float]]
     limit: float | None = None
     kind: str = "linear"
 
@@ -146,12 +147,12 @@ def _draw(axes: Axes, axis: Axis, number: int, count: int, row: GridRow, what: _
     return used
 
 
-def _rises(cell: GridCell) -> list[float]:
+def _rises(cell: Replicates) -> list[float]:
     """Those of runs that came to their end: a run that diverged rises as far as it is let."""
     return [] if cell.diverged == len(cell.runs) else list(cell.rise.values)
 
 
-def _conditions(role: str, cell: GridCell) -> list[float]:
+def _conditions(role: str, cell: Replicates) -> list[float]:
     found = [condition_number(run, role) for run in cell.runs]
     return [value for value in found if value is not None]
 

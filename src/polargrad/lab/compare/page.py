@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from polargrad.lab.compare import analysis
-from polargrad.lab.compare.analysis import Outcome, Replicates, final_metric
+from polargrad.lab.compare.analysis import Replicates, final_metric
 from polargrad.lab.compare.comparison import Comparison, read_comparison
 from polargrad.lab.compare.grid import Grid, edge_notes, warmup_of
 from polargrad.lab.compare.tuning import Tuned
@@ -20,7 +20,7 @@ from polargrad.lab.report.page import UNKNOWN, Cell, Details, Section, Table, wr
 from polargrad.lab.run.folder import COMPARISON, ENDED, ENVIRONMENT, RECORDS, SPEC, SUMMARY, Run
 from polargrad.lab.run.spec import LanguageModel
 
-__all__ = ["Findings", "write_comparison_page", "write_runs_page"]
+__all__ = ["Findings", "runs_table", "write_comparison_page", "write_runs_page"]
 
 
 def write_runs_page(runs: Sequence[Run], page: str | Path, *, save_figures: bool = False) -> Path:
@@ -37,32 +37,30 @@ def write_runs_page(runs: Sequence[Run], page: str | Path, *, save_figures: bool
     Raises:
         ValueError: if there are no runs, or if they do not share a metric.
     """
-    page = Path(page)
-    runs = analysis.with_distinct_names(runs)
+    page, runs = Path(page), analysis.with_distinct_names(runs)
     shown = analysis.best_of_recipe(runs)
-    measured = analysis.outcomes(shown)
-    baseline = analysis.baseline_of(shown)
-    ordered = sorted(measured, key=lambda outcome: outcome.run is not baseline)
-    alone = len(shown) == 1
+    measured = analysis.alone(shown)
+    baseline = analysis.baseline_of(measured)
     note = "Marks are evaluations on held-out data, the faint lines behind them the training loss"
-    note += "." if alone else f", the dotted line {baseline.spec.name}’s final loss."
-    losses = loss_figures({run.spec.name: [run] for run in shown}, None if alone else final_metric(baseline))
-    sections = [Section("Results", tables=[_outcomes(measured, baseline)])]
+    note += f", the dotted line {baseline.name}’s final loss." if len(shown) > 1 else "."
+    losses = loss_figures({one.name: one.runs for one in measured}, baseline.final.mean if len(shown) > 1 else None)
+    sections = [Section("Results", tables=[runs_table(measured)])]
     if len(runs) > len(shown):
         text = "The figures and the table above show the best run of each recipe."
         sections.append(Section("Learning rates tried", [text], [_tried(runs)], warnings=edge_notes(runs)))
     sections += [
         Section("Loss", note=note, figures=losses),
-        *gradient_sections({run.spec.name: run for run in shown}),
+        *gradient_sections({one.name: one.runs[0] for one in measured}),
         _what_ran(shown, page.parent),
     ]
-    others = [run.spec.name for run in shown if run is not baseline]
+    others = [one.name for one in measured if one is not baseline]
     against = " and ".join(others) if len(others) < 3 else f"{len(others)} runs"
+    # the baseline first, since the other sentences refer to it
+    ordered = sorted(measured, key=lambda one: one is not baseline)
     return write_page(
         page,
-        f"{against} against {baseline.spec.name}" if others else baseline.spec.name,
-        # the baseline first, since the other sentences refer to it
-        [analysis.sentence(outcome, baseline) for outcome in ordered],
+        f"{against} against {baseline.name}" if others else baseline.name,
+        [analysis.sentence(one, baseline) for one in ordered],
         sections,
         {run.spec.name: run.environment for run in runs},
         warnings=analysis.cautions(runs),
@@ -85,10 +83,10 @@ def write_comparison_page(runs: Sequence[Run], page: str | Path) -> Path:
     page = Path(page)
     found = Findings.of(runs, page.parent)
     shown = found.shown
-    first = {group.recipe: group.runs[0] for group in shown}
+    first = {one.name: one.runs[0] for one in shown}
     by_seed = [run for run in found.final_runs if run.spec.seed == shown[0].runs[0].spec.seed]
     notes = [*(["Each recipe at its best point of the grid."] if found.grid else []), *analysis.cautions(by_seed)]
-    losses = loss_figures({group.recipe: group.runs for group in shown})
+    losses = loss_figures({one.name: one.runs for one in shown})
     sections = [Section("Results", notes, [found.results()], losses)]
     if found.grid:
         drawn = figures.figures(found.grid)
@@ -103,7 +101,7 @@ def write_comparison_page(runs: Sequence[Run], page: str | Path) -> Path:
         _what_ran(list(first.values()), page.parent),
     ]
     seeds = len(shown[0].runs)
-    title = f"{', '.join(group.recipe for group in shown)}: {seeds} seed{'s' if seeds > 1 else ''}"
+    title = f"{', '.join(one.name for one in shown)}: {seeds} seed{'s' if seeds > 1 else ''}"
     environments = {run.spec.name: run.environment for run in runs}
     return write_page(page, title, found.sentences(), sections, environments)
 
@@ -141,14 +139,14 @@ class Findings:
         if not self.asked:
             return found
         waiting = {name for name, tuned in self.searches.items() if tuned.pending}
-        found = [group for group in found if group.recipe not in waiting] or found
+        found = [one for one in found if one.name not in waiting] or found
         order = [spec.recipe for spec in self.asked.recipes]
-        return sorted(found, key=lambda group: order.index(group.recipe) if group.recipe in order else len(order))
+        return sorted(found, key=lambda one: order.index(one.name) if one.name in order else len(order))
 
     @cached_property
     def final_runs(self) -> list[Run]:
         """The runs of `shown`."""
-        return [run for group in self.shown for run in group.runs]
+        return [run for one in self.shown for run in one.runs]
 
     @cached_property
     def grid(self) -> Grid | None:
@@ -160,15 +158,15 @@ class Findings:
         metric = self.shown[0].runs[0].spec.objective.metric_label
         rows = [
             (
-                Cell(group.recipe, swatch=index),
-                group.final.text(),
-                " ".join("diverged" if v is None else f"{v:.4f}" for v in map(final_metric, group.runs)),
-                str(group.runs[0].spec.loop.steps),
-                group.seconds.text(1),
-                group.optimizer_share.text(0, percent=True),
-                _rates(group.runs[0]),
+                Cell(one.name, swatch=index),
+                one.final.text(),
+                " ".join("diverged" if v is None else f"{v:.4f}" for v in map(final_metric, one.runs)),
+                str(one.runs[0].spec.loop.steps),
+                one.seconds.text(1),
+                one.optimizer_share.text(0, percent=True),
+                _rates(one.runs[0]),
             )
-            for index, group in enumerate(self.shown)
+            for index, one in enumerate(self.shown)
         ]
         seeds = ", ".join(str(seed) for seed in dict.fromkeys(run.spec.seed for run in self.final_runs))
         return Table(
@@ -183,20 +181,20 @@ class Findings:
         tables = []
         for name, digits in (("steps", 0), ("seconds", 1)):
             rows = []
-            for group in self.shown:
+            for one in self.shown:
                 cells = []
                 for other in self.shown:
-                    reached = group.reach(other)
+                    reached = one.reach(other)
                     in_steps = name == "steps"
                     spread, ratio = (
                         (reached.steps, reached.step_ratio) if in_steps else (reached.seconds, reached.time_ratio)
                     )
-                    part = "" if group is other or ratio.mean is None else f" ({ratio.mean:.0%})"
+                    part = "" if one is other or ratio.mean is None else f" ({ratio.mean:.0%})"
                     cells.append(("never" if spread.mean is None else spread.text(digits)) + part)
-                rows.append((group.recipe, *cells))
+                rows.append((one.name, *cells))
             tables.append(
                 Table(
-                    (f"{name} to the final loss of", *(group.recipe for group in self.shown)),
+                    (f"{name} to the final loss of", *(one.name for one in self.shown)),
                     rows,
                     note="In brackets the share of what the other itself took; seed by seed, on the same batches.",
                 )
@@ -205,43 +203,57 @@ class Findings:
 
     def sentences(self) -> list[str]:
         """The lowest loss, how soon it reached the others' ends, and what stands on the edge of what was tried."""
-        ranked = sorted((g for g in self.shown if g.final.mean is not None), key=lambda group: group.final.mean or 0.0)
+        ranked = sorted((g for g in self.shown if g.final.mean is not None), key=lambda one: one.final.mean or 0.0)
         if not ranked:
             return ["Every recipe diverged."]
         best, metric = ranked[0], self.shown[0].runs[0].spec.objective.metric_label
-        lines = [f"Lowest {metric}: {best.recipe}, {best.final.text()}."]
+        lines = [f"Lowest {metric}: {best.name}, {best.final.text()}."]
         for other in ranked[1:]:
             reached = best.reach(other)
             if reached.step_ratio.mean is not None and reached.time_ratio.mean is not None:
                 lines.append(
-                    f"It reaches the end of {other.recipe} ({other.final.text()}) in {reached.step_ratio.mean:.0%} of "
+                    f"It reaches the end of {other.name} ({other.final.text()}) in {reached.step_ratio.mean:.0%} of "
                     f"its steps and {reached.time_ratio.mean:.0%} of its seconds."
                 )
-        lines += [f"{group.recipe} diverged." for group in self.shown if group.final.mean is None]
+        lines += [f"{one.name} diverged." for one in self.shown if one.final.mean is None]
         if self.grid:
             chosen = [next((run for run in g.runs if final_metric(run) is not None), g.runs[0]) for g in self.shown]
             lines += [f"Note: {note}" for note in edge_notes(self.runs, chosen)]
         return lines + [f"{n}: {_search_state(tuned)}" for n, tuned in self.searches.items() if not tuned.bracketed]
 
 
-def _outcomes(measured: Sequence[Outcome], baseline: Run) -> Table:
-    """One row for each run: how low it came, and when it was where the baseline ended."""
-    objective, name = baseline.spec.objective, baseline.spec.name
-    lowest = min((o.final for o in measured if o.final is not None), default=None)
+def runs_table(measured: Sequence[Replicates], separator: str = "\n") -> Table:
+    """One row for each run: how low it came, and when it was where the baseline ended.
+
+    Args:
+        measured: runs alone.
+        separator: between a run's learning rates.
+    """
+    baseline = analysis.baseline_of(measured)
+    objective, name = baseline.runs[0].spec.objective, baseline.name
+    lowest = min((one.final.mean for one in measured if one.final.mean is not None), default=None)
     rows = []
-    for index, o in enumerate(measured):
-        final = Cell(UNKNOWN if o.final is None else f"{o.final:.4f}", best=o.final is not None and o.final == lowest)
+    for index, one in enumerate(measured):
+        run, final, reached = one.runs[0], one.final.mean, one.reach(baseline)
+        best, share = analysis.best_evaluation(run), one.optimizer_share.mean
+        missing = "diverged" if analysis.diverged_at(run) is not None else "not reached"
+        reaches = [
+            missing if spread.mean is None else f"{spread.mean:.1f}" + ("" if part is None else f" ({part:.0%})")
+            for spread, part in (
+                (reached.steps, reached.step_ratio.mean),
+                (reached.seconds, reached.time_ratio.mean),
+            )
+        ]
         rows.append(
             (
-                Cell(o.run.spec.name, "" if o.run.status == "finished" else f"({o.run.status})", swatch=index),
-                final,
-                UNKNOWN if o.best is None else f"{o.best:.4f} ({o.best_step})",
-                _reached(o, o.reach and o.reach.step, o.step_ratio),
-                _reached(o, o.reach and o.reach.seconds, o.time_ratio),
-                UNKNOWN if o.optimizer_share is None else f"{o.optimizer_share:.0%}",
-                str(o.steps),
-                f"{o.seconds:.1f}",
-                _rates(o.run, "\n"),
+                Cell(one.name, "" if run.status == "finished" else f"({run.status})", swatch=index),
+                Cell(UNKNOWN if final is None else f"{final:.4f}", best=final is not None and final == lowest),
+                UNKNOWN if best is None else f"{best[0]:.4f} ({best[1]})",
+                *reaches,
+                UNKNOWN if share is None else f"{share:.0%}",
+                str(one.steps),
+                f"{one.seconds.mean or 0.0:.1f}",
+                _rates(run, separator),
             )
         )
     return Table(
@@ -320,12 +332,6 @@ def _events(run: Run) -> list[str]:
         f"Step {first[event]}: {event[0]}. {event[1]}" + (f" ({times} times)" if times > 1 else "")
         for event, times in count.items()
     ]
-
-
-def _reached(outcome: Outcome, value: float | None, ratio: float | None) -> str:
-    if value is None:
-        return "diverged" if outcome.diverged_at is not None else "not reached"
-    return f"{value:.1f}" + ("" if ratio is None else f" ({ratio:.0%})")
 
 
 def _rates(run: Run, separator: str = ", ") -> str:
