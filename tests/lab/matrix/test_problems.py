@@ -149,6 +149,15 @@ def test_the_step_of_the_quadratic_differentiates_the_same_function():
     assert_close(problem.float64.gradients(point, 0)["X"], problem.float64.gradients(point)["X"], dimension=50)
 
 
+def test_the_gradient_and_the_excess_of_the_quadratic_are_written_out_for_batches():
+    problem = SMALL["quadratic"](2).float64
+    points = torch.stack([_near(problem, seed)["X"] for seed in range(3)])
+    by_autograd = torch.stack([problem.gradients({"X": X})["X"] for X in points])
+    assert_close(problem.gradient(points), by_autograd, dimension=50)
+    gaps = torch.tensor([problem.gap({"X": X}) for X in points], dtype=torch.float64)
+    assert_close(problem.excess(points - problem.solution), gaps, dimension=50)
+
+
 @pytest.mark.parametrize("name", ["quadratic", "regression"])
 def test_newtons_direction_reaches_the_minimum_in_one_step(name):
     problem = SMALL[name](2).float64

@@ -8,31 +8,37 @@ import torch
 
 from polargrad.geometry import inner
 from polargrad.geometry.preconditioners import Diagonal, identity
-from polargrad.lab.studies.preconditioning import VIEWS, Ball, Regression, best_descent, measure
+from polargrad.lab.studies.preconditioning import VIEWS, Ball, best_descent, measure, regression
 from polargrad.lab.studies.preconditioning.best_step import _NORMS, project
-from polargrad.lab.studies.recipes.preconditioning import preconditioning
+from polargrad.lab.studies.preconditioning.measure import hessian
+from polargrad.lab.studies.preconditioning.study import preconditioning
 
 EPS = torch.finfo(torch.float64).eps
-SMALL = Regression.draw(0, p=12, m=6, n=4, q=9)
+SMALL = regression(0, p=12, m=6, n=4, q=9)
+HESSIAN = hessian(SMALL)
 
 
 def _gradient(problem):
-    return problem.A.mT @ problem.residual(problem.start) @ problem.B.mT
+    return problem.gradient(problem.start["X"])
 
 
-def test_the_regression_is_what_it_says():
-    X = SMALL.start.clone().requires_grad_()
-    (by_autograd,) = torch.autograd.grad(SMALL.residual(X).square().sum() / 2, X)
-    assert torch.allclose(by_autograd, _gradient(SMALL), rtol=1e-12)
-    values = torch.linalg.eigvalsh(SMALL.hessian.matrix())
-    assert SMALL.kappa == pytest.approx(float(values[-1] / values[0]), rel=1e-9)
-    drop = SMALL.residual(SMALL.start).square().sum() / 2 - SMALL.residual(SMALL.minimizer).square().sum() / 2
-    assert SMALL.gap(SMALL.start) == pytest.approx(float(drop), rel=1e-10)
+def test_the_hessian_is_that_of_the_regression():
+    D = torch.randn(6, 4, dtype=torch.float64)
+    change = SMALL.gradient(SMALL.start["X"] + D) - _gradient(SMALL)
+    assert torch.allclose(HESSIAN.apply(D), change, rtol=1e-9)
+    values = torch.linalg.eigvalsh(HESSIAN.matrix())
+    assert SMALL.condition_number == pytest.approx(float(values[-1] / values[0]), rel=1e-9)
+
+
+def test_the_regression_is_the_papers_at_a_tenth_of_its_size():
+    problem = regression()
+    assert (problem.A.shape, problem.B.shape, problem.C.shape) == ((100, 50), (10, 25), (100, 25))
+    assert problem.condition_number == pytest.approx(270, abs=0.5)  # as docs/unifying-view.md has it
 
 
 def test_a_singular_regression_is_refused():
     with pytest.raises(ValueError, match="Hessian is regular"):
-        Regression.draw(p=3, m=5)
+        regression(p=3, m=5)
 
 
 @pytest.mark.parametrize("shape", _NORMS)
@@ -51,19 +57,19 @@ def test_projection_is_the_nearest_point_of_the_ball(shape):
 def test_a_long_step_reaches_the_minimum_and_a_short_one_follows_the_gradient(shape):
     G, ball = _gradient(SMALL), Ball(shape)
     whole = SMALL.gap(SMALL.start)
-    assert best_descent(SMALL.hessian, G, ball, 1e3, tolerance=1e-6) == pytest.approx(whole, rel=1e-5)
+    assert best_descent(HESSIAN, G, ball, 1e3, tolerance=1e-6) == pytest.approx(whole, rel=1e-5)
     tiny = 1e-6
     first_order = tiny * float(ball.geometry.dual_norm(G))
-    assert best_descent(SMALL.hessian, G, ball, tiny) == pytest.approx(first_order, rel=1e-3)
-    middle = best_descent(SMALL.hessian, G, ball, 0.1)
+    assert best_descent(HESSIAN, G, ball, tiny) == pytest.approx(first_order, rel=1e-3)
+    middle = best_descent(HESSIAN, G, ball, 0.1)
     assert first_order < middle < whole
 
 
 def test_two_ways_to_the_best_step_of_the_frobenius_norm_agree():
     G = _gradient(SMALL)
     for radius in (0.01, 0.3, 1.0, 100.0):
-        by_projection = best_descent(SMALL.hessian, G, Ball("frobenius"), radius, tolerance=1e-8)
-        by_eigenvectors = best_descent(SMALL.hessian, G, Ball("ellipsoid", identity(G)), radius)
+        by_projection = best_descent(HESSIAN, G, Ball("frobenius"), radius, tolerance=1e-8)
+        by_eigenvectors = best_descent(HESSIAN, G, Ball("ellipsoid", identity(G)), radius)
         assert by_projection == pytest.approx(by_eigenvectors, rel=1e-6)
 
 
@@ -91,7 +97,7 @@ def test_what_the_table_promises():
     assert first["gradient descent"].direction_kappa == first["gradient descent"].gradient_kappa
     assert first["Newton"].preconditioned_kappa == pytest.approx(1.0, rel=1e-9)
     assert first["Newton"].efficiency == pytest.approx(1.0, rel=1e-9)
-    assert first["K-FAC"].preconditioned_kappa < SMALL.kappa
+    assert first["K-FAC"].preconditioned_kappa < SMALL.condition_number
     # without memory Shampoo is polar and Adam is sign descent
     assert first["Shampoo"].descent == pytest.approx(first["PolarGrad"].descent, rel=1e-2)
     assert first["Adam"].descent == pytest.approx(first["sign descent"].descent, rel=1e-6)

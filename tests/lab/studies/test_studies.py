@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from polargrad.lab import studies
 from polargrad.lab.cli.main import main
 from polargrad.lab.report.page import Section, Table
-from polargrad.lab.studies.recipes import studies
-from polargrad.lab.studies.recipes.studies import STUDIES, Study
+from polargrad.lab.studies import STUDIES, Study
 from polargrad.lab.studies.study import StudyFolder, StudyResult
 
 

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 
 from polargrad.geometry import Spectral
 from polargrad.lab.report import figures as drawing
-from polargrad.lab.studies.recipes.theory import theory
 from polargrad.lab.studies.study import StudyFolder
 from polargrad.lab.studies.theory import (
     FAMILIES,
@@ -19,16 +19,17 @@ from polargrad.lab.studies.theory import (
     noise_floor,
     random_quadratic,
     sign_descent_plateau,
-    stages,
     stochastic_rate,
+    study,
 )
 from polargrad.lab.studies.theory.consistency import OPTIMIZERS, response
-from polargrad.lab.studies.theory.descent import Oracle, exact_oracle, oracle_of
-from polargrad.lab.studies.theory.figures import figures
-from polargrad.lab.studies.theory.noise import NOISES, _sampler, floors, skewed_bias_gap
-from polargrad.lab.studies.theory.sign_descent import plateau
-from polargrad.lab.studies.theory.stages import draw_quadratic, step_counts
-from polargrad.linalg import NewtonSchulz, available_methods, polar_factor
+from polargrad.lab.studies.theory.descent import Oracle, exact_oracle, oracle_of, polargrad_of
+from polargrad.lab.studies.theory.levels import NOISES, _sampler, floors, plateau, skewed_bias_gap
+from polargrad.lab.studies.theory.page import figures
+from polargrad.lab.studies.theory.study import draw_quadratic, step_counts, theory
+from polargrad.linalg import QDWH, SVD, NewtonSchulz, PolarMethod, available_methods
+from polargrad.linalg.method import _METHODS
+from polargrad.optim import PolarGrad
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -116,56 +117,103 @@ def test_no_violation_with_any_method_at_any_step_count(method):
 
 
 def _rotated(U):
-    K = torch.randn(U.shape[1], U.shape[1], dtype=U.dtype, generator=_generator(9))
+    n = U.shape[-1]
+    K = torch.randn(n, n, dtype=U.dtype, generator=_generator(9))
     return U @ torch.linalg.matrix_exp(0.01 * (K - K.mT) / torch.linalg.matrix_norm(K - K.mT, 2))
 
 
 def _without_last_direction(U):
     P, sigma, Qh = torch.linalg.svd(U, full_matrices=False)
-    sigma[-1] = 0.0
-    return (P * sigma) @ Qh
+    sigma[..., -1] = 0.0
+    return (P * sigma[..., None, :]) @ Qh
 
 
 WRONG = {
     "wrong sign": lambda U: -U,
-    "swapped columns": lambda U: U[:, [1, 0, *range(2, U.shape[1])]],
+    "swapped columns": lambda U: U[..., [1, 0, *range(2, U.shape[-1])]],
     "rotated by 1%": _rotated,
     "longer by 1%": lambda U: 1.01 * U,
     "one direction lost": _without_last_direction,
     "one direction reversed": lambda U: 2 * _without_last_direction(U) - U,
-    "one entry off by 1e-6": lambda U: U + 1e-6 * torch.eye(*U.shape, dtype=U.dtype)[:, torch.randperm(U.shape[1])],
+    "one entry off by 1e-6": lambda U: U + 1e-6 * torch.eye(*U.shape[-2:], dtype=U.dtype)[:, [3, 5, 0, 1, 4, 2]],
     "not a number": lambda U: U * math.nan,
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Planted(PolarMethod):
+    """A polar method with an error in its factor, to be stepped by PolarGrad like any other."""
+
+    name: ClassVar[str] = "planted"
+    error: str = "wrong sign"
+    limited: bool = False
+
+    def iterate(self, X):
+        result = (QDWH(max_steps=2) if self.limited else SVD(cutoff=1e-14)).iterate(X)
+        return result._replace(unitary=WRONG[self.error](result.unitary))
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """The method that is wrong, known to the optimizer for one test."""
+    monkeypatch.setitem(_METHODS, Planted.name, Planted)
+    return Planted
+
+
 @pytest.mark.parametrize("family", ["regression", "dense"])
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_factor_is_caught(wrong, family):
-    torch.manual_seed(0)
+def test_a_wrong_factor_is_caught(wrong, family, planted):
     quadratic = random_quadratic(family, 8, 6, 30.0, _generator(5))
-    right = exact_oracle(quadratic.rank_tolerance)
-    planted = Oracle(wrong, lambda G: WRONG[wrong](right.factor(G)), "exact")
-    assert not check(descend(quadratic, right, 20)).violations
-    assert check(descend(quadratic, planted, 20)).violations
+    assert not check(descend(quadratic, exact_oracle(quadratic.rank_tolerance), 20)).violations
+    assert check(descend(quadratic, Oracle(wrong, planted(wrong), "exact"), 20)).violations
 
 
 @pytest.mark.parametrize("wrong", ["wrong sign", "swapped columns", "rotated by 1%"])
-def test_a_wrong_factor_is_caught_even_of_a_method_that_claims_little(wrong):
+def test_a_wrong_factor_is_caught_even_of_a_method_that_claims_little(wrong, planted):
     quadratic = random_quadratic("regression", 8, 6, 30.0, _generator(5))
     right = oracle_of("qdwh", 2)
-    planted = dataclasses.replace(right, factor=lambda G: WRONG[wrong](right.factor(G)))
     assert right.claim == "function"
     assert not check(descend(quadratic, right, 20)).violations
-    assert {v.claim for v in check(descend(quadratic, planted, 20)).violations} & {"symmetry", "definiteness"}
+    run = descend(quadratic, Oracle(wrong, planted(wrong, limited=True), "function"), 20)
+    assert {v.claim for v in check(run).violations} & {"symmetry", "definiteness"}
 
 
-def test_convergence_alone_does_not_see_a_wrong_sign():
+def test_convergence_alone_does_not_see_a_wrong_sign(planted):
     """-gamma <G, U> U is even in U: the run is the same to the last digit, only the factor's own residuals differ."""
     quadratic = random_quadratic("regression", 8, 6, 30.0, _generator(5))
-    right = exact_oracle(quadratic.rank_tolerance)
-    planted = Oracle("-svd", lambda G: -right.factor(G), "function")
-    assert descend(quadratic, planted, 20).gaps == descend(quadratic, right, 20).gaps
-    assert {v.claim for v in check(descend(quadratic, planted, 20)).violations} >= {"definiteness"}
+    right = descend(quadratic, exact_oracle(1e-14), 20)
+    wrong = descend(quadratic, Oracle("-svd", planted("wrong sign"), "function"), 20)
+    assert wrong.gaps == right.gaps
+    assert {v.claim for v in check(wrong).violations} == {"definiteness"}
+
+
+WRONG_STEPS = {
+    "1% too long": lambda q, X, oracle: _with_rate(polargrad_of(q, X, oracle), 1.01),
+    "smoothness of another problem": lambda q, X, oracle: polargrad_of(
+        dataclasses.replace(q, smoothness=2 * q.smoothness), X, oracle
+    ),
+    "another method": lambda q, X, oracle: polargrad_of(q, X, oracle_of("qdwh", 2)),
+    "without the nuclear norm": lambda q, X, oracle: PolarGrad([X], lr=1e-3, momentum=0.0, scale="none", method="svd"),
+    "with momentum": lambda q, X, oracle: PolarGrad([X], lr=1.0 / (6 * q.smoothness), momentum=0.9, method="svd"),
+    "gradient descent": lambda q, X, oracle: torch.optim.SGD([X], lr=1.0 / q.smoothness),
+    "no step": lambda q, X, oracle: torch.optim.SGD([X], lr=0.0),
+}
+
+
+def _with_rate(optimizer, lr):
+    optimizer.param_groups[0]["lr"] = lr
+    return optimizer
+
+
+@pytest.mark.parametrize("wrong", WRONG_STEPS)
+def test_a_wrong_step_of_the_optimizer_is_caught(wrong):
+    """The theorem is checked on what the optimizer does, not on a formula beside it."""
+    quadratic = random_quadratic("regression", 8, 6, 30.0, _generator(5))
+    oracle = exact_oracle(quadratic.rank_tolerance)
+    right = check(descend(quadratic, oracle, 10))
+    claims = {v.claim for v in check(descend(quadratic, oracle, 10, WRONG_STEPS[wrong])).violations}
+    assert not right.violations
+    assert "step" in claims
 
 
 def test_a_wrong_constant_is_caught():
@@ -348,12 +396,12 @@ def test_a_brief_study_draws_its_figures_and_asks_for_nothing_outside(tmp_path):
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
-def test_a_violation_is_counted_and_recorded(tmp_path, monkeypatch):
-    planted = Oracle("planted", lambda G: -polar_factor(G, "svd"), "exact")
-    monkeypatch.setattr(stages, "exact_oracle", lambda tolerance: planted)
-    tally = stages.Tally()
+def test_a_violation_is_counted_and_recorded(tmp_path, monkeypatch, planted):
+    oracle = Oracle("planted", planted("wrong sign"), "exact")
+    monkeypatch.setattr(study, "exact_oracle", lambda tolerance: oracle)
+    tally = study.Tally()
     with StudyFolder(tmp_path / "study", "theory", {}) as folder:
-        stages.convergence(folder, tally, _generator(), quadratics=1, steps=3)
+        study.convergence(folder, tally, _generator(), quadratics=1, steps=3)
     violations = [record for record in _records(tmp_path / "study") if record["kind"] == "violation"]
     assert tally.violations == len(violations) > 0
     assert {record["oracle"] for record in violations} == {"planted"}

@@ -8,7 +8,7 @@ from polargrad.lab.cli import terminal
 from polargrad.lab.cli.report import rates
 from polargrad.lab.matrix import PROBLEMS
 from polargrad.lab.recipes import COMPARISONS, RECIPES, spec_of
-from polargrad.lab.studies.recipes.studies import STUDIES
+from polargrad.lab.studies import STUDIES
 
 __all__ = ["List"]
 

@@ -117,7 +117,7 @@ class Run:
 
         if self.name in PROBLEMS:
             return self._experiment()
-        from polargrad.lab.studies.recipes.studies import STUDIES
+        from polargrad.lab.studies import STUDIES
 
         if self.name in STUDIES:
             return self._study()
@@ -159,7 +159,7 @@ class Run:
 
     def _study(self) -> None:
         """A study says what it found; claims that failed end it with exit code 1."""
-        from polargrad.lab.studies.recipes.studies import STUDIES
+        from polargrad.lab.studies import STUDIES
 
         self._refuse_matrix_options()
         self.parallel.refuse(self.name)

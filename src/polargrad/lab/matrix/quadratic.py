@@ -170,6 +170,10 @@ class MatrixQuadratic(Problem):
         """A^T (A X B - C) B^T of matrices X (*batch, m, n), without autograd."""
         return self.A.mT @ (self.A @ X @ self.B - self.C) @ self.B.mT
 
+    def excess(self, D: Tensor) -> Tensor:
+        """1/2 ||A D B||_F^2 = f(X* + D) - f* of differences D (*batch, m, n)."""
+        return 0.5 * (self.A @ D @ self.B).square().sum((-2, -1))
+
     @cached_property
     def solution(self) -> Tensor:
         """X* = A^+ C B^+, the minimizer of least norm, float64 (m, n)."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polargrad.geometry import Geometry, LeftPolar, RightPolar, Rows, Spectral
 from polargrad.geometry import preconditioners as pre
+from polargrad.lab.matrix import MatrixQuadratic
 from polargrad.lab.studies.preconditioning.best_step import Ball
 from polargrad.linalg import NewtonSchulz
 
@@ -35,41 +36,33 @@ class Direction(NamedTuple):
     ball: Ball
 
 
-class Surroundings(NamedTuple):
-    """What of the problem an optimizer may look at besides the gradient: A, B and the residual A X B - C."""
-
-    A: Tensor
-    B: Tensor
-    residual: Tensor
-
-
 class Memory(ABC):
     """An optimizer's state: takes gradients one by one."""
 
     @abstractmethod
-    def __call__(self, G: Tensor, around: Surroundings) -> Direction:
-        """The direction after one more gradient G (m, n)."""
+    def __call__(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> Direction:
+        """The direction after one more gradient G (m, n), taken at X; few optimizers look at the problem besides."""
 
 
 class _Ellipsoid(Memory):
     """D = P^{-1} M, steepest descent in <X, P X>^{1/2}."""
 
-    def __call__(self, G: Tensor, around: Surroundings) -> Direction:
-        P, M = self.operator(G, around)
+    def __call__(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> Direction:
+        P, M = self.operator(G, problem, X)
         return Direction(P.solve(M), P, Ball("ellipsoid", P))
 
     @abstractmethod
-    def operator(self, G: Tensor, around: Surroundings) -> tuple[pre.Preconditioner, Tensor]:
+    def operator(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> tuple[pre.Preconditioner, Tensor]:
         """P, and the averaged gradient that it is applied to."""
 
 
 class GradientDescent(Memory):
-    def __call__(self, G: Tensor, around: Surroundings) -> Direction:
+    def __call__(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> Direction:
         return Direction(G, pre.identity(G), Ball("frobenius"))
 
 
 class SignDescent(Memory):
-    def __call__(self, G: Tensor, around: Surroundings) -> Direction:
+    def __call__(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> Direction:
         return Direction(G.sign(), pre.sign_preconditioner(G), Ball("entrywise"))
 
 
@@ -79,7 +72,7 @@ class Adam(_Ellipsoid):
         self.m: Tensor | float = 0.0
         self.v: Tensor | float = 0.0
 
-    def operator(self, G: Tensor, around: Surroundings) -> tuple[pre.Preconditioner, Tensor]:
+    def operator(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> tuple[pre.Preconditioner, Tensor]:
         self.k += 1
         self.m = self.beta1 * self.m + (1 - self.beta1) * G
         self.v = self.beta2 * self.v + (1 - self.beta2) * G.square()
@@ -90,7 +83,7 @@ class AdaGrad(_Ellipsoid):
     def __init__(self) -> None:
         self.squares: Tensor | float = 0.0
 
-    def operator(self, G: Tensor, around: Surroundings) -> tuple[pre.Preconditioner, Tensor]:
+    def operator(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> tuple[pre.Preconditioner, Tensor]:
         self.squares = self.squares + G.square()
         return pre.adagrad(self.squares), G
 
@@ -99,7 +92,7 @@ class FullAdaGrad(_Ellipsoid):
     def __init__(self) -> None:
         self.outer: Tensor | float = 0.0
 
-    def operator(self, G: Tensor, around: Surroundings) -> tuple[pre.Preconditioner, Tensor]:
+    def operator(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> tuple[pre.Preconditioner, Tensor]:
         self.outer = self.outer + torch.outer(G.flatten(), G.flatten())
         return pre.adagrad_full(self.outer, DAMPING), G
 
@@ -109,7 +102,7 @@ class Shampoo(_Ellipsoid):
         self.left: Tensor | float = 0.0
         self.right: Tensor | float = 0.0
 
-    def operator(self, G: Tensor, around: Surroundings) -> tuple[pre.Preconditioner, Tensor]:
+    def operator(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> tuple[pre.Preconditioner, Tensor]:
         self.left, self.right = self.left + G @ G.mT, self.right + G.mT @ G
         return pre.shampoo(self.left, self.right, DAMPING), G
 
@@ -126,8 +119,8 @@ class KFac(_Ellipsoid):
         self.outputs: Tensor | float = 0.0
         self.generator = torch.Generator().manual_seed(0)
 
-    def operator(self, G: Tensor, around: Surroundings) -> tuple[pre.Preconditioner, Tensor]:
-        A, B, residual = around
+    def operator(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> tuple[pre.Preconditioner, Tensor]:
+        A, B, residual = problem.A, problem.B, problem.residual({"X": X})
         self.k += 1
         drawn = torch.randn(residual.shape, dtype=G.dtype, generator=self.generator)
         d = (residual if self.empirical else drawn) @ B.mT
@@ -136,8 +129,8 @@ class KFac(_Ellipsoid):
 
 
 class Newton(_Ellipsoid):
-    def operator(self, G: Tensor, around: Surroundings) -> tuple[pre.Preconditioner, Tensor]:
-        return pre.newton(around.A.mT @ around.A, around.B @ around.B.mT), G
+    def operator(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> tuple[pre.Preconditioner, Tensor]:
+        return pre.newton(problem.A.mT @ problem.A, problem.B @ problem.B.mT), G
 
 
 class Polar(Memory):
@@ -147,7 +140,7 @@ class Polar(Memory):
         self.geometry, self.beta, self.with_size = geometry, beta, with_size
         self.M: Tensor | float = 0.0
 
-    def __call__(self, G: Tensor, around: Surroundings) -> Direction:
+    def __call__(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> Direction:
         self.M = self.beta * self.M + (1 - self.beta) * G
         ahead = self.beta * self.M + (1 - self.beta) * G
         D = self.geometry.sharp(ahead) if self.with_size else self.geometry.lmo(ahead)
@@ -172,13 +165,13 @@ def muon() -> Polar:
 class OneSidedPolar(Memory):
     """The polar factor through the Gram matrix of the shorter side, which is all that is decomposed."""
 
-    def __call__(self, G: Tensor, around: Surroundings) -> Direction:
+    def __call__(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> Direction:
         geometry = RightPolar() if G.shape[0] >= G.shape[1] else LeftPolar()
         return Direction(geometry.sharp(G), pre.polar_preconditioner(G), Ball("spectral"))
 
 
 class RowNorm(Memory):
-    def __call__(self, G: Tensor, around: Surroundings) -> Direction:
+    def __call__(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> Direction:
         return Direction(Rows().sharp(G), pre.row_norm(G), Ball("rows"))
 
 

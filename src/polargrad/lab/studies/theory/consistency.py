@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polargrad.geometry import Columns, Entrywise, Frobenius, Geometry, RightPolar, Rows, Spectral
-from polargrad.lab.studies.theory.sign_descent import log_slope
+from polargrad.lab.studies.theory.levels import log_slope
 from polargrad.optim import PolarGrad
 from polargrad.optim.update import SCALES
 

@@ -1,4 +1,4 @@
-"""PolarGrad on a quadratic beside its theorem: every step measured, every claim checked."""
+"""PolarGrad on a quadratic beside its theorem: every step of the optimizer measured, every claim checked."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from polargrad.geometry import inner
 from polargrad.lab.studies.theory.guarantees import descent_factor
 from polargrad.lab.studies.theory.quadratics import Quadratic
 from polargrad.linalg import SVD, PolarMethod, polar_factor, residuals, resolve_method
+from polargrad.optim import PolarGrad
 
 __all__ = ["Check", "Descent", "Oracle", "Violation", "check", "descend", "exact_oracle", "oracle_of"]
 
@@ -21,30 +21,35 @@ _EPS = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True)
 class Oracle:
-    """Something that answers G with U~, and what it claims of the answer.
+    """A polar method that computes U~ from G, and what it claims of U~.
 
     Args:
-        name: for people.
-        factor: G (m, n) -> U~ (m, n).
+        name: in tables.
+        method: the algorithm.
         claim: "exact": U~ is the partial isometry of G; "nuclear": <G, U~> is the nuclear norm; "function": U~ is some
             positive semidefinite function of G's singular values between its singular vectors, no more.
-        eps: unit roundoff of the arithmetic that `factor` works in.
     """
 
     name: str
-    factor: Callable[[Tensor], Tensor]
+    method: PolarMethod
     claim: str
-    eps: float = _EPS
 
     def __post_init__(self) -> None:
         if self.claim not in ("exact", "nuclear", "function"):
             raise ValueError(f"claim is {self.claim!r}; give 'exact', 'nuclear' or 'function'")
 
+    @property
+    def eps(self) -> float:
+        """The unit of U~'s error: roundoff of the method's arithmetic, or a converged method's class if coarser."""
+        dtype = self.method.working_dtype(torch.float64)
+        eps = torch.finfo(dtype).eps
+        # 4 eps n is the class of a method that is accurate to rounding
+        return eps if self.claim == "function" else max(eps, self.method.tolerance(dtype, 1) / 4.0)
+
 
 def exact_oracle(tolerance: float) -> Oracle:
     """The partial isometry over the singular values above `tolerance` times the largest."""
-    method = SVD(cutoff=tolerance)
-    return Oracle("svd", lambda G: polar_factor(G, method), "exact")
+    return Oracle("svd", SVD(cutoff=tolerance), "exact")
 
 
 def oracle_of(method: str | PolarMethod, max_steps: int | None = None) -> Oracle:
@@ -54,10 +59,16 @@ def oracle_of(method: str | PolarMethod, max_steps: int | None = None) -> Oracle
         ValueError: the method is unknown or takes no step limit.
     """
     chosen = resolve_method(method, max_steps)
-    eps = torch.finfo(chosen.working_dtype(torch.float64)).eps
     limited = max_steps is not None or getattr(chosen, "max_steps", None) is not None
     name = chosen.name if max_steps is None else f"{chosen.name}, {max_steps} steps"
-    return Oracle(name, lambda G: polar_factor(G, chosen), "function" if limited else "nuclear", eps)
+    return Oracle(name, chosen, "function" if limited else "nuclear")
+
+
+def polargrad_of(quadratic: Quadratic, X: torch.nn.Parameter, oracle: Oracle) -> torch.optim.Optimizer:
+    """PolarGrad as the theorem has it: X <- X - gamma <G, U~> U~ with gamma = 1 / (L ||U~||_F^2)."""
+    return PolarGrad(
+        [X], lr=1.0, momentum=0.0, step_rule="smoothness", smoothness=quadratic.smoothness, method=oracle.method
+    )
 
 
 class Step(NamedTuple):
@@ -71,6 +82,7 @@ class Step(NamedTuple):
         eps: 1 - <G, U~> / ||G||_nuc.
         delta: ||U~||_F / sqrt(r) - 1.
         cosine: <G, U~> / (||G||_F ||U~||_F).
+        deviation: of the optimizer's step from gamma <G, U~> U~, in units of the rounding that is allowed.
     """
 
     gap: float
@@ -80,6 +92,7 @@ class Step(NamedTuple):
     eps: float
     delta: float
     cosine: float
+    deviation: float
 
 
 class Certificate(NamedTuple):
@@ -125,29 +138,51 @@ class Descent:
         return float(logs.mean().exp())
 
 
-def descend(quadratic: Quadratic, oracle: Oracle, steps: int) -> Descent:
-    """Run X <- X - gamma <G, U~> U~ with gamma = 1 / (L r (1 + delta)^2) until rounding or `steps`.
+def descend(
+    quadratic: Quadratic,
+    oracle: Oracle,
+    steps: int,
+    optimizer_of: Callable[[Quadratic, torch.nn.Parameter, Oracle], torch.optim.Optimizer] = polargrad_of,
+) -> Descent:
+    """Run PolarGrad with gamma = 1 / (L r (1 + delta)^2) until rounding or `steps`, and measure each step.
 
     Since r (1 + delta)^2 = ||U~||_F^2, the step needs no rank: gamma = 1 / (L ||U~||_F^2), and for an exact factor that
-    is the theorem's 1 / (L r).
+    is the theorem's 1 / (L r). U~ is computed once more beside the optimizer, to hold both to their claims.
+
+    Args:
+        quadratic: what is minimized.
+        oracle: the polar method, and what it claims.
+        steps: at most.
+        optimizer_of: makes the optimizer that steps X.
 
     Returns:
         The run; a factor that is not finite ends it.
     """
-    L, X = quadratic.smoothness, quadratic.start
+    X = torch.nn.Parameter(quadratic.start.clone())
+    optimizer = optimizer_of(quadratic, X, oracle)
     run = Descent(quadratic, oracle)
-    gap = float(quadratic.gap(X))
+    gap = float(quadratic.gap(X.detach()))
     for k in range(steps):
         if gap <= quadratic.floor:
             break
-        G = quadratic.gradient(X)
-        U = oracle.factor(G)
+        before = X.detach().clone()
+        G = X.grad = quadratic.gradient(before)
+        U = polar_factor(G, oracle.method)
         sigma = torch.linalg.svdvals(G)
         rank = int((sigma > quadratic.rank_tolerance * sigma[0]).sum())
         slope, size = float(inner(G, U)), float(U.square().sum())
         if not (size > 0.0 and size < float("inf")):
             run.final = float("nan")
             return run
+        if k & (k - 1) == 0:
+            residual = residuals(G, U)
+            unit = _EPS / oracle.eps
+            run.certificates.append(
+                Certificate(k, float(residual.symmetry) * unit, float(residual.definiteness) * unit)
+            )
+        optimizer.step()
+        move = slope / (quadratic.smoothness * size) * U
+        rounding = 10.0 * (oracle.eps * min(G.shape) * float(move.norm()) + _EPS * float(before.norm()))
         eps, delta = 1.0 - slope / float(sigma.sum()), (size / rank) ** 0.5 - 1.0
         run.steps.append(
             Step(
@@ -158,14 +193,10 @@ def descend(quadratic: Quadratic, oracle: Oracle, steps: int) -> Descent:
                 eps=eps,
                 delta=delta,
                 cosine=slope / (float(sigma.square().sum()) * size) ** 0.5,
+                deviation=float((X.detach() - before + move).norm()) / rounding,
             )
         )
-        if k & (k - 1) == 0:
-            found = residuals(G, U)
-            unit = _EPS / oracle.eps
-            run.certificates.append(Certificate(k, float(found.symmetry) * unit, float(found.definiteness) * unit))
-        X = X - (slope / (L * size)) * U
-        gap = float(quadratic.gap(X))
+        gap = float(quadratic.gap(X.detach()))
     run.final = gap
     return run
 
@@ -194,9 +225,11 @@ RESIDUAL_LIMIT = 100.0
 def check(run: Descent) -> Check:
     """Compare a run with everything that the theorems and its oracle claim.
 
-    "rate": Delta_{k+1} <= factor_k Delta_k. "product": Delta_k <= prod factor_j Delta_0. "exact rate", for exact
-    oracles: the same with 1 - 1 / (r kappa) and 1 - 4 kappa_G / ((1 + kappa_G)^2 kappa). "nuclear", "norm": eps and
-    delta are rounding where claimed. "symmetry", "definiteness": of U~^T G. "finite": the run came to an end.
+    - "step": PolarGrad moved X by -gamma <G, U~> U~ to rounding.
+    - "rate": Delta_{k+1} <= factor_k Delta_k. "product": Delta_k <= prod factor_j Delta_0.
+    - "exact rate", for exact oracles: the same with 1 - 1 / (r kappa) and 1 - 4 kappa_G / ((1 + kappa_G)^2 kappa).
+    - "nuclear", "norm": eps and delta are rounding where claimed. "symmetry", "definiteness": of U~^T G.
+    - "finite": every number of the run is finite.
 
     The rates alone cannot tell a wrong factor from a right one: X - gamma <G, U~> U~ descends along any U~ at all, and
     does not change with its sign. The claims about the oracle can.
@@ -216,6 +249,7 @@ def check(run: Descent) -> Check:
     product = 1.0
     for k, step in enumerate(run.steps):
         after = gaps[k + 1]
+        require("step", k, step.deviation, 1.0)
         product *= step.factor + rounding
         if after > quadratic.floor or after != after:
             require("rate", k, after, (step.factor + rounding) * step.gap)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polargrad.lab.matrix import MatrixQuadratic
+
 __all__ = ["FAMILIES", "SPECTRA", "Quadratic", "random_quadratic"]
 
 FAMILIES = ("regression", "one-sided", "dense", "adverse")
@@ -24,8 +26,9 @@ class Quadratic:
         convexity: mu, the smallest.
         minimizer: X*, (m, n).
         start: X_0, (m, n).
-        gradient: X -> H[X - X*], computed as the problem would (for a regression from its data A, B, C).
-        gap: X -> f(X) - f*, from X - X*, so that it is accurate down to the rounding of X.
+        gradient: X -> H[X - X*], computed as the problem would (for a regression from its data A, B, C); X may be a
+            batch (*batch, m, n).
+        gap: X -> f(X) - f*, from X - X*, so that it is accurate down to the rounding of X; likewise.
         rank_tolerance: singular values of the gradient below this fraction of the largest count as zero.
     """
 
@@ -138,16 +141,8 @@ def _regression(m: int, n: int, kappa: float, scale: float, spectrum: str, gener
     X_star, start = _normal(m, n, generator=generator), 2.0 * _normal(m, n, generator=generator)
     noise = scale**0.5 * _normal(m + 3, n + 2, generator=generator)
     outside = noise - A @ torch.linalg.pinv(A) @ noise
-    C = A @ X_star @ B + outside
-    return Quadratic(
-        family="regression",
-        smoothness=float(a.max() ** 2 * b.max() ** 2),
-        convexity=float(a.min() ** 2 * b.min() ** 2),
-        minimizer=X_star,
-        start=start,
-        gradient=lambda X: A.mT @ (A @ X @ B - C) @ B.mT,
-        gap=lambda X: (A @ (X - X_star) @ B).square().sum() / 2,
-    )
+    problem = MatrixQuadratic(A, B, A @ X_star @ B + outside, start)
+    return _of_problem("regression", problem, X_star, a.square(), b.square())
 
 
 def _one_sided(
@@ -157,17 +152,24 @@ def _one_sided(
     A = _with_singular_values(m + 2, a, generator)
     X_star = _normal(m, n, generator=generator)
     start = X_star + _normal(m, rank, generator=generator) @ _orthonormal(n, rank, generator).mT
-    C = A @ X_star
+    problem = MatrixQuadratic(A, torch.eye(n, dtype=torch.float64), A @ X_star, start)
+    # rounding of X puts singular values of about eps ||X|| where exact arithmetic has zeros
+    return _of_problem("one-sided", problem, X_star, a.square(), torch.ones(1), rank_tolerance=1e-8)
+
+
+def _of_problem(
+    family: str, problem: MatrixQuadratic, minimizer: Tensor, left: Tensor, right: Tensor, **options: float
+) -> Quadratic:
+    """1/2 ||A X B - C||_F^2 with the eigenvalues of A^T A and B B^T, which are known beforehand."""
     return Quadratic(
-        family="one-sided",
-        smoothness=float(a.max() ** 2),
-        convexity=float(a.min() ** 2),
-        minimizer=X_star,
-        start=start,
-        gradient=lambda X: A.mT @ (A @ X - C),
-        gap=lambda X: (A @ (X - X_star)).square().sum() / 2,
-        # rounding of X puts singular values of about eps ||X|| where exact arithmetic has zeros
-        rank_tolerance=1e-8,
+        family=family,
+        smoothness=float(left.max() * right.max()),
+        convexity=float(left.min() * right.min()),
+        minimizer=minimizer,
+        start=problem.start["X"],
+        gradient=problem.gradient,
+        gap=lambda X: problem.excess(X - minimizer),
+        **options,
     )
 
 
@@ -183,8 +185,8 @@ def _dense(m: int, n: int, kappa: float, scale: float, spectrum: str, generator:
         convexity=float(values.min()),
         minimizer=X_star,
         start=start,
-        gradient=lambda X: (H @ (X - X_star).flatten()).reshape(m, n),
-        gap=lambda X: (root @ (X - X_star).flatten()).square().sum() / 2,
+        gradient=lambda X: ((X - X_star).flatten(-2) @ H).reshape(X.shape),
+        gap=lambda X: ((X - X_star).flatten(-2) @ root.mT).square().sum(-1) / 2,
     )
 
 
@@ -207,6 +209,6 @@ def _adverse(m: int, n: int, kappa: float, scale: float, rank: int, generator: t
         minimizer=X_star,
         start=X_star + E,
         gradient=lambda X: W * (X - X_star),
-        gap=lambda X: (W * (X - X_star).square()).sum() / 2,
+        gap=lambda X: (W * (X - X_star).square()).sum((-2, -1)) / 2,
         rank_tolerance=1e-11,
     )

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from polargrad.lab.matrix import MatrixQuadratic
+from polargrad.lab.report.figures import INK, LIGHT, MUTED, Figure, style, titled_canvas
 from polargrad.lab.report.page import Section, Table
-from polargrad.lab.studies.preconditioning import VIEWS, Course, Regression, measure
+from polargrad.lab.studies.preconditioning.measure import Course, measure, regression
+from polargrad.lab.studies.preconditioning.views import VIEWS
 from polargrad.lab.studies.study import StageProgress, StudyFolder, StudyResult, one_thread
 
-__all__ = ["DESCRIPTION", "preconditioning"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-DESCRIPTION = "The unifying view: which norm, which preconditioner, which condition number, measured on a regression."
+__all__ = ["figure", "preconditioning"]
 
 # Iterates at which condition numbers and the best step are computed.
 AT = (0, 1, 2, 3, 5, 10, 20, 30, 60, 100)
@@ -26,7 +31,7 @@ def preconditioning(
     *,
     seed: int = 42,
     at: Sequence[int] = AT,
-    problem: Regression | None = None,
+    problem: MatrixQuadratic | None = None,
     progress: StageProgress = lambda _stage, _share: None,
 ) -> StudyResult:
     """Measure every optimizer of the unifying view and write a folder with records, one figure and a page.
@@ -48,9 +53,7 @@ def preconditioning(
     at = tuple(at)
     if not at or min(at) < 0:
         raise ValueError(f"at is {at}; give at least one iterate, from 0")
-    from polargrad.lab.studies.preconditioning.figures import figure
-
-    problem = problem or Regression.draw(seed)
+    problem = problem or regression(seed)
     begun = perf_counter()
     courses = []
     with one_thread(), StudyFolder(out, "preconditioning", {"seed": seed, "at": list(at)}) as folder:
@@ -65,12 +68,12 @@ def preconditioning(
         section = Section(
             "One table", (_about(problem), _COLUMNS), [_described(), _measured(courses)], [figure(folder.records)]
         )
-        summary = {"status": "finished", "kappa": problem.kappa, "seconds": perf_counter() - begun}
+        summary = {"status": "finished", "kappa": problem.condition_number, "seconds": perf_counter() - begun}
         page = folder.finish("The unifying view of preconditioning", lead, [section], summary)
     return StudyResult(page, lead)
 
 
-def _about(problem: Regression) -> str:
+def _about(problem: MatrixQuadratic) -> str:
     (p, m), (n, q) = problem.A.shape, problem.B.shape
     return (
         f"f(X) = ½‖A X B − C‖² with Gaussian A {p}×{m}, B {n}×{q}, C {p}×{q}. The Hessian is AᵀA ⊗ B Bᵀ, its condition "
@@ -90,14 +93,14 @@ def _median(course: Course, key: str) -> float:
     return statistics.median(getattr(measurement, key) for measurement in course.measurements)
 
 
-def _lead(courses: Sequence[Course], problem: Regression) -> list[str]:
+def _lead(courses: Sequence[Course], problem: MatrixQuadratic) -> list[str]:
     by: Mapping[str, Course] = {course.optimizer: course for course in courses}
     polar, gradient = by["PolarGrad"], by["gradient descent"]
     first = polar.measurements[0]
     return [
-        f"The Hessian has condition number {problem.kappa:.0f}. Vector-minded optimizers lower it at best to "
+        f"The Hessian has condition number {problem.condition_number:.0f}. Optimizers that see vectors lower it to "
         f"{min(_median(by[name], 'preconditioned_kappa') for name in ('Adam', 'AdaGrad, diagonal', 'Shampoo')):.3g} "
-        f"without seeing it (Shampoo), and K-FAC to {_median(by['K-FAC'], 'preconditioned_kappa'):.2f}.",
+        f"at best without seeing it (Shampoo), and K-FAC to {_median(by['K-FAC'], 'preconditioned_kappa'):.2f}.",
         f"PolarGrad makes the gradient's condition number {_median(polar, 'direction_kappa'):.3g} "
         f"(before: {_median(polar, 'gradient_kappa'):.3g}); at the start its operator also lowers the Hessian's "
         f"to {first.preconditioned_kappa:.3g}.",
@@ -123,39 +126,71 @@ def _described() -> Table:
 
 
 def _measured(courses: Sequence[Course]) -> Table:
-    def row(course: Course) -> tuple[str, ...]:
-        figures: dict[str, Any] = {
-            key: _median(course, key)
-            for key in (
-                "hessian_kappa",
-                "preconditioned_kappa",
-                "gradient_kappa",
-                "direction_kappa",
-                "share",
-                "efficiency",
-            )
-        }
-        return (
+    # What is measured, its head in the table, and how it is written.
+    columns = {
+        "hessian_kappa": ("κ Hessian before", ".0f"),
+        "preconditioned_kappa": ("after", ".3g"),
+        "gradient_kappa": ("κ gradient before", ".3g"),
+        "direction_kappa": ("after", ".3g"),
+        "share": ("descent per step, of the gap", ".1%"),
+        "efficiency": ("of the best step", ".2f"),
+    }
+    rows = [
+        (
             course.optimizer,
-            f"{figures['hessian_kappa']:.0f}",
-            f"{figures['preconditioned_kappa']:.3g}",
-            f"{figures['gradient_kappa']:.3g}",
-            f"{figures['direction_kappa']:.3g}",
-            f"{figures['share']:.1%}",
-            f"{figures['efficiency']:.2f}",
+            *(f"{_median(course, key):{form}}" for key, (_, form) in columns.items()),
             _steps(course),
         )
+        for course in courses
+    ]
+    heads = ("optimizer", *(head for head, _ in columns.values()), "steps to 0.1% of the gap")
+    return Table(heads, rows, "Medians over the iterates measured along each one's own run.")
 
-    columns = (
-        "optimizer",
-        "κ Hessian before",
-        "after",
-        "κ gradient before",
-        "after",
-        "descent per step, of the gap",
-        "of the best step",
-        "steps to 0.1% of the gap",
-    )
-    return Table(
-        columns, [row(course) for course in courses], "Medians over the iterates measured along each one's own run."
-    )
+
+_BEFORE: dict[str, Any] = {"marker": "o", "color": MUTED, "markerfacecolor": "white"}
+_AFTER: dict[str, Any] = {"marker": "s", "color": LIGHT[0]}
+
+
+def figure(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Three panels over the optimizers: kappa of the Hessian and of the gradient before and after, and the descent."""
+    rows = [record for record in records if record["kind"] == "measurement"]
+    names = list(dict.fromkeys(row["optimizer"] for row in rows))
+    with style():
+        canvas = titled_canvas("What each optimizer conditions: curvature, gradient, descent", (9.6, 4.6))
+        panels = [canvas.add_subplot(1, 3, 1)]
+        panels += [canvas.add_subplot(1, 3, i, sharey=panels[0]) for i in (2, 3)]
+        _dumbbells(panels[0], rows, names, "hessian_kappa", "preconditioned_kappa")
+        panels[0].set_xlabel("condition number of the Hessian")
+        _dumbbells(panels[1], rows, names, "gradient_kappa", "direction_kappa")
+        panels[1].set_xlabel("condition number of the gradient")
+        for y, name in enumerate(names):
+            values = [row["efficiency"] for row in rows if row["optimizer"] == name]
+            panels[2].plot([min(values), max(values)], [y, y], color=LIGHT[0], linewidth=2.0, alpha=0.45)
+            panels[2].plot([statistics.median(values)], [y], "s", color=LIGHT[0])
+        panels[2].set_xlim(0.0, 1.05)
+        panels[2].set_xlabel("descent over the best step\nof that length in its norm")
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].invert_yaxis()
+        for axes in panels[1:]:
+            axes.tick_params(labelleft=False)
+        handles = [
+            panels[0].plot([], [], linestyle="none", **_BEFORE, label="before")[0],
+            panels[0].plot([], [], linestyle="none", **_AFTER, label="after (median over the run)")[0],
+            panels[2].plot([], [], color=LIGHT[0], linewidth=2.0, alpha=0.45, label="range over the run")[0],
+        ]
+        canvas.legend(handles=handles, loc="outside lower left", ncols=3, fontsize=8)
+    return Figure("unifying-view", "Condition numbers and descent of every optimizer", canvas)
+
+
+def _dumbbells(axes: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str], before: str, after: str) -> None:
+    """A line from the median before to the median after, on a logarithmic axis."""
+    axes.set_xscale("log")
+    for y, name in enumerate(names):
+        own = [row for row in rows if row["optimizer"] == name]
+        start = statistics.median(row[before] for row in own)
+        finite = [row[after] for row in own if row[after] is not None and math.isfinite(row[after])]
+        if finite:
+            end = statistics.median(finite)
+            axes.plot([start, end], [y, y], color=INK, linewidth=1.0, zorder=1)
+            axes.plot([end], [y], zorder=3, **_AFTER)
+        axes.plot([start], [y], zorder=2, **_BEFORE)

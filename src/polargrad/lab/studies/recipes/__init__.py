@@ -1,1 +1,0 @@
-"""Studies by the names under which the command line knows them."""
