@@ -12,8 +12,8 @@ from mkdocs.structure.files import File, Files
 from polargrad.lab.report.figures import Figure, style
 from polargrad.lab.studies.engine import PolarMeasurement
 from polargrad.lab.studies.engine_report import pareto_figure
-from polargrad.lab.studies.preconditioning.figures import figure as unifying_view
-from polargrad.lab.studies.theory.figures import figures as theory_figures
+from polargrad.lab.studies.preconditioning.study import figure as unifying_view
+from polargrad.lab.studies.theory.page import figures as theory_figures
 
 RECORDS = Path(__file__).parents[1] / "records"
 

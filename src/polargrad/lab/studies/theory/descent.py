@@ -67,7 +67,11 @@ def oracle_of(method: str | PolarMethod, max_steps: int | None = None) -> Oracle
 def polargrad_of(quadratic: Quadratic, X: torch.nn.Parameter, oracle: Oracle) -> torch.optim.Optimizer:
     """PolarGrad as the theorem has it: X <- X - gamma <G, U~> U~ with gamma = 1 / (L ||U~||_F^2)."""
     return PolarGrad(
-        [X], lr=1.0, momentum=0.0, step_rule="smoothness", smoothness=quadratic.smoothness, method=oracle.method
+        [X],
+        lr=1.0,
+        momentum=0.0,
+        step_rule={"name": "smoothness", "smoothness": quadratic.smoothness},
+        method=oracle.method,
     )
 
 
