@@ -14,7 +14,7 @@ from torch import Tensor
 from polargrad.linalg.arithmetic import arithmetic
 from polargrad.linalg.double_gram import DoubleGram
 from polargrad.linalg.gram_polynomials import GramPolynomials
-from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, register
+from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, check_accuracy, register
 from polargrad.linalg.polar_express import PolarExpress
 from polargrad.linalg.qdwh import QDWH
 from polargrad.linalg.svd import SVD
@@ -73,10 +73,7 @@ class Auto(PolarMethod):
     accuracy: Accuracy = "full"
 
     def __post_init__(self) -> None:
-        if self.accuracy == "full":
-            return
-        if isinstance(self.accuracy, bool | str) or not 0.0 < self.accuracy < 1.0:
-            raise ValueError(f'accuracy must be "full" or a number in (0, 1), got {self.accuracy!r}')
+        check_accuracy(self.accuracy)
 
     def explain(
         self,
@@ -150,6 +147,10 @@ class Auto(PolarMethod):
     def with_accuracy(self, accuracy: Accuracy, dtype: torch.dtype) -> Auto:
         return replace(self, accuracy=accuracy)
 
+    def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        deviation = 0.0 if self.accuracy == "full" else float(self.accuracy)
+        return 1.0 - deviation, 1.0 + deviation
+
     def tolerance(self, dtype: torch.dtype, n: int) -> float:
         full = super().tolerance(dtype, n)
         return full if self.accuracy == "full" else max(full, float(self.accuracy))
@@ -160,8 +161,12 @@ class Auto(PolarMethod):
             return full
         return max(full, min(_FLOOR, float(self.accuracy)))
 
+    def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
+        """Those of the algorithm that it would take on a CPU."""
+        return self.explain((m, n), dtype).method.operations(m, n, self.working_dtype(dtype))
+
     def iterate(self, X: Tensor) -> IterationResult:
         method = self._choose(X.shape, X.dtype, X.device).method
         work = method.working_dtype(X.dtype)
         iterate = method.iterate(X.to(work))
-        return iterate._replace(unitary=iterate.unitary.to(X.dtype), method=method.name)
+        return iterate._replace(unitary=iterate.unitary.to(X.dtype), method=method)

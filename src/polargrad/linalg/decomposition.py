@@ -8,16 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from polargrad.linalg.backward import attach_gradient
+from polargrad.linalg.compilation import on_host
+from polargrad.linalg.derivative import attach_gradient
 from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, resolve_method
+from polargrad.linalg.precision import at_least_single
 from polargrad.linalg.result import PolarResult, Status
+from polargrad.linalg.scaling import largest_entry, power_of_two_scale
 
 __all__ = ["polar", "polar_factor"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
-# Sizes of the largest entry that need no scaling: squares and their sums stay far from overflow and underflow.
-_MODERATE_EXPONENT = 24
+# Largest entries between its reciprocal and this need no scaling: squares and their sums stay in range.
+_MODERATE = 2.0**24
 
 
 class _Canonical(NamedTuple):
@@ -30,7 +33,8 @@ class _Canonical(NamedTuple):
     wide: bool
 
 
-def _validate(A: Tensor) -> None:
+def _resolve(A: Tensor, method: str | PolarMethod, accuracy: Accuracy | None, max_steps: int | None) -> PolarMethod:
+    """Check A, and turn the request into an algorithm."""
     if not isinstance(A, Tensor):
         raise TypeError(f"A must be a torch.Tensor, got {type(A).__name__}; convert it with torch.as_tensor")
     if A.ndim < 2:
@@ -39,22 +43,9 @@ def _validate(A: Tensor) -> None:
         raise TypeError(f"A must be floating point or complex, got {A.dtype}; convert it, for example A.float()")
     if A.layout != torch.strided:
         raise TypeError(f"A must be a dense tensor, got layout {A.layout}; use A.to_dense()")
-
-
-def _largest_entry(A: Tensor) -> Tensor:
-    """The largest |a_ij| of each matrix (complex: of real and imaginary parts), (k, 1, 1); NaN and infinity carry."""
-    entries = torch.view_as_real(A).flatten(-2) if A.is_complex() else A
-    return torch.maximum(entries.amax((-2, -1), keepdim=True), -entries.amin((-2, -1), keepdim=True))
-
-
-def _scale(largest: Tensor, finite: Tensor, work: torch.dtype) -> Tensor:
-    """The power of two that brings the largest entry near 1: scaling by it does not round."""
-    wider = largest.to(torch.float64 if largest.dtype == torch.float64 else torch.float32)
-    exponent = torch.frexp(torch.where(finite, wider, 0.0)).exponent
-    if work != torch.float16:  # whose range is too narrow to leave anything as it is
-        exponent = torch.where(exponent.abs() <= _MODERATE_EXPONENT, 0, exponent)
-    limit = int(math.log2(torch.finfo(wider.dtype).max)) - 1
-    return torch.ldexp(torch.ones_like(wider), -exponent.clamp(-limit, limit))
+    if accuracy is None and max_steps is None and isinstance(method, PolarMethod):
+        return method.on(A.device)
+    return resolve_method(method, max_steps, accuracy, A.dtype).on(A.device)
 
 
 def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
@@ -63,13 +54,16 @@ def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
     oriented = A.mH if wide else A
     oriented = oriented.flatten(0, -3) if A.ndim > 2 else oriented.unsqueeze(0)
     oriented = oriented.resolve_conj().resolve_neg()
-    X, scale, finite = oriented.detach(), None, None  # nothing below carries a gradient
+    # Detached: nothing that a method computes from it is recorded.
+    X, scale, finite = oriented.detach(), None, None
     if not _is_moderate(X, work):
-        largest = _largest_entry(X)
+        largest = largest_entry(X)
         finite = largest.isfinite()
-        scale = _scale(largest, finite, work)
-        # On a CPU a look at the flags costs nothing and saves passes over A; elsewhere it would stop the queue.
-        if _on_host(A):
+        scale = power_of_two_scale(largest)
+        if work != torch.float16:  # whose range is too narrow to leave anything as it is
+            scale = torch.where((scale <= _MODERATE) & (scale >= 1.0 / _MODERATE), 1.0, scale)
+        # A look at the flags costs the host nothing and saves passes over A; elsewhere it would stop the queue.
+        if on_host(X):
             finite = None if bool(finite.all()) else finite
             scale = None if bool((scale == 1).all()) else scale
         if scale is not None:
@@ -82,28 +76,22 @@ def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
     return _Canonical(oriented, X, scale, None if finite is None else finite.flatten(), wide)
 
 
-def _on_host(A: Tensor) -> bool:
-    """Whether a number of A can be read without waiting for a device."""
-    return A.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def _is_moderate(X: Tensor, work: torch.dtype) -> bool:
     """Whether one pass over X (k, m, n) shows that it is finite and needs no scaling: for a single real matrix."""
-    if X.shape[0] > 1 or X.is_complex() or work == torch.float16 or not _on_host(X):
+    if X.shape[0] > 1 or X.is_complex() or work == torch.float16 or not on_host(X):
         return False
     lowest, highest = torch.aminmax(X)
-    return 2.0**-_MODERATE_EXPONENT <= max(-lowest.item(), highest.item()) < 2.0**_MODERATE_EXPONENT
+    return 1.0 / _MODERATE <= max(-lowest.item(), highest.item()) < _MODERATE
 
 
 def _run(A: Tensor, method: PolarMethod) -> tuple[_Canonical, IterationResult]:
     canonical = _canonical(A, method)
-    with torch.no_grad():
-        iterate = method.iterate(canonical.X)
-    if iterate.unitary is canonical.X:  # which may be A itself
-        iterate = iterate._replace(unitary=canonical.X.clone())
-    if torch.is_grad_enabled() and A.requires_grad:
-        iterate = iterate._replace(unitary=attach_gradient(canonical.A, iterate.unitary))
-    return canonical, iterate
+    result = method.iterate(canonical.X)
+    if result.unitary is canonical.X:  # which may be A itself
+        result = result._replace(unitary=canonical.X.clone())
+    if A.requires_grad and torch.is_grad_enabled():
+        result = result._replace(unitary=attach_gradient(canonical.A, result.unitary))
+    return canonical, result
 
 
 def _restore(factor: Tensor, canonical: _Canonical, dtype: torch.dtype) -> Tensor:
@@ -114,8 +102,8 @@ def _restore(factor: Tensor, canonical: _Canonical, dtype: torch.dtype) -> Tenso
     return factor * torch.where(canonical.finite, 1.0, math.nan).to(dtype)[:, None, None]
 
 
-def _unitary(iterate: IterationResult, canonical: _Canonical, A: Tensor) -> Tensor:
-    U = _restore(iterate.unitary, canonical, A.dtype)
+def _unitary(result: IterationResult, canonical: _Canonical, A: Tensor) -> Tensor:
+    U = _restore(result.unitary, canonical, A.dtype)
     return (U.mH if canonical.wide else U).resolve_conj().contiguous().view(A.shape)
 
 
@@ -155,14 +143,11 @@ def polar_factor(
 
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
-    _validate(A)
-    if not (isinstance(method, PolarMethod) and max_steps is None and accuracy is None):
-        method = resolve_method(method, max_steps, accuracy, A.dtype)
-    method = method.on(A.device)
+    chosen = _resolve(A, method, accuracy, max_steps)
     if A.numel() == 0:
         return A * 1.0
-    canonical, iterate = _run(A, method)
-    return _unitary(iterate, canonical, A)
+    canonical, result = _run(A, chosen)
+    return _unitary(result, canonical, A)
 
 
 def polar(
@@ -200,36 +185,32 @@ def polar(
 
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
-    _validate(A)
-    chosen = resolve_method(method, max_steps, accuracy, A.dtype).on(A.device)
+    chosen = _resolve(A, method, accuracy, max_steps)
     batch, k = A.shape[:-2], min(A.shape[-2:])
     if A.numel() == 0:
         zero = torch.zeros(batch, dtype=A.real.dtype if A.is_complex() else A.dtype, device=A.device)
         stats = {"method": chosen.name, "steps": 0, "orthogonality": zero, "backward_error": zero, "bounds": None}
         empty = torch.zeros(*batch, k, k, dtype=A.dtype, device=A.device) if hermitian else None
         return PolarResult(A * 1.0, empty, zero.to(torch.int8), stats)
-    canonical, iterate = _run(A, chosen)
-    certificate = _certify(canonical, iterate, chosen)
+    canonical, result = _run(A, chosen)
+    certificate = _certify(canonical, result, chosen)
+    ran = result.method or chosen
     stats = {
-        "method": iterate.method or chosen.name,
-        "steps": iterate.steps,
+        "method": ran.name,
+        "steps": result.steps,
         "orthogonality": certificate.orthogonality.reshape(batch),
         "backward_error": certificate.backward_error.reshape(batch),
-        "bounds": None if iterate.bounds is None else iterate.bounds(),
+        "bounds": ran.bounds(canonical.X.dtype),
     }
-    H = _hermitian(canonical, iterate, A.dtype).reshape(*batch, k, k) if hermitian else None
-    return PolarResult(_unitary(iterate, canonical, A), H, certificate.status.reshape(batch), stats)
+    H = _hermitian(canonical, result, A.dtype).reshape(*batch, k, k) if hermitian else None
+    return PolarResult(_unitary(result, canonical, A), H, certificate.status.reshape(batch), stats)
 
 
-def _at_least_single(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def _hermitian(canonical: _Canonical, iterate: IterationResult, dtype: torch.dtype) -> Tensor:
+def _hermitian(canonical: _Canonical, result: IterationResult, dtype: torch.dtype) -> Tensor:
     """H = (V^H A + A^H V) / 2 in the accuracy of the input; differentiable in A and V."""
-    work = _at_least_single(dtype)
+    work = at_least_single(dtype)
     A, scale = canonical.A.to(work), canonical.scale
-    K = iterate.unitary.to(work).mH @ (A if scale is None else A * scale)
+    K = result.unitary.to(work).mH @ (A if scale is None else A * scale)
     H = (K + K.mH) / 2
     return _restore(H if scale is None else H / scale, canonical, dtype)
 
@@ -241,14 +222,14 @@ class _Certificate(NamedTuple):
 
 
 @torch.no_grad()
-def _certify(canonical: _Canonical, iterate: IterationResult, method: PolarMethod) -> _Certificate:
+def _certify(canonical: _Canonical, result: IterationResult, method: PolarMethod) -> _Certificate:
     """What was reached, from three matrix products: G = V^H V, H = sym(V^H X) and V H.
 
     Converged is V^H V = I to the tolerance of the method; or, for a rank-deficient matrix, a partial isometry
     (G^2 = G) that leaves out nothing of X beyond rounding. Both need X = V H, which a wrong isometry does not give.
     """
-    work = _at_least_single(canonical.X.dtype)
-    X, V = canonical.X.to(work), iterate.unitary.to(work)
+    work = at_least_single(canonical.X.dtype)
+    X, V = canonical.X.to(work), result.unitary.to(work)
     m, n = X.shape[-2:]
     G = V.mH @ V
     K = V.mH @ X
@@ -258,15 +239,15 @@ def _certify(canonical: _Canonical, iterate: IterationResult, method: PolarMetho
     identity_defect = torch.linalg.matrix_norm(G - torch.eye(n, dtype=work, device=X.device)) / math.sqrt(n)
     projector_defect = torch.linalg.matrix_norm(torch.baddbmm(G, G, G, beta=-1)) / math.sqrt(n)
     # Sums over a long column round like the square root of its length.
-    tolerance = method.tolerance(iterate.unitary.dtype, max(n, math.isqrt(m)))
+    tolerance = method.tolerance(result.unitary.dtype, max(n, math.isqrt(m)))
     tolerance = 2 * tolerance + tolerance**2  # |sigma - 1| <= t says |sigma^2 - 1| <= 2 t + t^2
     nothing_left_out = backward_error <= 16 * torch.finfo(work).eps * math.sqrt(n)
     isometry = (identity_defect <= tolerance) & (backward_error <= 4 * tolerance)
     partial_isometry = (projector_defect <= tolerance) & nothing_left_out
     status = torch.where(isometry | partial_isometry, int(Status.CONVERGED), int(Status.STEP_LIMIT))
     broken = ~identity_defect.isfinite()
-    if iterate.breakdown is not None:
-        broken = broken | iterate.breakdown
+    if result.breakdown is not None:
+        broken = broken | result.breakdown
     status = torch.where(broken, int(Status.BREAKDOWN), status)
     orthogonality = torch.where(partial_isometry & ~isometry, projector_defect, identity_defect)
     if canonical.finite is not None:

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polargrad.linalg.coefficients import MUON_QUINTIC, Coefficients, check_coefficients, map_interval, schedule_for
+from polargrad.linalg import operations
+from polargrad.linalg.coefficients import MUON_QUINTIC, Coefficients, check_coefficients, schedule_for
 from polargrad.linalg.kernels import gram, hermitian_product, product
 from polargrad.linalg.method import IterationResult, register
 from polargrad.linalg.minimax import composition, with_safety
@@ -108,12 +109,22 @@ class GramNewtonSchulz(PolynomialMethod):
         return schedule_for(self.coefficients, self.max_steps)
 
     def iterate(self, X: Tensor) -> IterationResult:
-        rows = self.schedule(X.dtype)
-        span = _SPAN_HALF if torch.finfo(X.dtype).bits == 16 else _SPAN
-        restarts = range(span, self.max_steps, span) if self.restarts is None else self.restarts
-        cuts = [0, *(step for step in restarts if step < self.max_steps), self.max_steps]
-        dtype = X.dtype
+        rows, cuts = self.schedule(X.dtype), self._cuts(X.dtype)
         X = normalize_frobenius(X)
         for start, end in pairwise(cuts):
             X = _segment(X, rows[start:end])
-        return IterationResult(X, steps=self.max_steps, bounds=lambda: map_interval(rows, self.sigma_floor(dtype)))
+        return IterationResult(X, steps=self.max_steps)
+
+    def _cuts(self, dtype: torch.dtype) -> list[int]:
+        """The steps at which the segments start, and the number of steps."""
+        span = _SPAN_HALF if torch.finfo(dtype).bits == 16 else _SPAN
+        restarts = range(span, self.max_steps, span) if self.restarts is None else self.restarts
+        return [0, *(step for step in restarts if step < self.max_steps), self.max_steps]
+
+    def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
+        """Two products with X for every segment, and up to four of n x n matrices for every step."""
+        work = self.working_dtype(dtype)
+        rows, small = self.schedule(work), 0
+        for start, end in pairwise(cuts := self._cuts(work)):
+            small += sum(1 for _, _, c in rows[start:end] if c) + 3 * (end - start - 1)
+        return (len(cuts) - 1) * operations.polynomial(m, n, quintic=False) + small * operations.product(n, n)

@@ -10,8 +10,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from polargrad.linalg import operations
 from polargrad.linalg.method import IterationResult, PolarMethod, register
-from polargrad.linalg.qdwh import double_precision
+from polargrad.linalg.precision import double_precision
 
 __all__ = ["FIRST_PASS", "SECOND_PASS", "GramPolynomials"]
 
@@ -81,8 +82,13 @@ class GramPolynomials(PolarMethod):
     name: ClassVar[str] = "gram-polynomials"
     peak_memory: ClassVar[float] = 24.0
 
-    def tolerance(self, dtype: torch.dtype, n: int) -> float:
-        return max(super().tolerance(dtype, n), _DEVIATION)
+    def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        return 1.0 - _DEVIATION, 1.0 + _DEVIATION
+
+    def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
+        """Two Gram matrices and two products of m rows, and 4 or 5 products of n x n matrices for every polynomial."""
+        small = sum(5 * len(rows) - 3 for rows in (FIRST_PASS, SECOND_PASS))
+        return 2 * (operations.gram(m, n) + operations.product(m, n)) + small * operations.product(n, n)
 
     def sigma_floor(self, dtype: torch.dtype) -> float:
         return max(super().sigma_floor(dtype), _SIGMA_FLOOR)

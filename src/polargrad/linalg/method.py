@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple, TypeVar
+from typing import ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Accuracy", "IterationResult", "PolarMethod", "available_methods", "register", "resolve_method"]
+from polargrad.linalg import operations
+from polargrad.linalg.precision import at_least_single
+
+__all__ = [
+    "Accuracy",
+    "IterationResult",
+    "PolarMethod",
+    "available_methods",
+    "check_accuracy",
+    "check_count",
+    "check_lower_bound",
+    "register",
+    "required_tolerance",
+    "resolve_method",
+]
 
 # How near 1 the singular values of U must be: a bound on max_i |sigma_i(U) - 1|, or "full" for rounding error.
 Accuracy = float | Literal["full"]
@@ -23,16 +36,13 @@ class IterationResult(NamedTuple):
         unitary: (k, m, n), the computed unitary factors.
         steps: how many iterations were run (the same for the whole batch).
         breakdown: bool (k,), True where the algorithm could not go on, or None where that cannot happen.
-        bounds: computes (low, high), known before the run: every singular value of A at or above `sigma_floor` *
-            ||A||_F ends in [low, high], up to rounding. None where nothing is known.
-        method: name of the algorithm that ran, where that was chosen during the run (`Auto`); else "".
+        method: the algorithm that ran, where another one chose it (`Auto`); else None.
     """
 
     unitary: Tensor
     steps: int
     breakdown: Tensor | None = None
-    bounds: Callable[[], tuple[float, float]] | None = None
-    method: str = ""
+    method: PolarMethod | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +54,13 @@ class PolarMethod(ABC):
     Its rows or its columns are contiguous (a wide A arrives as a transposed view), and it may be A itself: never write
     into X. Subclasses are frozen dataclasses that hold nothing but their own options, check them when made, and
     implement `iterate`. Everything else (validation, transposing, scaling, Hermitian factor, status, gradient) is in
-    `decomposition.py` and `backward.py`, once.
+    `decomposition.py` and `derivative.py`, once.
 
-    An algorithm declares its accuracy class by two numbers: singular values of A at or above `sigma_floor` * ||A||_F
-    end within `tolerance` of 1, those below end in [0, 1 + tolerance], up to rounding. By `peak_memory` it declares the
-    most memory that `polar_factor` holds at once, the factor included, in sizes of A counted with at least 4 bytes for
-    an entry; whoever stacks matrices goes by it.
+    An algorithm declares its accuracy class by `sigma_floor` and `bounds`: singular values of A at or above
+    `sigma_floor` * ||A||_F end in `bounds`, those below end between 0 and the upper bound, up to `rounding`. By
+    `peak_memory` it declares the most memory that `polar_factor` holds at once, the factor included, in sizes of A
+    counted with at least 4 bytes for an entry, and by `operations` its arithmetic; whoever stacks matrices or plans a
+    run goes by them.
     """
 
     name: ClassVar[str]
@@ -65,15 +76,36 @@ class PolarMethod(ABC):
 
     def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype `iterate` wants for input of `dtype`: float32 for half precision, else the input's own."""
-        return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-    def tolerance(self, dtype: torch.dtype, n: int) -> float:
-        """The accuracy class: bound on |sigma_i(U) - 1| that a finished run on n columns in `dtype` promises."""
-        return 4.0 * torch.finfo(dtype).eps * n
+        return at_least_single(dtype)
 
     def sigma_floor(self, dtype: torch.dtype) -> float:
-        """The smallest sigma / ||A||_F at which `tolerance` is promised for work in `dtype`."""
+        """The smallest sigma / ||A||_F at which `bounds` are promised for work in `dtype`."""
         return 4.0 * torch.finfo(dtype).eps
+
+    def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        """(low, high): where the singular values from `sigma_floor` on end in a finished run, before rounding."""
+        return 1.0, 1.0
+
+    def rounding(self, dtype: torch.dtype, n: int) -> float:
+        """What rounding of work in `dtype` adds to |sigma_i(U) - 1| for n columns."""
+        return 4.0 * torch.finfo(dtype).eps * n
+
+    def tolerance(self, dtype: torch.dtype, n: int) -> float:
+        """The accuracy class: the bound on |sigma_i(U) - 1| at which a run on n columns in `dtype` has converged."""
+        return self.deviation(dtype) + self.rounding(dtype, n)
+
+    def deviation(self, dtype: torch.dtype) -> float:
+        """The distance of `bounds` from 1."""
+        low, high = self.bounds(dtype)
+        return max(1.0 - low, high - 1.0)
+
+    def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
+        """Floating-point operations of a finished run on one matrix (m, n), m >= n, given in `dtype`.
+
+        Here those of a singular value decomposition, for an algorithm that declares none. Where the number of steps
+        depends on the matrix, it is the count that the class promises, or a typical one, as the algorithm says.
+        """
+        return operations.svd(m, n) + operations.product(m, n)
 
     def with_accuracy(self, accuracy: Accuracy, dtype: torch.dtype) -> PolarMethod:
         """The same algorithm held to `accuracy` for input of `dtype`; never a less accurate one.
@@ -83,21 +115,51 @@ class PolarMethod(ABC):
         Raises:
             ValueError: the algorithm cannot be held to it.
         """
-        reached = self.tolerance(self.working_dtype(dtype), 1)
-        asked = 16.0 * torch.finfo(dtype).eps if accuracy == "full" else accuracy
-        if reached <= asked:
+        work = self.working_dtype(dtype)
+        reached = self.deviation(work) + self.rounding(work, 1)
+        if reached <= required_tolerance(accuracy, dtype):
             return self
         raise ValueError(
             f"method {self.name!r} promises singular values within {reached:.1e} of 1 for {dtype} input, which is "
-            f"coarser than accuracy={accuracy!r}; use method='auto', or leave accuracy out"
+            f"coarser than accuracy={accuracy!r}; use method='auto', or leave accuracy (or max_steps) out"
         )
 
-    def with_max_steps(self, max_steps: int) -> PolarMethod:
+    def with_max_steps(self, max_steps: int) -> Self:
         """The same algorithm limited to `max_steps` iterations."""
-        raise ValueError(
-            f"method {self.name!r} has no steps to limit, got max_steps={max_steps}; leave max_steps out, or use an "
-            "iterative method such as 'qdwh'"
-        )
+        if all(field.name != "max_steps" for field in dataclasses.fields(self)):
+            raise ValueError(
+                f"method {self.name!r} has no steps to limit, got max_steps={max_steps}; leave max_steps out, or use "
+                "an iterative method such as 'qdwh'"
+            )
+        return dataclasses.replace(self, max_steps=max_steps)  # pyright: ignore[reportCallIssue]
+
+
+def required_tolerance(accuracy: Accuracy, dtype: torch.dtype) -> float:
+    """The bound on |sigma_i(U) - 1| of a single column that `accuracy` asks of input of `dtype`."""
+    return 16.0 * torch.finfo(dtype).eps if accuracy == "full" else float(accuracy)
+
+
+def check_accuracy(accuracy: object) -> None:
+    """Raise ValueError unless `accuracy` is "full" or a number in (0, 1)."""
+    if accuracy == "full":
+        return
+    if isinstance(accuracy, bool) or not isinstance(accuracy, int | float) or not 0.0 < accuracy < 1.0:
+        raise ValueError(f'accuracy must be a number in (0, 1), "full" or None, got {accuracy!r}')
+
+
+def check_count(name: str, value: object, most: int | None = None) -> None:
+    """Raise ValueError unless the option `name` is None or an integer of at least 1, and at most `most`."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
+        allowed = "a positive integer" if most is None else f"an integer from 1 to {most}"
+        raise ValueError(f"{name} must be {allowed} or None, got {value!r}")
+
+
+def check_lower_bound(value: object, least: float = 0.0) -> None:
+    """Raise ValueError unless the option `lower_bound` is a number in (0, 1), and at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not max(least, 5e-324) <= value < 1.0:
+        raise ValueError(f"lower_bound must lie in {f'[{least:g}' if least else '(0'}, 1), got {value!r}")
 
 
 M = TypeVar("M", bound=PolarMethod)
@@ -156,22 +218,15 @@ def resolve_method(
             "steps follows from the accuracy"
         )
     if accuracy is not None:
-        return method.with_accuracy(_checked_accuracy(accuracy, dtype), dtype)
+        check_accuracy(accuracy)
+        eps = torch.finfo(dtype).eps
+        if accuracy != "full" and accuracy < eps:
+            raise ValueError(
+                f"accuracy={accuracy!r} is below the unit roundoff {eps:.1e} of {dtype} input; ask for 'full', or "
+                "convert A to a wider dtype"
+            )
+        return method.with_accuracy(accuracy, dtype)
     if max_steps is None:
         return method
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps must be a positive integer or None, got {max_steps!r}")
+    check_count("max_steps", max_steps)
     return method.with_max_steps(max_steps)
-
-
-def _checked_accuracy(accuracy: object, dtype: torch.dtype) -> Accuracy:
-    if accuracy == "full":
-        return "full"
-    if isinstance(accuracy, bool) or not isinstance(accuracy, int | float) or not 0.0 < accuracy < 1.0:
-        raise ValueError(f'accuracy must be a number in (0, 1), "full" or None, got {accuracy!r}')
-    if accuracy < torch.finfo(dtype).eps:
-        raise ValueError(
-            f"accuracy={accuracy!r} is below the unit roundoff {torch.finfo(dtype).eps:.1e} of {dtype} input; "
-            'ask for "full", or convert A to a wider dtype'
-        )
-    return float(accuracy)

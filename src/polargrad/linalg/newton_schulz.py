@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from polargrad.linalg import operations
 from polargrad.linalg.arithmetic import arithmetic
 from polargrad.linalg.coefficients import (
     CUBIC,
@@ -22,8 +23,9 @@ from polargrad.linalg.coefficients import (
 from polargrad.linalg.compilation import compile_constant
 from polargrad.linalg.kernels import gram, hermitian_product
 from polargrad.linalg.kernels.symmetric import SMALLEST_BLOCKED, blocked
-from polargrad.linalg.method import IterationResult, PolarMethod, register
+from polargrad.linalg.method import IterationResult, PolarMethod, check_count, register
 from polargrad.linalg.minimax import CUSHION, composition, with_safety
+from polargrad.linalg.precision import HALF
 
 __all__ = ["NewtonSchulz", "PolynomialMethod", "iterate_polynomials", "normalize_frobenius"]
 
@@ -68,11 +70,17 @@ def _add_product(C: Tensor, A: Tensor, B: Tensor, beta: float) -> Tensor:
 
 
 @compile_constant
-def accuracy_class(schedule: tuple[Coefficients, ...], least: float) -> tuple[float, float]:
-    """(floor, deviation): |p(x) - 1| <= deviation for every x in [floor, 1], with a deviation of at least `least`."""
+def accuracy_class(schedule: tuple[Coefficients, ...], least: float) -> tuple[float, tuple[float, float]]:
+    """(floor, bounds): p maps [floor, 1] into bounds, as near 1 as p maps [0.1, 1] or as `least`."""
     low, high = map_interval(schedule, _CLASS_FROM)
-    deviation = max(1.0 - low, high - 1.0, least)
-    return min_converging_sigma(schedule, deviation), deviation
+    floor = min_converging_sigma(schedule, max(1.0 - low, high - 1.0, least))
+    return floor, map_interval(schedule, floor)
+
+
+@compile_constant
+def _with_dtype(method: PolynomialMethod, dtype: str | None) -> PolynomialMethod:
+    """The method in that dtype; made once, since every call of a default asks for it."""
+    return replace(method, dtype=dtype)  # pyright: ignore[reportCallIssue]
 
 
 class PolynomialMethod(PolarMethod):
@@ -86,16 +94,12 @@ class PolynomialMethod(PolarMethod):
         """The row (a, b, c) of each step for work in `dtype`."""
 
     def _check_steps_and_dtype(self, steps: int | None) -> None:
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise ValueError(f"max_steps must be a positive integer, got {steps!r}")
+        check_count("max_steps", steps)
         if self.dtype not in (None, "fast", "bfloat16", "float16"):
             raise ValueError(f"dtype must be 'fast', 'bfloat16', 'float16' or None, got {self.dtype!r}")
 
-    def with_max_steps(self, max_steps: int) -> Self:
-        return replace(self, max_steps=max_steps)
-
-    def on(self, device: torch.device) -> Self:
-        return replace(self, dtype=arithmetic(device).half) if self.dtype == "fast" else self
+    def on(self, device: torch.device) -> PolynomialMethod:
+        return _with_dtype(self, arithmetic(device).half) if self.dtype == "fast" else self
 
     def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
         if self.dtype is None or dtype.is_complex:
@@ -105,20 +109,21 @@ class PolynomialMethod(PolarMethod):
     def sigma_floor(self, dtype: torch.dtype) -> float:
         return accuracy_class(self.schedule(dtype), torch.finfo(dtype).eps)[0]
 
-    def tolerance(self, dtype: torch.dtype, n: int) -> float:
-        # Products of half-precision matrices accumulate in float32: what remains is the rounding of the entries,
-        # whose norm does not grow with n.
-        half = dtype in (torch.float16, torch.bfloat16)
-        rounding = 16.0 * torch.finfo(dtype).eps if half else super().tolerance(dtype, n)
-        return self._deviation(dtype) + rounding
-
-    def _deviation(self, dtype: torch.dtype) -> float:
+    def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
         return accuracy_class(self.schedule(dtype), torch.finfo(dtype).eps)[1]
 
+    def rounding(self, dtype: torch.dtype, n: int) -> float:
+        # Products of half-precision matrices accumulate in float32: what remains is the rounding of the entries,
+        # whose norm does not grow with n.
+        return 16.0 * torch.finfo(dtype).eps if dtype in HALF else super().rounding(dtype, n)
+
+    def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
+        """Two products with X, and one of n x n matrices, for every quintic step."""
+        return sum(operations.polynomial(m, n, c != 0) for _, _, c in self.schedule(self.working_dtype(dtype)))
+
     def iterate(self, X: Tensor) -> IterationResult:
-        rows, dtype = self.schedule(X.dtype), X.dtype
-        U = iterate_polynomials(normalize_frobenius(X), rows)
-        return IterationResult(U, steps=len(rows), bounds=lambda: map_interval(rows, self.sigma_floor(dtype)))
+        rows = self.schedule(X.dtype)
+        return IterationResult(iterate_polynomials(normalize_frobenius(X), rows), steps=len(rows))
 
 
 @register

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from polargrad.linalg.coefficients import Coefficients, map_interval
-from polargrad.linalg.method import Accuracy, register
+from polargrad.linalg.method import Accuracy, check_lower_bound, register, required_tolerance
 from polargrad.linalg.minimax import composition, with_safety
 from polargrad.linalg.newton_schulz import PolynomialMethod
 
@@ -55,8 +55,7 @@ class PolarExpress(PolynomialMethod):
 
     def __post_init__(self) -> None:
         self._check_steps_and_dtype(self.max_steps)
-        if not 0.0 < self.lower_bound < 1.0:
-            raise ValueError(f"lower_bound must lie in (0, 1), got {self.lower_bound!r}")
+        check_lower_bound(self.lower_bound)
         if not (math.isfinite(self.safety) and 1.0 <= self.safety <= 1.1):
             raise ValueError(f"safety must lie in [1, 1.1] (1 is none, 1.01 suits bfloat16), got {self.safety!r}")
 
@@ -66,18 +65,17 @@ class PolarExpress(PolynomialMethod):
     def sigma_floor(self, dtype: torch.dtype) -> float:
         return self.lower_bound
 
-    def _deviation(self, dtype: torch.dtype) -> float:
-        low, high = map_interval(self.schedule(dtype), self.lower_bound)
-        return max(1.0 - low, high - 1.0, torch.finfo(dtype).eps)
+    def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        return map_interval(self.schedule(dtype), self.lower_bound)
 
     def with_accuracy(self, accuracy: Accuracy, dtype: torch.dtype) -> PolarExpress:
         """The fewest steps that reach `accuracy` from this `lower_bound` with this `safety`."""
-        asked = 16.0 * torch.finfo(dtype).eps if accuracy == "full" else accuracy
+        work = self.working_dtype(dtype)
         for steps in range(1, _MOST_STEPS):
             method = replace(self, max_steps=steps)
-            if method.tolerance(method.working_dtype(dtype), 1) <= asked:
+            if method.tolerance(work, 1) <= required_tolerance(accuracy, dtype):
                 return method
-            if method._deviation(dtype) <= torch.finfo(dtype).eps:
+            if 1.0 - method.bounds(work)[0] <= torch.finfo(work).eps:
                 break
         super().with_accuracy(accuracy, dtype)
         return self

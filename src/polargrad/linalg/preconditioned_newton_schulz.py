@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from polargrad.linalg.coefficients import CUBIC, Coefficients, map_interval
-from polargrad.linalg.method import register
+from polargrad.linalg.method import check_lower_bound, register
 from polargrad.linalg.newton_schulz import PolynomialMethod
 
 __all__ = ["PreconditionedNewtonSchulz", "growth_polynomial"]
@@ -69,17 +69,16 @@ class PreconditionedNewtonSchulz(PolynomialMethod):
 
     def __post_init__(self) -> None:
         self._check_steps_and_dtype(self.max_steps)
-        if self.lower_bound is not None and not 0.0 < self.lower_bound < 1.0:
-            raise ValueError(f"lower_bound must lie in (0, 1) or be None, got {self.lower_bound!r}")
+        if self.lower_bound is not None:
+            check_lower_bound(self.lower_bound)
         if not 0.01 <= self.threshold <= 0.3:
             raise ValueError(f"threshold must lie in [0.01, 0.3], got {self.threshold!r}")
 
     def sigma_floor(self, dtype: torch.dtype) -> float:
         return self.lower_bound or torch.finfo(dtype).eps
 
-    def _deviation(self, dtype: torch.dtype) -> float:
-        eps = torch.finfo(dtype).eps
-        return max(1.0 - map_interval(self.schedule(dtype), self.sigma_floor(dtype))[0], eps)
+    def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        return map_interval(self.schedule(dtype), self.sigma_floor(dtype))
 
     def schedule(self, dtype: torch.dtype) -> tuple[Coefficients, ...]:
         low, eps = self.sigma_floor(dtype), torch.finfo(dtype).eps

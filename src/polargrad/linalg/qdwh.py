@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from polargrad.linalg import operations
 from polargrad.linalg.bounds import largest_eigenvalue, norm_bound, spectral_norm
 from polargrad.linalg.coefficients import CUBIC, QUINTIC, Coefficients, map_interval
 from polargrad.linalg.compilation import compile_constant
 from polargrad.linalg.kernels import gram, hermitian_product, product
-from polargrad.linalg.method import IterationResult, PolarMethod, register
+from polargrad.linalg.method import IterationResult, PolarMethod, check_count, check_lower_bound, register
 from polargrad.linalg.minimax import composition
 from polargrad.linalg.newton_schulz import iterate_polynomials
-from polargrad.linalg.tall import is_tall
+from polargrad.linalg.precision import double_precision
+from polargrad.linalg.tall import TALL, is_tall
 
-__all__ = ["QDWH", "double_precision", "halley_weights", "polar_by_halley"]
+__all__ = ["QDWH", "halley_weights", "polar_by_halley"]
 
 # Up to this weight c the Cholesky factor of I + c X^H X, in the precision of X, is accurate enough. In float64 QR
 # takes over above it (Nakatsukasa and Higham 2013, section 5.4, who use 100); in float32 Cholesky in float64 does.
@@ -39,11 +41,8 @@ _ROUNDING = 2.5
 _NORM_MARGIN = 1.25
 # Weights up to this one keep c eps below 1e-4 in float64: I + c X^H X is then safely positive definite.
 _DOUBLE_CHOLESKY_WEIGHT = 1e11
-
-
-def double_precision(dtype: torch.dtype) -> torch.dtype:
-    """The 64-bit dtype that is real or complex as `dtype` is."""
-    return torch.complex128 if dtype.is_complex else torch.float64
+# Below this lower bound sqrt(c) X leaves the range of float32.
+_LEAST_LOWER_BOUND = 1e-50
 
 
 def halley_weight(lower: float) -> tuple[float, float, float]:
@@ -55,7 +54,7 @@ def halley_weight(lower: float) -> tuple[float, float, float]:
         >>> [round(weight, 9) for weight in halley_weight(1.0)]
         [3.0, 1.0, 3.0]
     """
-    d = (4.0 * (1.0 - lower**2) / lower**4) ** (1.0 / 3.0)
+    d = (4.0 * (1.0 - lower**2)) ** (1.0 / 3.0) / lower ** (4.0 / 3.0)
     root = math.sqrt(1.0 + d)
     a = root + 0.5 * math.sqrt(8.0 - 4.0 * d + 8.0 * (2.0 - lower**2) / (lower**2 * root))
     b = (a - 1.0) ** 2 / 4.0
@@ -116,6 +115,32 @@ def _halley_step(X: Tensor, a: float, b: float, c: float) -> Tensor:
     if c <= _DOUBLE_SOLVE_WEIGHT:
         return _cholesky_step(X, a, b, c, gram(X, double).mul_(c))
     return _cholesky_step(X.to(double), a, b, c, gram(X, double).mul_(c)).to(X.dtype)
+
+
+def _step_operations(m: int, n: int, c: float, work: torch.dtype) -> float:
+    """Of a Halley step of weight c: by QR, or a Gram matrix, its Cholesky factor and two solves."""
+    if c > _CHOLESKY_WEIGHT and (work == double_precision(work) or c > _DOUBLE_CHOLESKY_WEIGHT):
+        return operations.qr(m + n, n) + operations.product(m, n)
+    return operations.gram(m, n) + operations.cholesky(n) + operations.product(m, n)
+
+
+def halley_operations(m: int, n: int, lower: float, work: torch.dtype) -> float:
+    """Floating-point operations of `polar_by_halley` on one (m, n) with that lower bound."""
+    weights, rows, _ = _plan(lower, torch.finfo(work).eps)
+    steps = sum(_step_operations(m, n, c, work) for _, _, c in weights)
+    return steps + sum(operations.polynomial(m, n, c != 0) for _, _, c in rows)
+
+
+def _plan(lower: float, eps: float) -> tuple[tuple[tuple[float, float, float], ...], tuple[Coefficients, ...], float]:
+    """The weights of the Halley steps from `lower` on until quintics are cheaper, and those quintics.
+
+    Also the deviation from 1 that the last quintic meets.
+    """
+    weights = []
+    while lower < _POLYNOMIAL_BOUND:
+        weights.append(halley_weight(lower))
+        lower = _image_of_bound(lower, *weights[-1])
+    return tuple(weights), *_polynomials(_GRID * math.floor(lower / _GRID + 1e-9), eps)
 
 
 def _short_run(X: Tensor, size: Tensor, weights: Sequence[tuple[float, float, float]]) -> Tensor:
@@ -191,10 +216,7 @@ def polar_by_halley(
     Source: Nakatsukasa, Bai, Gygi (2010), eq. (3.10); Amsel, Persson, Musco, Gower (arXiv 2505.16932), theorem 3.1.
     """
     eps = torch.finfo(X.dtype).eps
-    weights, reached = [], lower
-    while reached < _POLYNOMIAL_BOUND:
-        weights.append(halley_weight(reached))
-        reached = _image_of_bound(reached, *weights[-1])
+    weights, rows, met = _plan(lower, eps)
     start = 0
     if G is not None and size is not None and weights and weights[0][2] > _CHOLESKY_WEIGHT:
         a, b, c = weights[0]
@@ -204,7 +226,6 @@ def polar_by_halley(
         X = X / size.to(X.real.dtype)
     for a, b, c in weights[start:]:
         X = _halley_step(X, a, b, c)
-    rows, met = _polynomials(_GRID * math.floor(reached / _GRID + 1e-9), eps)
     for row in rows[:-1]:
         X = _polynomial_step(X, gram(X), row)
     row, steps = rows[-1], len(weights) + len(rows)
@@ -247,19 +268,47 @@ class QDWH(PolarMethod):
     lower_bound: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1 or None, got {self.max_steps}")
-        if self.lower_bound is not None and not 0.0 < self.lower_bound < 1.0:
-            raise ValueError(f"lower_bound must lie in (0, 1) or be None, got {self.lower_bound}")
+        check_count("max_steps", self.max_steps)
+        if self.lower_bound is not None:
+            check_lower_bound(self.lower_bound, _LEAST_LOWER_BOUND)
 
-    def with_max_steps(self, max_steps: int) -> QDWH:
-        return replace(self, max_steps=max_steps)
+    def sigma_floor(self, dtype: torch.dtype) -> float:
+        return max(super().sigma_floor(dtype), self.lower_bound or 0.0)
+
+    def _weights(self, dtype: torch.dtype) -> tuple[tuple[float, float, float], ...]:
+        eps = torch.finfo(dtype).eps
+        return halley_weights(self.lower_bound or eps, 10 * eps)
+
+    def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        weights = self._weights(dtype)
+        if self.max_steps is None or self.max_steps >= len(weights):
+            return 1.0, 1.0
+        lower = self.lower_bound or torch.finfo(dtype).eps
+        for a, b, c in weights[: self.max_steps]:
+            lower = _image_of_bound(lower, a, b, c)
+        return map_interval(CUBIC, lower)
+
+    def tolerance(self, dtype: torch.dtype, n: int) -> float:
+        """Full accuracy: a run that `max_steps` stops short of it has not converged."""
+        return self.rounding(dtype, n)
+
+    def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
+        """Of a tall matrix or in float64 a QR factorization first; then the Halley steps, and products to finish."""
+        work = self.working_dtype(dtype)
+        total, rows = 0.0, m
+        if m >= TALL * n or work == double_precision(work):
+            total, rows = operations.qr(m, n) + operations.product(m, n), n
+        if self.max_steps is None:
+            return total + halley_operations(rows, n, self.lower_bound or torch.finfo(work).eps, work)
+        steps = self._weights(work)[: self.max_steps]
+        total += sum(_step_operations(rows, n, c, work) for _, _, c in steps)
+        return total + operations.polynomial(rows, n, quintic=False)
 
     def iterate(self, X: Tensor) -> IterationResult:
         eps = torch.finfo(X.dtype).eps
         lower = self.lower_bound or eps
         bound = norm_bound(X)
-        weights = halley_weights(lower, 10 * eps)
+        weights = self._weights(X.dtype)
         short = weights[: self.max_steps]
         if len(short) < len(weights) and self._by_gram(X, short):
             return IterationResult(_short_run(X, bound, short), len(short))

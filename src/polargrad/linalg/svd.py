@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polargrad.linalg import operations
 from polargrad.linalg.method import IterationResult, PolarMethod, register
 
 __all__ = ["SVD"]
@@ -40,3 +41,7 @@ class SVD(PolarMethod):
         cutoff = 4 * torch.finfo(X.dtype).eps if self.cutoff is None else self.cutoff
         kept = sigma > cutoff * sigma[..., :1]
         return IterationResult((P * kept.to(P.dtype).unsqueeze(-2)) @ Qh, steps=1)
+
+    def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
+        """The decomposition, and the product of its factors."""
+        return operations.svd(m, n) + operations.product(m, n)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from polargrad.linalg.kernels import solve_with_gram
 
-__all__ = ["is_tall", "preconditioned_qr", "sketch"]
+__all__ = ["TALL", "is_tall", "preconditioned_qr", "sketch"]
 
 # From this ratio of rows to columns on, a reduction to n columns and a product back cost less than working on X.
-_TALL = 1.25
+TALL = 1.25
 # Rows of a sketch per column, and rows of X that are mixed with each other.
 _SKETCH_RATIO = 4
 _MIXED_ROWS = 256
@@ -20,7 +20,7 @@ _MIXED_ROWS = 256
 
 def is_tall(X: Tensor) -> bool:
     """Whether X (k, m, n) has enough more rows than columns for a reduction to pay."""
-    return X.shape[-2] >= _TALL * X.shape[-1]
+    return X.shape[-2] >= TALL * X.shape[-1]
 
 
 @functools.lru_cache(maxsize=4)

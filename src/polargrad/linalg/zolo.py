@@ -10,11 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polargrad.linalg import operations
 from polargrad.linalg.coefficients import CUBIC
-from polargrad.linalg.double_gram import double_precision
 from polargrad.linalg.kernels import gram, product
-from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, register
+from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, check_count, check_lower_bound, register
 from polargrad.linalg.newton_schulz import iterate_polynomials, normalize_frobenius
+from polargrad.linalg.precision import double_precision
 from polargrad.linalg.zolotarev import MAX_DEGREE, Zolotarev, zolotarev_schedule
 
 __all__ = ["ZoloPD"]
@@ -106,22 +107,16 @@ class ZoloPD(PolarMethod):
     lower_bound: float | None = None
 
     def __post_init__(self) -> None:
-        if self.degree is not None and not 1 <= self.degree <= MAX_DEGREE:
-            raise ValueError(f"degree must be 1 to {MAX_DEGREE}, or None to choose it, got {self.degree!r}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, or None to converge, got {self.max_steps!r}")
-        if self.lower_bound is not None and not 1e-100 <= self.lower_bound < 1.0:
-            raise ValueError(f"lower_bound must lie in [1e-100, 1) or be None, got {self.lower_bound!r}")
-
-    def with_max_steps(self, max_steps: int) -> ZoloPD:
-        return replace(self, max_steps=max_steps)
+        check_count("degree", self.degree, MAX_DEGREE)
+        check_count("max_steps", self.max_steps)
+        if self.lower_bound is not None:
+            check_lower_bound(self.lower_bound, 1e-100)
 
     def with_accuracy(self, accuracy: Accuracy, dtype: torch.dtype) -> ZoloPD:
         """The smallest degree whose two steps reach `accuracy` without a polish."""
-        asked = 16.0 * torch.finfo(dtype).eps if accuracy == "full" else accuracy
         for degree in range(1, MAX_DEGREE + 1):
             method = replace(self, degree=degree, max_steps=2)
-            if accuracy != "full" and method.tolerance(self.working_dtype(dtype), 1) <= asked:
+            if accuracy != "full" and method.tolerance(self.working_dtype(dtype), 1) <= accuracy:
                 return method
         super().with_accuracy(accuracy, dtype)
         return self
@@ -129,9 +124,24 @@ class ZoloPD(PolarMethod):
     def sigma_floor(self, dtype: torch.dtype) -> float:
         return self.lower_bound or torch.finfo(dtype).eps
 
-    def tolerance(self, dtype: torch.dtype, n: int) -> float:
+    def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
         steps, polish = self.schedule(dtype)
-        return (0.0 if polish else 1.0 - steps[-1].lower) + super().tolerance(dtype, n)
+        return (1.0 if polish else steps[-1].lower), 1.0
+
+    def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
+        """Every term of a step by a Cholesky factorization and inverse, or by the QR of [X; sqrt(c) I]."""
+        work = self.working_dtype(dtype)
+        steps, polish = self.schedule(work)
+        total, rows = 0.0, m
+        if self._arithmetic(steps[0], work) == "qr":
+            total, rows = operations.qr(m, n) + operations.product(m, n), n
+        for step in steps:
+            if self._arithmetic(step, work) == "qr":
+                total += len(step.shifts) * (operations.qr(rows + n, n) + operations.product(rows, n))
+            else:
+                term = operations.cholesky(n) + 2 * operations.triangular_inverse(n)
+                total += operations.gram(rows, n) + len(step.shifts) * term + operations.product(rows, n)
+        return total + (operations.polynomial(rows, n, quintic=False) if polish else 0.0)
 
     def schedule(self, dtype: torch.dtype) -> tuple[tuple[Zolotarev, ...], bool]:
         """The steps for work in `dtype`, and whether they converge, so that the polish is due."""
@@ -163,10 +173,7 @@ class ZoloPD(PolarMethod):
             failed = failed | info
         if polish:
             X = iterate_polynomials(X, CUBIC)
-        low = steps[-1].lower if not polish else 1.0
-        return IterationResult(
-            X if Q is None else product(Q, X.mH), steps=len(steps), breakdown=failed, bounds=lambda: (low, 1.0)
-        )
+        return IterationResult(X if Q is None else product(Q, X.mH), steps=len(steps), breakdown=failed)
 
     @staticmethod
     def _arithmetic(step: Zolotarev, dtype: torch.dtype) -> str:

@@ -1,0 +1,38 @@
+"""Scaling by powers of two: it brings entries near 1, where their squares are in range, and does not round."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["largest_entry", "power_of_two_scale"]
+
+
+def largest_entry(A: Tensor) -> Tensor:
+    """The largest |a_ij| of each matrix (*batch, m, n), (*batch, 1, 1); of real and imaginary parts where complex.
+
+    NaN and infinity carry over. Unlike the modulus of a complex number, a part of it does not overflow.
+
+    Example:
+        >>> largest_entry(torch.tensor([[3.0 - 4.0j]])).item()
+        4.0
+    """
+    entries = torch.view_as_real(A).flatten(-2) if A.is_complex() else A
+    return torch.maximum(entries.amax((-2, -1), keepdim=True), -entries.amin((-2, -1), keepdim=True))
+
+
+def power_of_two_scale(largest: Tensor) -> Tensor:
+    """The power of two that brings each of `largest` into [1/2, 1), in float32 or float64; 1 for 0, NaN and infinity.
+
+    For subnormal numbers it is the largest power of two whose reciprocal is a normal number, as near as they get to 1.
+
+    Example:
+        >>> power_of_two_scale(torch.tensor([3.0, 0.25, 0.0])).tolist()
+        [0.25, 2.0, 1.0]
+    """
+    wide = largest.to(torch.float64 if largest.dtype == torch.float64 else torch.float32)
+    exponent = torch.frexp(torch.where(wide.isfinite(), wide, 0.0)).exponent
+    limit = int(math.log2(torch.finfo(wide.dtype).max)) - 1
+    return torch.ldexp(torch.ones_like(wide), -exponent.clamp(-limit, limit))
