@@ -15,6 +15,8 @@ from torch import Tensor
 from polargrad.distributed.communicator import Communicator
 from polargrad.distributed.layout import Layout
 from polargrad.linalg.kernels import gram, product
+from polargrad.linalg.precision import at_least_single
+from polargrad.linalg.scaling import power_of_two_scale
 from polargrad.optim.execution import LMO, DirectionRequest, Directions, statistics_dtype
 
 __all__ = ["gram_passes", "summed_gram"]
@@ -99,15 +101,13 @@ def gram_passes(
     tall = request.view.shape[0] >= request.view.shape[1]
     sources = [source if tall else source.mT for source in request.sources]
     dtype = sources[0].dtype
-    work = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    work = at_least_single(dtype)
     largest = torch.stack([(X.abs().amax() if X.numel() else X.new_zeros(())).double() for X in sources])
     pending = communicator.all_reduce(largest, dist.ReduceOp.MAX)
     yield
     largest = pending()
     finite = largest.isfinite()
-    # A power of two does not round, and keeps squares in range.
-    exponent = torch.frexp(torch.where(finite, largest, 1.0)).exponent.clamp(-1000, 1000)
-    scale = torch.ldexp(torch.ones_like(largest), -exponent)
+    scale = power_of_two_scale(largest)
     usable = torch.where(finite, scale, 0.0).to(work)
     rows = [_Rows(torch.nan_to_num(X.to(work)) * s) for X, s in zip(sources, usable, strict=True)]
     eps = torch.finfo(work).eps

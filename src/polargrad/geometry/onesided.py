@@ -10,6 +10,8 @@ from torch import Tensor
 
 from polargrad.geometry.base import Geometry, register
 from polargrad.linalg.kernels import gram, product
+from polargrad.linalg.precision import at_least_single, double_precision
+from polargrad.linalg.scaling import largest_entry, power_of_two_scale
 
 __all__ = ["LeftPolar", "RightPolar"]
 
@@ -70,12 +72,9 @@ class RightPolar(Geometry):
         if G.numel() == 0:
             return torch.zeros_like(G)
         X = G.flatten(0, -3) if G.ndim > 2 else G.unsqueeze(0)
-        work = torch.float32 if X.dtype in (torch.float16, torch.bfloat16) else X.dtype
-        # A power of two does not round, and keeps the squares of tiny and huge entries in range.
-        largest = X.abs().amax((-2, -1), keepdim=True).to(torch.float64)
-        exponent = torch.frexp(torch.where(largest.isfinite(), largest, 1.0)).exponent.clamp(-1000, 1000)
-        X = (X * torch.ldexp(torch.ones_like(largest), -exponent)).to(work)
-        S = gram(X, torch.complex128 if X.is_complex() else torch.float64)
+        # In float64, which holds the reciprocal of every float32 number.
+        X = (X * power_of_two_scale(largest_entry(X).double())).to(at_least_single(X.dtype))
+        S = gram(X, double_precision(X.dtype))
         finite = S.isfinite().all(-1).all(-1)[:, None, None]
         root = torch.where(finite, _inverse_square_root(torch.where(finite, S, 0.0)), torch.nan)
         # In float64 too: where cond(G) is large, the terms of the product cancel.
