@@ -1,11 +1,13 @@
 """The shared path: what a caller may pass, what comes back, and what stays untouched."""
 
 import math
+import sys
 
 import pytest
 import torch
 
 from polargrad.linalg import (
+    NewtonSchulz,
     Status,
     polar,
     polar_factor,
@@ -188,3 +190,19 @@ def test_half_precision_is_computed_in_single(method, dtype):
     assert float((U.float() - exact.unitary).abs().max()) <= eps_of(dtype)
     assert float((H.float() - exact.hermitian).abs().max()) <= eps_of(dtype) * float(exact.hermitian.abs().max())
     assert status == Status.CONVERGED
+
+
+# Cost
+
+
+def test_a_factor_by_a_method_costs_few_python_calls():
+    """An optimizer asks for one per bucket and step: Muon's five steps in at most 30 calls."""
+    calls = []
+    method, A = NewtonSchulz(), torch.randn(64, 32)
+    polar_factor(A, method)
+    sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        polar_factor(A, method)
+    finally:
+        sys.setprofile(None)
+    assert 5 < len(calls) <= 30, calls

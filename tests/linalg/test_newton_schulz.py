@@ -23,7 +23,7 @@ def _compare_with_muon(A, coefficients):
     independent roundings would differ by sqrt(2) e; these share most of theirs.
     """
     theirs = _zeropower_via_newtonschulz(A.clone(), coefficients, 5, 1e-7).double()
-    ours = polar_factor(A, "newton-schulz").double()
+    ours = polar_factor(A, NewtonSchulz.muon()).double()
     X = A.bfloat16().double()[None]
     exact = iterate_polynomials(normalize_frobenius(X if X.shape[-2] >= X.shape[-1] else X.mT), (coefficients,) * 5)[0]
     rounding = (theirs - (exact if exact.shape == theirs.shape else exact.mT)).norm()
@@ -32,7 +32,7 @@ def _compare_with_muon(A, coefficients):
 
 @pytest.mark.parametrize(("m", "n"), [(64, 64), (96, 32), (32, 96), (40, 1), (1, 1), (130, 70)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_default_is_the_factor_of_torch_muon(m, n, dtype):
+def test_muons_schedule_in_bfloat16_is_the_factor_of_torch_muon(m, n, dtype):
     torch.manual_seed(m + n)
     difference, rounding = _compare_with_muon(torch.randn(m, n).to(dtype), MUON)
     assert difference <= rounding

@@ -61,7 +61,7 @@ def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
         finite = largest.isfinite()
         scale = power_of_two_scale(largest)
         if work != torch.float16:  # whose range is too narrow to leave anything as it is
-            scale = torch.where((scale <= _MODERATE) & (scale >= 1.0 / _MODERATE), 1.0, scale)
+            scale = torch.where(scale.clamp(1.0 / _MODERATE, _MODERATE) == scale, 1.0, scale)
         # A look at the flags costs the host nothing and saves passes over A; elsewhere it would stop the queue.
         if on_host(X):
             finite = None if bool(finite.all()) else finite

@@ -56,7 +56,7 @@ class GramPolynomials(PolarMethod):
     """The unitary factor of a matrix by products in float64: no factorization, no number read from the device.
 
     Products of float32 numbers are exact in float64, so G = X^H X knows singular values down to 1e-8 ||X||, below the
-    rounding of a float32 X itself (for float64 input that is the limit of the method: see `tolerance`). With
+    rounding of a float32 X itself; of float64 input the factor has single precision. With
     polynomials q_k and M_1 = G / tau, tau = ||G^2||_F^(1/2) >= ||X||_2^2::
 
         Q_k = q_k(M_k),   M_(k+1) = M_k Q_k^2         for k = 1, ..., 6
@@ -84,6 +84,11 @@ class GramPolynomials(PolarMethod):
 
     def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
         return 1.0 - _DEVIATION, 1.0 + _DEVIATION
+
+    def rounding(self, dtype: torch.dtype, n: int) -> float:
+        """That of single precision: what G does not resolve of a float64 X turns U by the square root of its eps."""
+        single = torch.complex64 if dtype.is_complex else torch.float32
+        return super().rounding(single, n)
 
     def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
         """Two Gram matrices and two products of m rows, and 4 or 5 products of n x n matrices for every polynomial."""

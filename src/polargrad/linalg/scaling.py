@@ -33,6 +33,6 @@ def power_of_two_scale(largest: Tensor) -> Tensor:
         [0.25, 2.0, 1.0]
     """
     wide = largest.to(torch.float64 if largest.dtype == torch.float64 else torch.float32)
-    exponent = torch.frexp(torch.where(wide.isfinite(), wide, 0.0)).exponent
+    exponent = torch.frexp(wide.nan_to_num(0.0, 0.0, 0.0)).exponent
     limit = int(math.log2(torch.finfo(wide.dtype).max)) - 1
     return torch.ldexp(torch.ones_like(wide), -exponent.clamp(-limit, limit))
