@@ -22,7 +22,7 @@ from polargrad.linalg.coefficients import (
 )
 from polargrad.linalg.compilation import compile_constant
 from polargrad.linalg.kernels import gram, hermitian_product
-from polargrad.linalg.kernels.symmetric import SMALLEST_BLOCKED, blocked
+from polargrad.linalg.kernels.symmetric import blocked
 from polargrad.linalg.method import IterationResult, PolarMethod, check_count, register
 from polargrad.linalg.minimax import CUSHION, composition, with_safety
 from polargrad.linalg.precision import HALF
@@ -47,26 +47,20 @@ def iterate_polynomials(X: Tensor, schedule: tuple[Coefficients, ...]) -> Tensor
     multiplied from the left, as torch.optim.Muon does, so that half-precision results agree with it bit for bit.
     """
     square = X.shape[-2] == X.shape[-1]
-    if X.shape[0] == 1 and (X.shape[-1] < SMALLEST_BLOCKED or not blocked(X)):
-        # A single matrix takes the 2-D routines, which are faster than a batch of one.
-        A = X[0]
-        for a, b, c in schedule:
-            G = A @ A.mH if square else A.mH @ A
-            P = torch.addmm(G, G, G, beta=b, alpha=c) if c else b * G
-            A = torch.addmm(A, P, A, beta=a) if square else torch.addmm(A, A, P, beta=a)
-        return A[None]
+    single, by_blocks = X.shape[0] == 1, blocked(X)
+    # A single matrix takes the 2-D routines, which are faster than a batch of one.
+    add_product, X = (torch.addmm, X[0]) if single else (torch.baddbmm, X)
     for a, b, c in schedule:
-        G = gram(X.mH if square else X)
-        P = hermitian_product(G, G, G, beta=b, alpha=c) if c else b * G
-        X = _add_product(X, P, X, a) if square else _add_product(X, X, P, a)
-    return X
-
-
-def _add_product(C: Tensor, A: Tensor, B: Tensor, beta: float) -> Tensor:
-    """The sum beta C + A B; a single matrix takes the 2-D routine."""
-    if C.shape[0] == 1:
-        return torch.addmm(C[0], A[0], B[0], beta=beta)[None]
-    return torch.baddbmm(C, A, B, beta=beta)
+        if by_blocks:
+            batch = X[None] if single else X
+            G = gram(batch.mH if square else batch)
+            P = hermitian_product(G, G, G, beta=b, alpha=c) if c else b * G
+            P = P[0] if single else P
+        else:
+            G = X @ X.mH if square else X.mH @ X
+            P = add_product(G, G, G, beta=b, alpha=c) if c else b * G
+        X = add_product(X, P, X, beta=a) if square else add_product(X, X, P, beta=a)
+    return X[None] if single else X
 
 
 @compile_constant
