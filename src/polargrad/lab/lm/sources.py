@@ -55,7 +55,7 @@ class Source:
 
     Args:
         name: the source's name in records.
-        identity: changes whenever the documents may; what is made of them is cached under it.
+        identity: changes whenever the documents may; vocabularies and tokens are cached under it.
         read: the documents from a number onwards.
         length: number of documents of a source that holds out its last ones; None: any number, and those held out are
             spread evenly.

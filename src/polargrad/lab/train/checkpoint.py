@@ -44,8 +44,8 @@ class CheckpointPolicy:
     Args:
         every_steps: steps between saves; 0: by the clock.
         every_seconds: seconds between saves by the clock; more where saving takes more than a hundredth of them.
-        keep: how many checkpoints stay; older ones are deleted once a newer one is whole.
-        keep_finished: whether a run that came to its end leaves its last checkpoint, the trained weights; else none.
+        keep: number of checkpoints kept; older ones are deleted once a newer one is complete.
+        keep_finished: whether a finished run keeps its last checkpoint, the trained weights; otherwise none.
 
     Raises:
         ValueError: a number out of range.
@@ -65,7 +65,7 @@ class CheckpointPolicy:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read and found whole.
+    """A checkpoint that was read and is undamaged.
 
     Args:
         path: the file.
@@ -163,7 +163,7 @@ class Checkpoints:
         return path
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None if there never was one.
+        """The newest undamaged checkpoint; None if there never was one.
 
         A damaged file is renamed, so that its name can be used again, and passed over.
 

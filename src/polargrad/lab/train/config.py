@@ -15,7 +15,7 @@ class LoopConfig:
         steps: optimizer steps.
         eval_every: steps between evaluations, besides the ones before the first and after the last step; 0: only those.
         log_every: steps between reads of the loss. Every step is recorded; a larger number lets a GPU run ahead.
-        probe_every: steps between looks at the gradients, besides the first step's; 0: none at all.
+        probe_every: steps between calls of the probe, besides the first step's; 0: none.
         clip_grad_norm: the largest Frobenius norm of all gradients together; None: no clipping.
         divergence_factor: a loss above this many times the first step's ends the run, if that one is positive; None: no
             limit.

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress displays: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
