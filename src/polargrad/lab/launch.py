@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 import torch
 
 from polargrad.lab.checks import check_integer, given
-from polargrad.lab.lm import Architecture, architecture
+from polargrad.lab.lm.models import Architecture, architecture
 from polargrad.lab.recipes import RECIPES, optimizer_for
 from polargrad.lab.run.spec import Computation, Evaluation, LanguageModel, RunSpec, Text, option
 from polargrad.lab.train import Constant, Cosine, LoopConfig, Schedule, WarmupLinearDecay

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polargrad.lab.cli import terminal
-from polargrad.lab.cli.report import rates
 from polargrad.lab.matrix import PROBLEMS
 from polargrad.lab.recipes import COMPARISONS, RECIPES, spec_of
 from polargrad.lab.studies import STUDIES
@@ -25,7 +24,7 @@ class List:
         rows: list[tuple[object, ...]] = []
         for name in RECIPES:
             spec = spec_of(name)
-            rows.append((name, spec.description, rates(spec), spec.loop.steps))
+            rows.append((name, spec.description, terminal.rates(spec), spec.loop.steps))
         for name, experiment in ((name, problem.experiment) for name, problem in PROBLEMS.items()):
             if experiment is not None:
                 about = f"{experiment.title}, {len(experiment.chosen())} configurations."

@@ -103,9 +103,8 @@ class Pretrain(Launch):
         need = footprint(spec, run.devices)
         seconds = need.seconds(run.devices, run.tflops * 1e12, run.optimizer_tflops * 1e12)
         parts = {name: getattr(need, name) / 1e9 for name in ("weights", "optimizer", "activations", "logits")}
-        rates = ", ".join(f"{role} {rate:g}" for role, rate in spec.learning_rates.items())
         yield f"{spec.name}: {need.parameters:,} parameters, {spec.description}"
-        yield f"rates: {rates}; schedule {spec.schedule}"
+        yield f"rates: {terminal.rates(spec)}; schedule {spec.schedule}"
         yield f"{spec.loop.steps:,} steps of {model.batch} x {model.sequence} tokens, {need.tokens:,} in all"
         listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
         yield f"memory on each of {run.devices} devices, estimated: {need.memory / 1e9:.1f} GB ({listed})"

@@ -11,7 +11,7 @@ from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Positional
 from polargrad.lab.compare import analysis
 from polargrad.lab.run.folder import COMPARISON, ENDED, FIGURES, Run, find_runs, read_run, refuse_existing, status_of
-from polargrad.lab.run.spec import LanguageModel, RunSpec
+from polargrad.lab.run.spec import LanguageModel
 
 __all__ = ["Report", "print_comparison", "print_experiment", "print_outcomes", "print_run"]
 
@@ -44,11 +44,6 @@ class Report:
             self.out.parent.mkdir(parents=True, exist_ok=True)
         alone = self.folders[0] / PAGE if len(self.folders) == 1 else terminal.dated("report", Path(), ".html")
         _print_report(runs, self.out or alone)
-
-
-def rates(spec: RunSpec) -> str:
-    """Each role with its learning rate."""
-    return ", ".join(f"{role} {rate:g}" for role, rate in spec.learning_rates.items())
 
 
 def narrated() -> dict[str, Any]:
@@ -121,10 +116,10 @@ def print_comparison(folder: Path) -> None:
 
 def _print_report(runs: Sequence[Run], page: Path) -> None:
     """Print the table of runs and write their page: of language models side by side, or of a matrix experiment."""
-    from polargrad.lab.compare.page import write_runs_page
-    from polargrad.lab.studies.matrix import experiments
-
-    of_models = all(isinstance(run.spec.objective, LanguageModel) for run in runs)
-    written = write_runs_page(runs, page) if of_models else experiments.report(runs, page)
+    if all(isinstance(run.spec.objective, LanguageModel) for run in runs):
+        from polargrad.lab.compare.page import write_runs_page as write
+    else:
+        from polargrad.lab.studies.matrix.experiments import report as write
+    written = write(runs, page)
     print_outcomes(runs)
     terminal.console().print(f"Report: {written}")

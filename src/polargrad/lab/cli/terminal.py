@@ -7,12 +7,16 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["console", "dated", "new_folder", "print_table", "tell"]
+if TYPE_CHECKING:
+    from polargrad.lab.run.spec import RunSpec
+
+__all__ = ["console", "dated", "new_folder", "print_table", "rates", "tell"]
 
 
 def console() -> Console:
@@ -29,6 +33,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console().print(table)
+
+
+def rates(spec: RunSpec) -> str:
+    """Each role with its learning rate."""
+    return ", ".join(f"{role} {rate:g}" for role, rate in spec.learning_rates.items())
 
 
 def dated(name: str, folder: Path = Path("runs"), ending: str = "") -> Path:

@@ -1,29 +1,28 @@
 """Language modelling: text, tokens, decoders, and next-token prediction as an objective."""
 
-from polargrad.lab.lm.models import ARCHITECTURES, Architecture, architecture, decoder
-from polargrad.lab.lm.objective import LanguageModelObjective
-from polargrad.lab.lm.sources import Document, Source, open_source, standard_library, text_files
-from polargrad.lab.lm.tensor_parallel import tensor_cuts, tensor_plan
-from polargrad.lab.lm.tokenizer import Tokenizer, load_tokenizer, train_bpe
-from polargrad.lab.lm.tokens import EncodedCorpus, TokenFile, tokenize
+from __future__ import annotations
 
-__all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "Document",
-    "EncodedCorpus",
-    "LanguageModelObjective",
-    "Source",
-    "TokenFile",
-    "Tokenizer",
-    "architecture",
-    "decoder",
-    "load_tokenizer",
-    "open_source",
-    "standard_library",
-    "tensor_cuts",
-    "tensor_plan",
-    "text_files",
-    "tokenize",
-    "train_bpe",
-]
+import importlib
+from typing import Any
+
+# The module of each public name, imported when the name is first used: a spec needs the sizes of a decoder alone.
+_PUBLIC = {
+    **dict.fromkeys(("ARCHITECTURES", "Architecture", "architecture", "decoder"), "models"),
+    "LanguageModelObjective": "objective",
+    **dict.fromkeys(("Document", "Source", "open_source", "standard_library", "text_files"), "sources"),
+    **dict.fromkeys(("tensor_cuts", "tensor_plan"), "tensor_parallel"),
+    **dict.fromkeys(("Tokenizer", "load_tokenizer", "train_bpe"), "tokenizer"),
+    **dict.fromkeys(("EncodedCorpus", "TokenFile", "tokenize"), "tokens"),
+}
+
+__all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

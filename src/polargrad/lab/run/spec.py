@@ -18,11 +18,10 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from polargrad.lab.checks import check_integer
-from polargrad.lab.lm import Architecture
-from polargrad.lab.matrix import PROBLEMS, ProblemSpec
+from polargrad.lab.checks import check_integer, unknown_name
+from polargrad.lab.lm.models import Architecture
 from polargrad.lab.train import Constant, LoopConfig, Schedule, schedule_from_dict
 
 Plain = None | bool | int | float | str | tuple["Plain", ...] | Mapping[str, "Plain"]
@@ -136,8 +135,15 @@ class LanguageModel(Evaluation, Computation, Text, Architecture):
         if not 0.0 < self.held_out < 1.0:
             raise ValueError(f"held_out is {self.held_out!r}, the share of documents held out; give one in (0, 1)")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with the kind first."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
 
-ObjectiveSpec = LanguageModel | ProblemSpec
+
+if TYPE_CHECKING:
+    from polargrad.lab.matrix import ProblemSpec
+
+    ObjectiveSpec = LanguageModel | ProblemSpec
 
 
 @dataclass(frozen=True)
@@ -225,7 +231,7 @@ class RunSpec:
             "recipe": self.recipe,
             "description": self.description,
             "seed": self.seed,
-            "objective": _objective_to_dict(self.objective),
+            "objective": self.objective.to_dict(),
             "optimizer": _thaw(self.optimizer),
             "schedule": self.schedule.to_dict(),
             "loop": dataclasses.asdict(self.loop),
@@ -270,20 +276,15 @@ def _rebuild(_objective: ObjectiveSpec, data: Mapping[str, Any]) -> RunSpec:
     return RunSpec.from_dict(data)
 
 
-def _objective_to_dict(objective: ObjectiveSpec) -> dict[str, Any]:
-    if isinstance(objective, ProblemSpec):
-        return objective.to_dict()
-    return {"kind": objective.kind, **dataclasses.asdict(objective)}
-
-
 def _objective_from_dict(data: Mapping[str, Any]) -> ObjectiveSpec:
     settings = {key: value for key, value in data.items() if key != "kind"}
     kind = data.get("kind")
     if kind == LanguageModel.kind:
         return _build(LanguageModel, settings, f"objective {kind}")
+    from polargrad.lab.matrix import PROBLEMS, ProblemSpec
+
     if kind not in PROBLEMS:
-        known = ", ".join((LanguageModel.kind, *PROBLEMS))
-        raise ValueError(f"objective kind {kind!r} is unknown; this version knows {known}")
+        raise unknown_name("kind of objective", kind, (LanguageModel.kind, *PROBLEMS))
     return ProblemSpec(kind, settings)
 
 
