@@ -93,7 +93,7 @@ def _changed(**changes):
     [
         (_changed(format=2), "format 2"),
         (_changed(colour="red"), "no 'colour'"),
-        (_changed(objective={"kind": "cubic"}), "kind 'cubic' is unknown"),
+        (_changed(objective={"kind": "cubic"}), "unknown kind of objective 'cubic'"),
         (_changed(objective={"kind": "language-model", "depth": 3}), "no 'depth'"),
         (_changed(objective=3), "objective must be an object"),
         (_changed(loop={}), "lacks steps"),
