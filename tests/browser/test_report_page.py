@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from polargrad.lab.compare.page import write_runs_page
+from polargrad.lab.compare.page import Findings
 from tests.runs import written_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -62,7 +62,7 @@ def page(tmp_path_factory):
         written_run(folder / "muon", [(0, 8.0), (5, 5.0), (10, 4.0)]),
         written_run(folder / "a-run-with-quite-a-long-name", [(0, 8.0), (5, 7.0), (10, 6.0)]),
     ]
-    return write_runs_page(runs, folder / "report.html")
+    return Findings(runs).write_page(folder / "report.html")
 
 
 def _chromium(tmp_path, *arguments):

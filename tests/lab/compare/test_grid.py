@@ -9,7 +9,7 @@ from polargrad.lab.compare.analysis import condition_number, largest_rise, repli
 from polargrad.lab.compare.comparison import Comparison
 from polargrad.lab.compare.figures import figures
 from polargrad.lab.compare.grid import Grid
-from polargrad.lab.compare.page import write_comparison_page
+from polargrad.lab.compare.page import Findings
 from polargrad.lab.compare.sweep import grid_points
 from polargrad.lab.recipes import COMPARISONS, spec_of
 from polargrad.lab.train import WarmupLinearDecay
@@ -173,11 +173,11 @@ def test_values_that_are_no_numbers_stand_side_by_side(tmp_path):
 def test_the_page_has_the_grid(tmp_path):
     whole = asked()
     runs = written_grid(tmp_path / "c", whole, course)
-    text = write_comparison_page(runs, tmp_path / "c" / "report.html").read_text()
+    text = Findings.read(tmp_path / "c").write_page(tmp_path / "c" / "report.html").read_text()
     assert "<h2>The grid</h2>" in text
     assert "adamw: lowest 4.000 at warmup=0,rates=1" in text
     assert (tmp_path / "c" / "figures" / "grid-final.png").is_file()
-    alone = write_comparison_page(runs[:1], tmp_path / "report.html").read_text()  # no comparison's folder
+    alone = Findings(runs[:1]).write_page(tmp_path / "report.html").read_text()  # no comparison's folder
     assert "The grid" not in alone
 
 

@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from polargrad.lab.compare.page import write_runs_page
+from polargrad.lab.compare.page import Findings
 from tests.runs import written_run
 
 SCRIPT = "<script>alert(1)<"
@@ -41,7 +41,7 @@ def runs(tmp_path):
 
 
 def _page(runs, tmp_path):
-    html = write_runs_page(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    html = Findings(runs).write_page(tmp_path / "report.html").read_text(encoding="utf-8")
     return html, Page(html)
 
 
@@ -124,13 +124,13 @@ def test_runs_that_never_got_anywhere_are_reported(tmp_path):
 
 
 def test_a_report_is_made_again_in_its_place(runs, tmp_path):
-    write_runs_page(runs, tmp_path / "report.html")
-    write_runs_page(runs[:1], tmp_path / "report.html")
+    Findings(runs).write_page(tmp_path / "report.html")
+    Findings(runs[:1]).write_page(tmp_path / "report.html")
     assert "muon" not in (tmp_path / "report.html").read_text()
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_there_must_be_something_to_report(tmp_path):
     with pytest.raises(ValueError, match="no runs"):
-        write_runs_page([], tmp_path / "report.html")
+        Findings([]).write_page(tmp_path / "report.html")
     assert not list(tmp_path.iterdir())

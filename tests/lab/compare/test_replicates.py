@@ -7,8 +7,8 @@ import pytest
 
 from polargrad.lab.compare.analysis import Spread, replicates
 from polargrad.lab.compare.comparison import Comparison, final_losses
-from polargrad.lab.compare.page import Findings, write_comparison_page
-from polargrad.lab.run.folder import COMPARISON, SPEC, find_runs, read_run, write_json
+from polargrad.lab.compare.page import Findings
+from polargrad.lab.run.folder import COMPARISON, SPEC, read_run, write_json
 from tests.runs import tiny_spec, written_run
 
 
@@ -17,6 +17,11 @@ def seeded(folder, recipe, seed, curve, **options):
     run = written_run(folder / f"{recipe}@seed={seed}", curve, recipe=recipe, **options)
     (run.path / SPEC).write_text(dataclasses.replace(run.spec, seed=seed).to_json())
     return read_run(run.path)
+
+
+def asked(*names):
+    """A comparison of recipes over three seeds."""
+    return Comparison(tuple(tiny_spec("text.txt", name) for name in names), seeds=(1, 2, 3))
 
 
 @pytest.fixture
@@ -64,31 +69,29 @@ def test_a_seed_that_diverged_is_counted_as_missing(tmp_path):
     ]
     (group,) = replicates(made)
     assert group.final.text(1) == "5.0 (1 of 2 seeds)"
-    assert "5.0000 diverged" in Findings(tuple(made)).results().rows[0]
+    assert "5.0000 diverged" in Findings(made, asked("a")).results().rows[0]
 
 
 def test_a_recipe_whose_rates_are_still_searched_for_is_no_result(runs, tmp_path):
-    recipes = tuple(tiny_spec("text.txt", name) for name in ("a", "b"))
-    asked = Comparison(recipes, seeds=(1, 2, 3), tune=True)
-    write_json(tmp_path / COMPARISON, asked.to_dict())
-    assert [one.name for one in Findings.of(runs, tmp_path).shown] == ["a", "b"]  # neither search has ended
-    while pending := asked.tuning(recipes[1]).ask(final_losses(tmp_path)).pending:
+    searched = dataclasses.replace(asked("a", "b"), tune=True)
+    write_json(tmp_path / COMPARISON, searched.to_dict())
+    assert [one.name for one in Findings.read(tmp_path).shown] == ["a", "b"]  # neither search has ended
+    while pending := searched.tuning(searched.recipes[1]).ask(final_losses(tmp_path)).pending:
         for spec in pending:
             written_run(tmp_path / spec.name, [(0, 8.0), (4, 5.0)], recipe="b")
-    every = [read_run(path) for path in find_runs(tmp_path)]
-    assert [one.name for one in Findings.of(every, tmp_path).shown] == ["b"]
+    assert [one.name for one in Findings.read(tmp_path).shown] == ["b"]
 
 
 def test_tables_and_page(runs, tmp_path):
-    found = Findings(tuple(runs))
-    assert [(str(row[0]), *row[1:3]) for row in found.results().rows] == [
+    found = Findings(runs, asked("a", "b"))
+    assert [tuple(map(str, row[:3])) for row in found.results().rows] == [
         ("a", "5.0000 ± 1.0000", "4.0000 5.0000 6.0000"),
         ("b", "4.6667 ± 2.0817", "3.0000 4.0000 7.0000"),
     ]
     steps, seconds = found.cross_tables()
     assert steps.rows[1][1] == "4 ± 1 (2 of 3 seeds) (45%)"
     assert seconds.columns[0].startswith("seconds to")
-    page = write_comparison_page(runs, tmp_path / "report.html")
+    page = found.write_page(tmp_path / "report.html")
     text = page.read_text()
     assert "Lowest validation loss: b, 4.6667 ± 2.0817." in text
     assert "in 45% of its steps" in text

@@ -135,10 +135,10 @@ class Pretrain(Launch):
 def _report(finished: Run) -> None:
     """Print how a run ended, and how fast it was, and write its page."""
     from polargrad.lab.compare import analysis
-    from polargrad.lab.compare.page import write_runs_page
+    from polargrad.lab.compare.page import Findings
     from polargrad.lab.report.page import PAGE
 
-    page = write_runs_page([finished], finished.path / PAGE, save_figures=True)
+    page = Findings([finished]).write_page(finished.path / PAGE, save_figures=True)
     summary = finished.summary or {}
     units, seconds = summary.get("units", 0), summary.get("seconds", 0.0)
     speed = f", {units / seconds:,.0f} tokens/s" if seconds else ""

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Positional
 from polargrad.lab.compare import analysis
-from polargrad.lab.run.folder import COMPARISON, ENDED, FIGURES, Run, find_runs, read_run, refuse_existing, status_of
+from polargrad.lab.run.folder import COMPARISON, FIGURES, Run, find_runs, read_run, refuse_existing
 from polargrad.lab.run.spec import LanguageModel
 
-__all__ = ["Report", "print_comparison", "print_experiment", "print_outcomes", "print_run"]
+if TYPE_CHECKING:
+    from polargrad.lab.compare.page import Findings
+
+__all__ = ["Report", "print_comparison", "print_experiment", "print_run"]
 
 PAGE = "report.html"
 
@@ -74,52 +77,31 @@ def print_experiment(runs: Sequence[Run], page: Path) -> None:
         terminal.console().print(line)
 
 
-def print_outcomes(runs: Sequence[Run]) -> None:
-    """The table of every run, the sentences about the best of each recipe, and warnings."""
-    from polargrad.lab.compare.grid import edge_notes
-    from polargrad.lab.compare.page import runs_table
-
-    shown, runs = terminal.console(), analysis.with_distinct_names(runs)
-    table = runs_table(analysis.alone(runs), ", ")
-    columns = (0, 1, 2, 3, 7, 5, 8)
-    terminal.print_table([table.columns[i] for i in columns], [[row[i] for i in columns] for row in table.rows])
-    best = analysis.alone(analysis.best_of_recipe(runs))
-    for one in best:
-        shown.print(analysis.sentence(one, analysis.baseline_of(best)))
-    for note in (*analysis.cautions(runs), *edge_notes(runs)):
-        shown.print(f"Note: {note}")
-
-
 def print_comparison(folder: Path) -> None:
-    """Print the table of a comparison's runs that have ended, and write the page."""
-    from polargrad.lab.compare.comparison import read_comparison
-    from polargrad.lab.compare.page import Findings, write_comparison_page
+    """Print the tables of a comparison's runs that have ended, and write the page."""
+    from polargrad.lab.compare.page import Findings
 
-    asked = read_comparison(folder)
-    runs = [read_run(path) for path in find_runs(folder) if status_of(path) in ENDED]
-    if not runs:
-        raise FileNotFoundError(f"no run in {folder} has ended yet; `polargrad resume {folder}` goes on")
-    order = list(asked.places)
-    runs.sort(key=lambda run: order.index(run.spec.name) if run.spec.name in order else len(order))
-    if not (asked.tune or len(asked.seeds) > 1 or asked.sweep):
-        return _print_report(runs, folder / PAGE)
-    page = write_comparison_page(runs, folder / PAGE)
-    found = Findings.of(runs, folder)
-    tables = found.grid.tables() if found.grid else []
-    for made in (found.results(), *found.cross_tables(), *tables):
-        terminal.print_table(made.columns, made.rows)
-        terminal.console().print(made.note + "\n")
+    found = Findings.read(folder)
+    return _print_findings(found, folder / PAGE) if found.is_replicated else _print_report(found.runs, folder / PAGE)
+
+
+def _print_findings(found: Findings, page: Path) -> None:
+    for table in found.tables():
+        terminal.print_table(table.columns, table.rows)
+        if found.is_replicated:
+            terminal.console().print(table.note + "\n")
     over = found.grid.sentences() if found.grid else []
-    for line in (*over, *found.sentences(), f"Report: {page}"):
+    notes = (f"Note: {warning}" for warning in found.warnings())
+    for line in (*over, *found.sentences(), *notes, f"Report: {found.write_page(page)}"):
         terminal.console().print(line)
 
 
 def _print_report(runs: Sequence[Run], page: Path) -> None:
     """Print the table of runs and write their page: of language models side by side, or of a matrix experiment."""
     if all(isinstance(run.spec.objective, LanguageModel) for run in runs):
-        from polargrad.lab.compare.page import write_runs_page as write
-    else:
-        from polargrad.lab.studies.matrix.experiments import report as write
-    written = write(runs, page)
-    print_outcomes(runs)
-    terminal.console().print(f"Report: {written}")
+        from polargrad.lab.compare.page import Findings
+
+        return _print_findings(Findings(runs), page)
+    from polargrad.lab.studies.matrix import experiments
+
+    print_experiment(runs, experiments.report(runs, page))

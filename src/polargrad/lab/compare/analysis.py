@@ -306,8 +306,8 @@ def with_distinct_names(runs: Sequence[Run]) -> list[Run]:
             name = f"{name} ({where})"[:120]
         distinct = itertools.chain([name], (f"{name[:110]} #{number}" for number in itertools.count(2)))
         name = next(candidate for candidate in distinct if candidate not in named)
-        spec = run.spec if name == run.spec.name else dataclasses.replace(run.spec, name=name)
-        named[name] = dataclasses.replace(run, spec=spec)
+        renamed = name != run.spec.name
+        named[name] = dataclasses.replace(run, spec=dataclasses.replace(run.spec, name=name)) if renamed else run
     return list(named.values())
 
 

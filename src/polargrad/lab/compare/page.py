@@ -1,4 +1,4 @@
-"""Pages that compare runs: several runs against a baseline, and a comparison over seeds or a grid."""
+"""What compared runs show, in tables, sentences and a page: runs side by side, or recipes over seeds or a grid."""
 
 from __future__ import annotations
 
@@ -11,117 +11,72 @@ from pathlib import Path
 from urllib.parse import quote
 
 from polargrad.lab.compare import analysis
-from polargrad.lab.compare.analysis import Replicates, final_metric
+from polargrad.lab.compare.analysis import Replicates, Spread, final_metric
 from polargrad.lab.compare.comparison import Comparison, read_comparison
 from polargrad.lab.compare.grid import Grid, edge_notes, warmup_of
 from polargrad.lab.compare.tuning import Tuned
 from polargrad.lab.report.curves import gradient_sections, loss_figures
 from polargrad.lab.report.page import UNKNOWN, Cell, Details, Section, Table, write_page
-from polargrad.lab.run.folder import COMPARISON, ENDED, ENVIRONMENT, RECORDS, SPEC, SUMMARY, Run
+from polargrad.lab.run.folder import (
+    ENDED,
+    ENVIRONMENT,
+    RECORDS,
+    SPEC,
+    SUMMARY,
+    Run,
+    find_runs,
+    read_run,
+    status_of,
+)
 from polargrad.lab.run.spec import LanguageModel
 
-__all__ = ["Findings", "runs_table", "write_comparison_page", "write_runs_page"]
+__all__ = ["Findings"]
 
-
-def write_runs_page(runs: Sequence[Run], page: str | Path, *, save_figures: bool = False) -> Path:
-    """Write the page of runs, measured against the baseline among them.
-
-    Args:
-        runs: at least one, all judged by the same metric. Of several runs of a recipe the figures show the best.
-        page: the file to write; one that exists is replaced.
-        save_figures: whether to write the figures also into `figures` beside the page.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        ValueError: if there are no runs, or if they do not share a metric.
-    """
-    page, runs = Path(page), analysis.with_distinct_names(runs)
-    shown = analysis.best_of_recipe(runs)
-    measured = analysis.alone(shown)
-    baseline = analysis.baseline_of(measured)
-    note = "Marks are evaluations on held-out data, the faint lines behind them the training loss"
-    note += f", the dotted line {baseline.name}’s final loss." if len(shown) > 1 else "."
-    losses = loss_figures({one.name: one.runs for one in measured}, baseline.final.mean if len(shown) > 1 else None)
-    sections = [Section("Results", tables=[runs_table(measured)])]
-    if len(runs) > len(shown):
-        text = "The figures and the table above show the best run of each recipe."
-        sections.append(Section("Learning rates tried", [text], [_tried(runs)], warnings=edge_notes(runs)))
-    sections += [
-        Section("Loss", note=note, figures=losses),
-        *gradient_sections({one.name: one.runs[0] for one in measured}),
-        _what_ran(shown, page.parent),
-    ]
-    others = [one.name for one in measured if one is not baseline]
-    against = " and ".join(others) if len(others) < 3 else f"{len(others)} runs"
-    # the baseline first, since the other sentences refer to it
-    ordered = sorted(measured, key=lambda one: one is not baseline)
-    return write_page(
-        page,
-        f"{against} against {baseline.name}" if others else baseline.name,
-        [analysis.sentence(one, baseline) for one in ordered],
-        sections,
-        {run.spec.name: run.environment for run in runs},
-        warnings=analysis.cautions(runs),
-        save_figures=save_figures,
-    )
-
-
-def write_comparison_page(runs: Sequence[Run], page: str | Path) -> Path:
-    """Write the page of a comparison over seeds or a grid, with its figures in `figures` beside it.
-
-    Args:
-        runs: all of them that have ended, those of a search for rates included.
-        page: the file to write, in the comparison's folder; one that exists is replaced.
-
-    Returns:
-        The page's path.
-    """
-    from polargrad.lab.compare import figures
-
-    page = Path(page)
-    found = Findings.of(runs, page.parent)
-    shown = found.shown
-    first = {one.name: one.runs[0] for one in shown}
-    by_seed = [run for run in found.final_runs if run.spec.seed == shown[0].runs[0].spec.seed]
-    notes = [*(["Each recipe at its best point of the grid."] if found.grid else []), *analysis.cautions(by_seed)]
-    losses = loss_figures({one.name: one.runs for one in shown})
-    sections = [Section("Results", notes, [found.results()], losses)]
-    if found.grid:
-        drawn = figures.figures(found.grid)
-        sections.append(Section("The grid", found.grid.sentences(), found.grid.tables(), drawn))
-    sections.append(Section("Who reaches whom", (), found.cross_tables()))
-    searched = [run for run in runs if run not in found.final_runs]
-    if searched and not found.grid:
-        notes = [f"{name}: {_search_state(tuned)}" for name, tuned in found.searches.items()]
-        sections.append(Section("Learning rates tried", notes, [_tried(searched)]))
-    sections += [
-        *gradient_sections(first, f"Of the runs with seed {shown[0].runs[0].spec.seed}."),
-        _what_ran(list(first.values()), page.parent),
-    ]
-    seeds = len(shown[0].runs)
-    title = f"{', '.join(one.name for one in shown)}: {seeds} seed{'s' if seeds > 1 else ''}"
-    environments = {run.spec.name: run.environment for run in runs}
-    return write_page(page, title, found.sentences(), sections, environments)
+_REACHING = (
+    "A run reaches the final loss of {} where the straight line between two evaluations first comes down to it; “not "
+    "reached” means that no evaluation did. Percentages are of what {} itself took to reach it."
+)
+_SECONDS = "Seconds count forward, backward and optimizer; evaluation, measurement and logging are left out."
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the runs of a comparison show, in tables and sentences.
+    """What runs show, measured against each other.
 
     Args:
-        runs: all of them that have ended.
-        asked: what the comparison asked for; None for runs that belong to none.
+        runs: at least one, all judged by the same metric; those of a search for rates included.
+        asked: what the comparison asked for that they belong to; None for runs of any origin.
+
+    Raises:
+        ValueError: if there are no runs, or if they do not share a metric.
     """
 
-    runs: tuple[Run, ...]
+    runs: Sequence[Run]
     asked: Comparison | None = None
 
+    def __post_init__(self) -> None:
+        analysis.alone(self.runs)
+        object.__setattr__(self, "runs", tuple(analysis.with_distinct_names(self.runs)))
+
     @classmethod
-    def of(cls, runs: Sequence[Run], folder: Path) -> Findings:
-        """Of runs of the comparison in a folder, if it holds one."""
-        return cls(tuple(runs), read_comparison(folder) if (folder / COMPARISON).is_file() else None)
+    def read(cls, folder: Path) -> Findings:
+        """Of the runs that have ended in the folder of a comparison.
+
+        Raises:
+            FileNotFoundError: if none has, or if the folder holds no comparison.
+        """
+        asked = read_comparison(folder)
+        runs = [read_run(path) for path in find_runs(folder) if status_of(path) in ENDED]
+        if not runs:
+            raise FileNotFoundError(f"no run in {folder} has ended yet; `polargrad resume {folder}` goes on")
+        order = list(asked.places)
+        runs.sort(key=lambda run: order.index(run.spec.name) if run.spec.name in order else len(order))
+        return cls(runs, asked)
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether recipes are compared over seeds, a grid or searched rates, rather than runs side by side."""
+        return self.asked is not None and (self.asked.tune or len(self.asked.seeds) > 1 or bool(self.asked.sweep))
 
     @cached_property
     def searches(self) -> Mapping[str, Tuned]:
@@ -131,50 +86,98 @@ class Findings:
 
     @cached_property
     def shown(self) -> list[Replicates]:
-        """One configuration of each recipe, in the order asked for.
+        """The best run of each recipe; over seeds one configuration of each recipe, in the order asked for.
 
         Recipes whose rates are still searched for are left out while others have come further.
         """
-        found = analysis.replicates(self.runs)
-        if not self.asked:
-            return found
+        if not self.asked or not self.is_replicated:
+            return analysis.alone(analysis.best_of_recipe(self.runs))
         waiting = {name for name, tuned in self.searches.items() if tuned.pending}
+        found = analysis.replicates(self.runs)
         found = [one for one in found if one.name not in waiting] or found
         order = [spec.recipe for spec in self.asked.recipes]
         return sorted(found, key=lambda one: order.index(one.name) if one.name in order else len(order))
-
-    @cached_property
-    def final_runs(self) -> list[Run]:
-        """The runs of `shown`."""
-        return [run for one in self.shown for run in one.runs]
 
     @cached_property
     def grid(self) -> Grid | None:
         """The grid that the comparison asked for; None without one."""
         return Grid.of(self.asked, self.runs) if self.asked else None
 
-    def results(self) -> Table:
-        """One row for each recipe."""
-        metric = self.shown[0].runs[0].spec.objective.metric_label
-        rows = [
-            (
-                Cell(one.name, swatch=index),
-                one.final.text(),
-                " ".join("diverged" if v is None else f"{v:.4f}" for v in map(final_metric, one.runs)),
-                str(one.runs[0].spec.loop.steps),
-                one.seconds.text(1),
-                one.optimizer_share.text(0, percent=True),
-                _rates(one.runs[0]),
-            )
-            for index, one in enumerate(self.shown)
-        ]
-        seeds = ", ".join(str(seed) for seed in dict.fromkeys(run.spec.seed for run in self.final_runs))
-        return Table(
-            ("recipe", f"final {metric}", "each seed", "steps", "seconds", "optimizer", "learning rates, warm-up"),
-            rows,
-            note=f"Mean ± standard deviation over the seeds {seeds}. Seconds are those of forward, backward and "
-            "optimizer.",
-        )
+    def title(self) -> str:
+        """What is compared."""
+        names, baseline = [one.name for one in self.shown], analysis.baseline_of(self.shown).name
+        if self.is_replicated:
+            seeds = len(self.shown[0].runs)
+            return f"{', '.join(names)}: {seeds} seed{'s' if seeds > 1 else ''}"
+        others = [name for name in names if name != baseline]
+        against = " and ".join(others) if len(others) < 3 else f"{len(others)} runs"
+        return f"{against} against {baseline}" if others else baseline
+
+    def sentences(self) -> list[str]:
+        """Who came how low, and how soon that was where the others ended."""
+        if not self.is_replicated:
+            baseline = analysis.baseline_of(self.shown)
+            ordered = sorted(self.shown, key=lambda one: one is not baseline)  # the other sentences refer to it
+            return [analysis.sentence(one, baseline) for one in ordered]
+        ranked = sorted((g for g in self.shown if g.final.mean is not None), key=lambda one: one.final.mean or 0.0)
+        if not ranked:
+            return ["Every recipe diverged."]
+        best, metric = ranked[0], self.runs[0].spec.objective.metric_label
+        lines = [f"Lowest {metric}: {best.name}, {best.final.text()}."]
+        for other in ranked[1:]:
+            reached = best.reach(other)
+            if reached.step_ratio.mean is not None and reached.time_ratio.mean is not None:
+                lines.append(
+                    f"It reaches the end of {other.name} ({other.final.text()}) in {reached.step_ratio.mean:.0%} of "
+                    f"its steps and {reached.time_ratio.mean:.0%} of its seconds."
+                )
+        return lines + [f"{one.name} diverged." for one in self.shown if one.final.mean is None]
+
+    def warnings(self) -> list[str]:
+        """Why the comparison may not be fair, and what was tried too little."""
+        if not self.is_replicated:
+            return [*analysis.cautions(self.runs), *edge_notes(self.runs)]
+        final = [run for one in self.shown for run in one.runs]
+        found = analysis.cautions([run for run in final if run.spec.seed == final[0].spec.seed])
+        if self.grid:
+            chosen = [next((run for run in g.runs if final_metric(run) is not None), g.runs[0]) for g in self.shown]
+            found += edge_notes(self.runs, chosen)
+        return found + [f"{n}: {_search_state(tuned)}" for n, tuned in self.searches.items() if not tuned.bracketed]
+
+    def results(self, *, for_terminal: bool = False) -> Table:
+        """One row for each run or recipe; for a terminal in fewer columns and lines."""
+        baseline = analysis.baseline_of(self.shown)
+        objective, name = self.runs[0].spec.objective, baseline.name
+        lowest = min((one.final.mean for one in self.shown if one.final.mean is not None), default=None)
+        best, in_steps, in_seconds = "Best\n(at step)", f"Steps to\n{name}’s final", f"Seconds to\n{name}’s final"
+        left_out = {best, in_steps, in_seconds} if self.is_replicated else {"Each seed"}
+        left_out |= {"Steps", in_seconds} if for_terminal else set()
+        rows = []
+        for index, one in enumerate(self.shown):
+            run, reached, low = one.runs[0], one.reach(baseline), analysis.best_evaluation(one.runs[0])
+            status = "" if self.is_replicated or run.status == "finished" else f"({run.status})"
+            final = UNKNOWN if one.final.mean is None else one.final.text()
+            ends = ["diverged" if end is None else f"{end:.4f}" for end in map(final_metric, one.runs)]
+            row = {
+                "Run": Cell(one.name, status, swatch=index),
+                f"Final\n{objective.metric_label}": Cell(final, best=lowest is not None and one.final.mean == lowest),
+                "Each seed": " ".join(ends),
+                best: UNKNOWN if low is None else f"{low[0]:.4f} ({low[1]})",
+                in_steps: _reached(run, reached.steps, reached.step_ratio),
+                in_seconds: _reached(run, reached.seconds, reached.time_ratio),
+                "Optimizer\nshare": one.optimizer_share.text(0, percent=True),
+                "Steps": str(one.steps),
+                "Seconds": one.seconds.text(1),
+                "Learning rates,\nwarm-up": _rates(run, ", " if for_terminal else "\n"),
+            }
+            rows.append({head: cell for head, cell in row.items() if head not in left_out})
+        seeds = dict.fromkeys(run.spec.seed for one in self.shown for run in one.runs)
+        note = f"{objective.metric_label.capitalize()} in {objective.metric_unit}, lower is better"
+        if self.is_replicated:
+            note += f"; mean ± standard deviation over the seeds {', '.join(map(str, seeds))}. {_SECONDS}"
+        else:
+            note += f". {_REACHING.format(name, name)} {_SECONDS}"
+        return Table(tuple(rows[0]), [tuple(row.values()) for row in rows], note)
 
     def cross_tables(self) -> list[Table]:
         """For steps and for seconds: when the recipe of a row was where the recipe of a column ended."""
@@ -185,108 +188,91 @@ class Findings:
                 cells = []
                 for other in self.shown:
                     reached = one.reach(other)
-                    in_steps = name == "steps"
                     spread, ratio = (
-                        (reached.steps, reached.step_ratio) if in_steps else (reached.seconds, reached.time_ratio)
+                        (reached.steps, reached.step_ratio)
+                        if name == "steps"
+                        else (reached.seconds, reached.time_ratio)
                     )
                     part = "" if one is other or ratio.mean is None else f" ({ratio.mean:.0%})"
                     cells.append(("never" if spread.mean is None else spread.text(digits)) + part)
                 rows.append((one.name, *cells))
-            tables.append(
-                Table(
-                    (f"{name} to the final loss of", *(one.name for one in self.shown)),
-                    rows,
-                    note="In brackets the share of what the other itself took; seed by seed, on the same batches.",
-                )
-            )
+            columns = (f"{name} to the final loss of", *(one.name for one in self.shown))
+            note = "In brackets the share of what the other itself took; seed by seed, on the same batches."
+            tables.append(Table(columns, rows, note))
         return tables
 
-    def sentences(self) -> list[str]:
-        """The lowest loss, how soon it reached the others' ends, and what stands on the edge of what was tried."""
-        ranked = sorted((g for g in self.shown if g.final.mean is not None), key=lambda one: one.final.mean or 0.0)
-        if not ranked:
-            return ["Every recipe diverged."]
-        best, metric = ranked[0], self.shown[0].runs[0].spec.objective.metric_label
-        lines = [f"Lowest {metric}: {best.name}, {best.final.text()}."]
-        for other in ranked[1:]:
-            reached = best.reach(other)
-            if reached.step_ratio.mean is not None and reached.time_ratio.mean is not None:
-                lines.append(
-                    f"It reaches the end of {other.name} ({other.final.text()}) in {reached.step_ratio.mean:.0%} of "
-                    f"its steps and {reached.time_ratio.mean:.0%} of its seconds."
-                )
-        lines += [f"{one.name} diverged." for one in self.shown if one.final.mean is None]
+    def sections(self, folder: Path) -> list[Section]:
+        """The page below its summary.
+
+        Args:
+            folder: of the page.
+        """
+        from polargrad.lab.compare.figures import figures
+
+        best = "The best run of each recipe." if len(self.shown) < len(self.runs) else ""
+        text = ["Each recipe at its best point of the grid."] if self.grid else []
+        sections = [Section("Results", text, [self.results()], note="" if self.is_replicated else best)]
+        level, note = None, ""
+        if not self.is_replicated:
+            note = "Marks are evaluations on held-out data, the faint lines behind them the training loss"
+            if len(self.shown) > 1:
+                baseline = analysis.baseline_of(self.shown)
+                level, note = baseline.final.mean, f"{note}, the dotted line {baseline.name}’s final loss"
+            note += "."
+        losses = loss_figures({one.name: one.runs for one in self.shown}, level)
+        sections.append(Section("Loss", figures=losses, note=note))
         if self.grid:
-            chosen = [next((run for run in g.runs if final_metric(run) is not None), g.runs[0]) for g in self.shown]
-            lines += [f"Note: {note}" for note in edge_notes(self.runs, chosen)]
-        return lines + [f"{n}: {_search_state(tuned)}" for n, tuned in self.searches.items() if not tuned.bracketed]
-
-
-def runs_table(measured: Sequence[Replicates], separator: str = "\n") -> Table:
-    """One row for each run: how low it came, and when it was where the baseline ended.
-
-    Args:
-        measured: runs alone.
-        separator: between a run's learning rates.
-    """
-    baseline = analysis.baseline_of(measured)
-    objective, name = baseline.runs[0].spec.objective, baseline.name
-    lowest = min((one.final.mean for one in measured if one.final.mean is not None), default=None)
-    rows = []
-    for index, one in enumerate(measured):
-        run, final, reached = one.runs[0], one.final.mean, one.reach(baseline)
-        best, share = analysis.best_evaluation(run), one.optimizer_share.mean
-        missing = "diverged" if analysis.diverged_at(run) is not None else "not reached"
-        reaches = [
-            missing if spread.mean is None else f"{spread.mean:.1f}" + ("" if part is None else f" ({part:.0%})")
-            for spread, part in (
-                (reached.steps, reached.step_ratio.mean),
-                (reached.seconds, reached.time_ratio.mean),
-            )
+            sections.append(Section("The grid", self.grid.sentences(), self.grid.tables(), figures(self.grid)))
+        if self.is_replicated:
+            sections.append(Section("Who reaches whom", (), self.cross_tables()))
+        if tried := self.tried():
+            notes = [f"{name}: {_search_state(tuned)}" for name, tuned in self.searches.items()]
+            sections.append(Section("Learning rates tried", notes, [tried]))
+        first = [one.runs[0] for one in self.shown]
+        of_seed = f"Of the runs with seed {first[0].spec.seed}." if self.is_replicated else ""
+        return [
+            *sections,
+            *gradient_sections({one.name: one.runs[0] for one in self.shown}, of_seed),
+            _what_ran(first, folder),
         ]
-        rows.append(
-            (
-                Cell(one.name, "" if run.status == "finished" else f"({run.status})", swatch=index),
-                Cell(UNKNOWN if final is None else f"{final:.4f}", best=final is not None and final == lowest),
-                UNKNOWN if best is None else f"{best[0]:.4f} ({best[1]})",
-                *reaches,
-                UNKNOWN if share is None else f"{share:.0%}",
-                str(one.steps),
-                f"{one.seconds.mean or 0.0:.1f}",
-                _rates(run, separator),
-            )
+
+    def tried(self) -> Table | None:
+        """The runs of a search for learning rates, the best of each recipe marked; None without one."""
+        final = [run for one in self.shown for run in one.runs]
+        tried = [run for run in self.runs if run not in final] if self.is_replicated else self.runs
+        if self.grid or not tried or len(final) == len(self.runs):
+            return None
+        best = {id(run) for run in analysis.best_of_recipe(tried)}
+        rows = []
+        for run in sorted(tried, key=lambda run: (run.spec.recipe, -run.spec.loop.steps, final_metric(run) or 1e30)):
+            end = final_metric(run)
+            text = Cell(run.status if end is None else f"{end:.4f}", best=id(run) in best)
+            rows.append((run.spec.name, _rates(run), str(run.spec.loop.steps), str(run.spec.seed), text))
+        return Table(("run", "learning rates, warm-up", "steps", "seed", "final"), rows)
+
+    def tables(self) -> list[Table]:
+        """Every table, for a terminal."""
+        found = [self.results(for_terminal=True), *(self.cross_tables() if self.is_replicated else [])]
+        found += self.grid.tables() if self.grid else []
+        return [*found, *filter(None, [self.tried()])]
+
+    def write_page(self, page: str | Path, *, save_figures: bool | None = None) -> Path:
+        """Write the page and return its path.
+
+        Args:
+            page: the file; one that exists is replaced.
+            save_figures: whether to write the figures also into `figures` beside the page; by default those of recipes
+                over seeds or a grid, since runs draw their own.
+        """
+        return write_page(
+            page,
+            self.title(),
+            self.sentences(),
+            self.sections(Path(page).parent),
+            {run.spec.name: run.environment for run in self.runs},
+            warnings=self.warnings(),
+            save_figures=self.is_replicated if save_figures is None else save_figures,
         )
-    return Table(
-        (
-            "Run",
-            f"Final\n{objective.metric_label}",
-            "Best\n(at step)",
-            f"Steps to\n{name}’s final",
-            f"Seconds to\n{name}’s final",
-            "Optimizer’s share\nof a step",
-            "Steps",
-            "Seconds",
-            "Learning rates,\nwarm-up",
-        ),
-        rows,
-        note=f"{objective.metric_label.capitalize()} in {objective.metric_unit}, lower is better. A run reaches the "
-        f"final loss of {name} where the straight line between two evaluations first comes down to it; “not reached” "
-        f"means that no evaluation did. Percentages are of what {name} itself took to reach it. Seconds count forward, "
-        "backward and optimizer; evaluation, measurement and logging are left out.",
-    )
-
-
-def _tried(runs: Sequence[Run]) -> Table:
-    """Every run that was tried for its learning rates, the best of each recipe marked."""
-    best = {id(run) for run in analysis.best_of_recipe(runs)}
-    ordered = sorted(runs, key=lambda run: (run.spec.recipe, -run.spec.loop.steps, final_metric(run) or 1e30))
-    rows = []
-    for run in ordered:
-        end = final_metric(run)
-        text = run.status if end is None else f"{end:.4f}"
-        seed, steps = str(run.spec.seed), str(run.spec.loop.steps)
-        rows.append((run.spec.name, _rates(run), steps, seed, Cell(text, best=id(run) in best)))
-    return Table(("run", "learning rates, warm-up", "steps", "seed", "final"), rows)
 
 
 def _what_ran(shown: Sequence[Run], folder: Path) -> Section:
@@ -332,6 +318,12 @@ def _events(run: Run) -> list[str]:
         f"Step {first[event]}: {event[0]}. {event[1]}" + (f" ({times} times)" if times > 1 else "")
         for event, times in count.items()
     ]
+
+
+def _reached(run: Run, spread: Spread, ratio: Spread) -> str:
+    if spread.mean is None:
+        return "not reached" if analysis.diverged_at(run) is None else "diverged"
+    return f"{spread.mean:.1f}" + ("" if ratio.mean is None else f" ({ratio.mean:.0%})")
 
 
 def _rates(run: Run, separator: str = ", ") -> str:

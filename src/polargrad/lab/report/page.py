@@ -109,7 +109,6 @@ class Section:
         note: a smaller line below the heading.
         paragraphs: plain text.
         tables: with their notes.
-        warnings: plain text, in another colour.
         figures: side by side where there is room.
         details: one below the other.
     """
@@ -119,7 +118,6 @@ class Section:
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     note: str = ""
-    warnings: Sequence[str] = ()
     details: Sequence[Details] = ()
 
 
