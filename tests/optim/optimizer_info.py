@@ -52,7 +52,7 @@ def error_inputs(device, dtype):
         ({"geometry": "cubic"}, ValueError, "geometry must be one of"),
         ({"method": "newton-schultz"}, ValueError, "unknown polar method"),
         ({"method": "svd", "max_steps": 2}, ValueError, "no steps to limit"),
-        ({"method": "qdwh", "max_steps": 0}, ValueError, "max_steps must be a positive integer"),
+        ({"method": "qdwh", "max_steps": 0}, ValueError, "max_steps must be"),
         ({"method": 5}, TypeError, "method must be a name"),
         ({"step_rule": "smoothness"}, ValueError, "needs smoothness"),
         ({"step_rule": "polyak"}, ValueError, "needs minimum"),

@@ -51,6 +51,19 @@ def test_smoothness_keeps_the_rate_of_the_theorem(method, scope, capturable):
         assert after <= rate * before * (1 + 1e-9) + 1e-20
 
 
+@pytest.mark.parametrize("scope", ["matrix", "group"])
+@pytest.mark.parametrize(("geometry", "r"), [("frobenius", 1), ("rows", 8), ("columns", 5), ("entrywise", 40)])
+def test_smoothness_keeps_its_rate_in_every_geometry(geometry, r, scope):
+    """f+ <= f - nu^2 / (2 L r) holds for any direction with nu = <G, D> and r = ||D||_F^2, and nu >= ||G||_F here."""
+    count = 2 if scope == "group" else 1
+    weights, loss, L, mu = quadratic(count=count)
+    rule = {"name": "smoothness", "smoothness": L}
+    optimizer = polargrad.PolarGrad(weights, lr=1.0, momentum=0.0, geometry=geometry, step_rule=rule, scope=scope)
+    gaps = run(optimizer, loss, 60)
+    for before, after in itertools.pairwise(gaps):
+        assert after <= (1 - mu / (L * r * count)) * before * (1 + 1e-9) + 1e-20
+
+
 def test_smoothness_is_one_over_L_rank():
     G = torch.zeros(4, 3)
     G[0, 0], G[1, 1] = 3.0, 2.0

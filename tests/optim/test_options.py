@@ -1,0 +1,274 @@
+"""Options are plain data, checked by rule; what is given and not used is refused, and says by what it would be used."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+import polargrad
+from polargrad.geometry import GEOMETRIES, Spectral
+from polargrad.optim.options import OPTIONS, inherited_options, resolve
+
+ELSEWHERE = [name for name in GEOMETRIES if name != "spectral"]
+ORDINARY = {"momentum": 0.5, "momentum_order": "heavy-ball", "nesterov": True, "scale": "rms", "scope": "group",
+            "step_rule": "fixed", "normalize_rows": 0.9, "geometry": "rows", "method": "svd", "max_steps": 2,
+            "accuracy": 0.1, "momentum_dtype": "float32", "workspace": 10, "layout": "transposed", "split": [1, 2],
+            "heads": 2}  # fmt: skip
+SMOOTHNESS = {"step_rule": {"name": "smoothness", "smoothness": 2.0}, "momentum": 0.0}
+POLYAK = {"step_rule": {"name": "polyak", "minimum": 0.0}, "momentum": 0.0}
+
+
+def matrix(shape=(3, 3)):
+    return torch.nn.Parameter(torch.ones(shape))
+
+
+def refused(match, **options):
+    """In the constructor, in a group, and when it is set in a group later, with nothing else changed."""
+    with pytest.raises(ValueError, match=match):
+        polargrad.PolarGrad([matrix()], **options)
+    with pytest.raises(ValueError, match=match):
+        polargrad.PolarGrad([{"params": [matrix()], **options}])
+    optimizer = polargrad.PolarGrad([matrix()])
+    with pytest.raises(ValueError, match=match):
+        optimizer.add_param_group({"params": [matrix()], **options})
+    assert len(optimizer.param_groups) == 1
+    optimizer.param_groups[0].update(options)
+    optimizer.param_groups[0]["params"][0].grad = torch.eye(3)
+    with pytest.raises(ValueError, match=match):
+        optimizer.step()
+    assert torch.equal(optimizer.param_groups[0]["params"][0], matrix())
+
+
+@pytest.mark.parametrize("option", ["method", "max_steps", "accuracy"])
+@pytest.mark.parametrize("geometry", ELSEWHERE)
+def test_geometries_without_a_polar_method(geometry, option):
+    match = rf"{option}=.* is used by geometry='spectral', not by geometry='{geometry}'"
+    refused(match, geometry=geometry, **{option: ORDINARY[option]})
+    with pytest.raises(
+        ValueError, match=rf"geometry='{geometry}' does not use '{option}'; it is used by geometry='spec"
+    ):
+        polargrad.PolarGrad([matrix()], geometry={"name": geometry, option: ORDINARY[option]})
+
+
+@pytest.mark.parametrize("option", sorted(OPTIONS["polar"] - OPTIONS["adamw"]))
+def test_options_of_polar_groups_in_adamw_groups(option):
+    with pytest.raises(ValueError, match=rf"{option} is used by rule='polar', not by rule='adamw' of this group"):
+        polargrad.PolarGrad([{"params": [matrix()], "rule": "adamw", option: ORDINARY[option]}])
+
+
+@pytest.mark.parametrize("option", [{"betas": (0.9, 0.95)}, {"eps": 1e-8}])
+def test_options_of_adamw_groups_in_polar_groups(option):
+    with pytest.raises(ValueError, match=rf"{next(iter(option))} is used by rule='adamw', not by rule='polar'"):
+        polargrad.PolarGrad([{"params": [matrix()], **option}])
+
+
+@pytest.mark.parametrize("option", ["layout", "split", "heads", "rule", "betas", "eps"])
+def test_what_a_group_is_belongs_into_the_group(option):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
+        polargrad.PolarGrad([matrix()], **{option: 1})
+
+
+@pytest.mark.parametrize(
+    ("scale", "field", "users"),
+    [
+        ("none", "beta", "scale='adaptive-nuclear'"),
+        ("none", "base", "scale='adaptive-nuclear'"),
+        ("none", "alpha", "scale='nuclear' or scale='adaptive-nuclear'"),
+        ("spectral", "alpha", "scale='nuclear' or scale='adaptive-nuclear'"),
+        ("rms", "beta", "scale='adaptive-nuclear'"),
+        ("mean-singular", "alpha", "scale='nuclear' or scale='adaptive-nuclear'"),
+        ("nuclear", "beta", "scale='adaptive-nuclear'"),
+    ],
+)
+def test_fields_of_other_scales(scale, field, users):
+    refused(rf"scale='{scale}' does not use '{field}'; it is used by {users}", scale={"name": scale, field: 0.5})
+
+
+@pytest.mark.parametrize("scale", ["none", "spectral", "rms"])
+def test_a_shared_norm_that_the_scale_does_not_use(scale):
+    refused(rf"scope='group' shares .* not scale='{scale}'", scale=scale, scope="group")
+
+
+@pytest.mark.parametrize(
+    ("match", "rule"),
+    [
+        ("step_rule='fixed' does not use 'smoothness'; it is used by step_rule='smoothness'",
+         {"name": "fixed", "smoothness": 1.0}),
+        ("step_rule='smoothness' does not use 'minimum'; it is used by step_rule='polyak'",
+         {"name": "smoothness", "smoothness": 1.0, "minimum": 0.0}),
+        ("step_rule='smoothness' needs smoothness: give", {"name": "smoothness"}),
+        ("step_rule='polyak' needs minimum: give", "polyak"),
+        ("step_rule='smoothness': smoothness must be positive and finite, got 0.0",
+         {"name": "smoothness", "smoothness": 0.0}),
+        ("step_rule='polyak': minimum must be finite", {"name": "polyak", "minimum": float("inf")}),
+        ("step_rule must be one of 'fixed', 'smoothness', 'polyak', got 'armijo'", "armijo"),
+    ],
+)  # fmt: skip
+def test_fields_of_other_step_rules(match, rule):
+    refused(match, step_rule=rule)
+
+
+@pytest.mark.parametrize("rule", [SMOOTHNESS, POLYAK], ids=["smoothness", "polyak"])
+@pytest.mark.parametrize(
+    ("match", "options"),
+    [
+        ("is a rule for scale='nuclear' with alpha=1, got scale='rms'", {"scale": "rms"}),
+        ("is a rule for scale='nuclear' with alpha=1", {"scale": {"name": "nuclear", "alpha": 0.5}}),
+        ("direction of the gradient itself, got momentum=0.9; give momentum=0", {"momentum": 0.9}),
+        ("direction of the gradient itself", {"momentum": 0.9, "nesterov": True}),
+        ("which normalize_rows=0.9 changes", {"normalize_rows": 0.9}),
+        ("knows no weight decay", {"weight_decay": 0.1}),
+        ("nesterov=True needs momentum > 0", {"nesterov": True}),
+    ],
+)
+def test_where_a_theorem_does_not_hold(rule, match, options):
+    refused(match, **{**rule, **options})
+
+
+def test_a_default_that_a_theorem_does_not_allow():
+    with pytest.raises(ValueError, match=r"got momentum=0.95; give momentum=0"):
+        polargrad.PolarGrad([matrix()], step_rule=SMOOTHNESS["step_rule"])
+
+
+def test_a_minimum_and_the_way_up():
+    refused("goes down to a minimum, got maximize=True", **POLYAK, maximize=True)
+
+
+@pytest.mark.parametrize(
+    ("match", "options"),
+    [
+        (r"normalize_rows as a mapping has the key 'beta' alone", {"normalize_rows": {"decay": 0.9}}),
+        (r"normalize_rows must lie in \[0, 1\)", {"normalize_rows": {"beta": 1.0}}),
+        (r"normalize_rows must be a number, got '0.9'", {"normalize_rows": "0.9"}),
+        (r"scale='adaptive-nuclear': base must be one of 'none', 'spectral', 'rms', got 'cubic'",
+         {"scale": {"name": "adaptive-nuclear", "base": "cubic"}}),
+        (r"scale='adaptive-nuclear': beta must lie in \[0, 1\)", {"scale": {"name": "adaptive-nuclear", "beta": 1.0}}),
+        (r"scale='nuclear': alpha must lie in \[0, 1\]", {"scale": {"name": "nuclear", "alpha": 2.0}}),
+        (r"method='svd' does not use 'max_steps'; it is used by", {"method": {"name": "svd", "max_steps": 2}}),
+        (r"method='qdwh': max_steps must be", {"method": {"name": "qdwh", "max_steps": 0}}),
+        (r"no steps to limit", {"method": "svd", "max_steps": 2}),
+        (r"give accuracy or max_steps, not both", {"method": "auto", "max_steps": 2, "accuracy": 0.1}),
+        (r"method is given twice", {"geometry": {"name": "spectral", "method": "svd"}, "method": "qdwh"}),
+        (r"maximize must be one of False, True, got 1", {"maximize": 1}),
+        (r"momentum must be a number, got 'high'", {"momentum": "high"}),
+        (r"workspace must be a positive number of bytes", {"workspace": 1.5}),
+        (r"capturable=True cannot go with on_nonfinite='raise'", {"capturable": True, "on_nonfinite": "raise"}),
+    ],
+)  # fmt: skip
+def test_other_refusals(match, options):
+    refused(match, **options)
+
+
+@pytest.mark.parametrize("option", ["scale", "step_rule", "geometry", "method"])
+def test_choices_of_another_kind(option):
+    with pytest.raises(TypeError, match=rf"{option} must be a name"):
+        polargrad.PolarGrad([matrix()], **{option: 5})
+
+
+def test_the_rate_is_looked_at_before_the_parameters():
+    with pytest.raises(ValueError, match=r"Tensor lr must be 1-element, got shape \(2,\)"):
+        polargrad.PolarGrad([], lr=torch.tensor([0.1, 0.2]))
+
+
+def test_a_group_inherits_what_its_own_choices_use():
+    groups = [
+        {"params": [matrix()], "geometry": "rows"},
+        {"params": [matrix()], "method": "svd"},
+        {"params": [matrix()], "scale": "rms"},
+        {"params": [matrix()], "accuracy": 0.1, "method": "auto"},
+        {"params": [matrix()], "rule": "adamw"},
+        {"params": [matrix()]},
+    ]
+    given = {"method": "qdwh", "max_steps": 3, "scope": "group", "weight_decay": 0.1, "momentum": 0.5}
+    rows, svd, rms, accurate, adamw, plain = polargrad.PolarGrad(groups, **given).param_groups
+    assert (rows["method"], rows["max_steps"], rows["scope"]) == ("auto", None, "group")
+    assert (svd["method"], svd["max_steps"]) == ("svd", None)
+    assert (rms["method"], rms["max_steps"], rms["scope"]) == ("qdwh", 3, "matrix")
+    assert (accurate["max_steps"], accurate["accuracy"]) == (None, 0.1)
+    assert set(adamw) == {*OPTIONS["adamw"], "params"}
+    assert (adamw["weight_decay"], adamw["betas"]) == (0.1, (0.9, 0.95))
+    assert {option: plain[option] for option in given} == given
+    assert set(plain) == {*OPTIONS["polar"], "params"}
+
+
+def test_a_role_keeps_what_an_overlaid_choice_uses():
+    muon = {"lr": 0.1, "momentum": 0.9, "method": "newton-schulz", "max_steps": 5}
+    assert inherited_options({"geometry": "frobenius"}, muon) == {"lr": 0.1, "momentum": 0.9}
+    assert inherited_options({"rule": "adamw"}, muon) == {"lr": 0.1}
+    assert inherited_options({"lr": 0.2}, muon) == {key: value for key, value in muon.items() if key != "lr"}
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False))
+    for own in ({"rule": "adamw", "betas": (0.8, 0.9)}, {"geometry": "rows"}, {"method": "svd"}):
+        optimizer = polargrad.PolarGrad(polargrad.parameter_groups(model, hidden=own))
+        assert optimizer.param_groups[0]["lr"] == 0.028
+
+
+OBJECTS = [
+    {"geometry": Spectral("qdwh", max_steps=2)},
+    {"geometry": Spectral(polargrad.linalg.NewtonSchulz(max_steps=3))},
+    {"geometry": polargrad.geometry.Frobenius()},
+    {"method": polargrad.linalg.QDWH(max_steps=2)},
+    {"method": {"name": "newton-schulz", "coefficients": [[1.5, -0.5, 0.0]], "max_steps": 3}},
+    {"scale": {"name": "adaptive-nuclear", "base": "spectral"}, "scope": "group"},
+    {"step_rule": {"name": "smoothness", "smoothness": 2.0}, "momentum": 0.0},
+    {"normalize_rows": {"beta": 0.9}},
+]
+
+
+@pytest.mark.parametrize("options", OBJECTS, ids=str)
+def test_groups_are_plain_data_and_go_round(options):
+    """Through JSON, a state dict, a copy and another constructor, the next step is the same."""
+    ends = []
+    for way in ("as given", "json", "state dict", "deepcopy", "group again"):
+        W = torch.nn.Parameter(torch.diag(torch.tensor([3.0, 2.0, 1.0])))
+        optimizer = polargrad.PolarGrad([W], **options)
+        group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+        assert json.loads(json.dumps(group)) is not None
+        if way == "json":
+            optimizer = polargrad.PolarGrad([{"params": [W], **json.loads(json.dumps(group))}])
+        elif way == "state dict":
+            state = optimizer.state_dict()
+            optimizer = polargrad.PolarGrad([W], method="svd", lr=7.0)
+            optimizer.load_state_dict(state)
+        elif way == "deepcopy":
+            optimizer = copy.deepcopy(optimizer)
+            (W,) = optimizer.param_groups[0]["params"]
+        elif way == "group again":
+            optimizer = polargrad.PolarGrad([{"params": [W], **group}])
+        W.grad = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0], [1.0, 0.0, 1.0]])
+        optimizer.step()
+        ends.append(W.detach().clone())
+    assert not torch.equal(ends[0], torch.diag(torch.tensor([3.0, 2.0, 1.0])))
+    for end in ends[1:]:
+        assert torch.equal(ends[0], end)
+
+
+def test_an_object_and_its_name_are_the_same_choice():
+    named, made = (
+        resolve(polargrad.PolarGrad([matrix()], **options).param_groups[0]).geometry
+        for options in ({"method": "qdwh", "max_steps": 2}, {"geometry": Spectral("qdwh", max_steps=2)})
+    )
+    assert named == made
+
+
+def test_a_refused_state_changes_nothing():
+    optimizer = polargrad.PolarGrad([matrix()], lr=0.5)
+    state = optimizer.state_dict()
+    state["param_groups"][0].update({"lr": 0.1, "geometry": "rows", "method": "svd"})
+    with pytest.raises(ValueError, match="method='svd' is used by geometry='spectral', not by geometry='rows'"):
+        optimizer.load_state_dict(state)
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["geometry"]) == (0.5, "spectral")
+
+
+def test_schedulers_may_write_what_they_like():
+    W = matrix()
+    optimizer = polargrad.PolarGrad([{"params": [W]}], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=4, cycle_momentum=True)
+    momenta = []
+    for _ in range(3):
+        W.grad = torch.eye(3)
+        optimizer.step()
+        scheduler.step()
+        momenta.append(optimizer.param_groups[0]["momentum"])
+    assert len(set(momenta)) > 1
+    assert optimizer._current_rules()[0].momentum == momenta[-1]
