@@ -10,7 +10,7 @@ import polargrad
 from polargrad.distributed.cost import Machine, gram_is_cheaper, gram_traffic, operations
 from polargrad.distributed.layout import Layout
 from polargrad.distributed.plan import plan
-from polargrad.distributed.routing import Route, route_of
+from polargrad.distributed.strategy import Strategy, choose_strategy
 from polargrad.geometry import Rows, Spectral
 from polargrad.optim.matrix_view import matrix_view
 from tests.distributed.layouts import Place, arguments_of
@@ -61,7 +61,7 @@ def steps(layout, world, options):
     with counted() as traffic:
         optimizer.step()
     made = plan(optimizer.param_groups, layouts)
-    return traffic.bytes(), made.sent, {line.name: line.route.value for line in made.lines if line.route}
+    return traffic.bytes(), made.sent, {line.name: line.strategy.value for line in made.lines if line.strategy}
 
 
 def compare(rank, world, names):
@@ -93,10 +93,10 @@ def test_the_model_is_within_a_twentieth_of_the_bytes_really_sent(tmp_path):
             assert sent == pytest.approx(planned, rel=0.05), case
             assert sent > 0
             routes |= set(chosen.values())
-    assert routes == {"owners", "gram", "sums", "here"}
+    assert routes == {"owner", "gram", "reduce", "replicated"}
 
 
-def test_the_gram_way_sends_at_most_three_d_squared_a_pass():
+def test_the_gram_strategy_sends_at_most_three_d_squared_a_pass():
     layout = Layout((50304, 768), (4,), (0,))
     traffic = gram_traffic(layout, torch.float32)
     passes = traffic.collectives - 1
@@ -119,7 +119,7 @@ def test_a_thousand_ranks_on_paper():
     optimizer = polargrad.PolarGrad(parameters, method="newton-schulz", max_steps=5)
     made = plan(optimizer.param_groups, {p: Layout(tuple(p.shape), (16, 64), (None, 0)) for p in parameters})
     assert made.world == len(made.sent) == 1024
-    assert [line.route for line in made.lines] == [Route.OWNERS] * 8 + [Route.GRAM]
+    assert [line.strategy for line in made.lines] == [Strategy.OWNER] * 8 + [Strategy.GRAM]
     assert sum(made.sent) == sum(made.received)
     assert made.seconds > 0
     owners = [
@@ -139,7 +139,7 @@ def test_a_thousand_ranks_on_paper():
 def test_alone_nothing_travels():
     W = nn.Parameter(torch.empty(64, 64, device="meta"))
     made = plan(polargrad.PolarGrad([W]).param_groups, {W: Layout((64, 64), (1,), (None,))})
-    assert made.lines[0].route is Route.HERE
+    assert made.lines[0].strategy is Strategy.REPLICATED
     assert made.sent == (0.0,)
     assert made.collectives == 0
 
@@ -172,9 +172,11 @@ def test_the_model_sends_embeddings_through_gram_matrices_and_hidden_ones_to_own
         for shape, alike, cheaper in (((50304, 768), 1, True), ((3072, 768), 1, False), ((3072, 768), 12, False)):
             layout, view = Layout(shape, (4,), (0,)), matrix_view(shape)
             assert gram_is_cheaper(view, layout, geometry, torch.float32, alike) is cheaper
-            assert route_of(view, layout, geometry, alike=alike) is (Route.GRAM if cheaper else Route.OWNERS)
+            assert choose_strategy(view, layout, geometry, alike=alike) is (
+                Strategy.GRAM if cheaper else Strategy.OWNER
+            )
     # Where sending costs nothing and there are owners enough, even these would be faster in one place; they stay apart.
     free = Machine(bandwidth=1e18, latency=1e-12)
     layout, view = Layout((8192, 1024), (64,), (0,)), matrix_view((8192, 1024))
     assert not gram_is_cheaper(view, layout, muon, torch.float32, 64, free)
-    assert route_of(view, layout, muon, alike=64) is Route.GRAM
+    assert choose_strategy(view, layout, muon, alike=64) is Strategy.GRAM

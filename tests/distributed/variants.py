@@ -8,6 +8,7 @@ import warnings
 import torch
 
 import polargrad
+import tests.geometry.outside  # noqa: F401 - registers "rank-one"
 from tests.distributed.layouts import arguments_of, layouts_of, local, parameters_on
 
 # Uneven for 2 and for 4 ranks; more ranks than rows; very tall and very wide; experts; a convolution.
@@ -27,6 +28,7 @@ VARIANTS: dict[str, tuple[list[tuple[int, ...]], dict[str, object]]] = {
        for geometry, order in itertools.product(GEOMETRIES, ORDERS)},
     "right-polar": (TALL, {"geometry": "right-polar", "scale": {"name": "nuclear", "alpha": 0.5}}),
     "left-polar": (WIDE, {"geometry": "left-polar", "scale": {"name": "nuclear", "alpha": 0.5}}),
+    "rank-one": (SHAPES, {"geometry": "rank-one"}),
     "decay": (SHAPES, {"weight_decay": 0.3, "scale": "rms"}),
     "cautious": (SHAPES, {"weight_decay": 0.3, "weight_decay_mode": "cautious"}),
     "maximize": (SHAPES, {"maximize": True, "scale": "none"}),
@@ -63,8 +65,8 @@ VARIANTS: dict[str, tuple[list[tuple[int, ...]], dict[str, object]]] = {
 
 # A few that between them take every way through the code, on fewer shapes, for every run of the tests.
 FEW = ("momentum-first nuclear", "polar-first adaptive-nuclear", "group nuclear", "right-polar", "left-polar",
-       "rows momentum-first", "columns polar-first", "frobenius heavy-ball", "smoothness entrywise", "polyak",
-       "capturable", "split", "transposed experts", "adamw cautious", "normalized rows",
+       "rank-one", "rows momentum-first", "columns polar-first", "frobenius heavy-ball", "smoothness entrywise",
+       "polyak", "capturable", "split", "transposed experts", "adamw cautious", "normalized rows",
        "normalized rows split")  # fmt: skip
 FEW_SHAPES = [(9, 5), (2, 3), (33, 3), (5, 4, 3), (9, 5)]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from polargrad.distributed.cost import Machine
-from polargrad.distributed.routing import Route
+from polargrad.distributed.strategy import Strategy
 from polargrad.lab.cli import main as cli
 from polargrad.lab.planning import plan_model, rows
 
@@ -13,9 +13,9 @@ def test_a_demo_model_on_four_shards():
     assert made.parameters == 1_895_424
     by_role = {}
     for line in made.plan.lines:
-        by_role.setdefault(line.role, set()).add(line.route)
-    assert by_role["embedding"] == by_role["head"] == {Route.GRAM}
-    assert by_role["hidden"] == {Route.OWNERS}
+        by_role.setdefault(line.role, set()).add(line.strategy)
+    assert by_role["embedding"] == by_role["head"] == {Strategy.GRAM}
+    assert by_role["hidden"] == {Strategy.OWNER}
     assert by_role["vector"] == {None}
     assert 0.0 < made.share < 1.0
     found = rows(made.plan)

@@ -1,4 +1,4 @@
-"""Many processes: the optimizer's protocol over torch.distributed."""
+"""Many processes: the executor over torch.distributed, and checkpoints that fit any number of ranks."""
 
 from polargrad.distributed.layout import Layout
 from polargrad.distributed.processes import ManyProcesses

@@ -13,15 +13,9 @@ from typing import NamedTuple
 
 import torch
 
-from polargrad.distributed.layout import Box, Layout
-from polargrad.distributed.pieces import pieces_of
-from polargrad.distributed.rows import rows_are_cut
-from polargrad.distributed.sums import summed_lengths
-from polargrad.geometry import Geometry, LeftPolar, RightPolar, Spectral
-from polargrad.linalg import PolarMethod, resolve_method
-from polargrad.linalg.gram_newton_schulz import GramNewtonSchulz
-from polargrad.linalg.newton_schulz import PolynomialMethod
-from polargrad.linalg.qdwh import QDWH
+from polargrad.distributed.layout import Box, Layout, pieces_of
+from polargrad.distributed.sums import rows_are_cut, summed_lengths
+from polargrad.geometry import Geometry
 from polargrad.optim.matrix_view import MatrixView
 
 __all__ = [
@@ -40,11 +34,6 @@ __all__ = [
 
 # Operations per n^3 of what dense factorizations of n x n matrices are worth beside products, which run faster.
 _EIGENDECOMPOSITION = 60.0
-_SVD = 120.0
-# Of m n^2 and n^3: two Gram matrices, two solves or products, and Halley steps on the small factor.
-_DOUBLE_GRAM = (6.0, 40.0)
-# One weighted Halley step on an n x n factor after a tall matrix was reduced to it.
-_HALLEY = 12.0
 _NUMBER = 8
 
 
@@ -115,48 +104,16 @@ def seconds(work: Operations, sent: float, collectives: float, machine: Machine)
 
 
 def operations(geometry: Geometry, m: int, n: int, dtype: torch.dtype) -> Operations:
-    """Operations of one direction of an m x n matrix; geometries without products count as free.
+    """Operations of one direction of an m x n matrix, as its geometry declares them.
 
     Example:
-        >>> operations(Spectral("newton-schulz", max_steps=5), 4, 4, torch.float32)
-        Operations(half=1920.0, single=0.0)
+        >>> from polargrad.geometry import Spectral
+        >>> operations(Spectral("newton-schulz", max_steps=5), 4, 4, torch.float32).single
+        0.0
     """
-    m, n = max(m, n), min(m, n)
-    if isinstance(geometry, LeftPolar | RightPolar):
-        return Operations(0.0, 4.0 * m * n**2 + _EIGENDECOMPOSITION * n**3)
-    if not isinstance(geometry, Spectral):
-        return Operations(0.0, 0.0)
-    method = resolve_method(geometry.method, geometry.max_steps, geometry.accuracy, dtype)
-    count = _method_operations(method, m, n, dtype)
-    half = method.working_dtype(dtype) in (torch.bfloat16, torch.float16)
+    count = geometry.operations(m, n, dtype)
+    half = geometry.working_dtype(dtype) in (torch.bfloat16, torch.float16)
     return Operations(count, 0.0) if half else Operations(0.0, count)
-
-
-def _method_operations(method: PolarMethod, m: int, n: int, dtype: torch.dtype) -> float:
-    if isinstance(method, PolynomialMethod):
-        rows = method.schedule(method.working_dtype(dtype))
-        if isinstance(method, GramNewtonSchulz):
-            return 4.0 * m * n**2 * -(-len(rows) // 2) + 8.0 * n**3 * len(rows)
-        return sum(4.0 * m * n**2 + (2.0 * n**3 if row[2] else 0.0) for row in rows)
-    if isinstance(method, QDWH):
-        tall, square = (6.0, _HALLEY * (method.max_steps or 5)) if m > n else (0.0, _HALLEY * (method.max_steps or 5))
-        return tall * m * n**2 + square * n**3
-    if method.name == "svd":
-        return 6.0 * m * n**2 + _SVD * n**3
-    return _DOUBLE_GRAM[0] * m * n**2 + _DOUBLE_GRAM[1] * n**3
-
-
-def _teams(layout: Layout) -> list[tuple[int, ...]]:
-    """For each rank its place along the axes that copy: ranks with the same place hold every entry once."""
-    places = []
-    for index in range(layout.world):
-        place = []
-        for size, dim in zip(reversed(layout.mesh), reversed(layout.dims), strict=True):
-            if dim is None:
-                place.append(index % size)
-            index //= size
-        places.append(tuple(place))
-    return places
 
 
 def owner_traffic(layout: Layout, view: MatrixView, owners: Sequence[int], itemsize: int, numbers: int = 1) -> Traffic:
@@ -173,21 +130,21 @@ def owner_traffic(layout: Layout, view: MatrixView, owners: Sequence[int], items
         numbers: per matrix: its dual norm, and its squared length where that is asked for.
     """
     sent, received = [0.0] * layout.world, [0.0] * layout.world
-    places, tiles, travels = _teams(layout), layout.tiles, 0
+    replicas, tiles, parts_move = layout.replicas, layout.tiles, 0
     for piece, owner in zip(pieces_of(view), owners, strict=True):
         whole = tiles[owner].overlap(piece.box) == piece.box
-        travels |= not whole
+        parts_move |= not whole
         told = _NUMBER * numbers * len(piece.numbers)
         for rank, tile in enumerate(tiles):
             if rank == owner:
                 continue
             entries = _overlap(piece.box, tile) * itemsize
-            if not whole and places[rank] == places[owner]:
+            if not whole and replicas[rank] == replicas[owner]:
                 sent[rank] += entries
                 received[owner] += entries
             sent[owner] += entries + told
             received[rank] += entries + told
-    return Traffic(tuple(sent), tuple(received), 1 + travels)
+    return Traffic(tuple(sent), tuple(received), 1 + parts_move)
 
 
 def _overlap(one: Box, other: Box) -> int:

@@ -1,4 +1,4 @@
-"""Matrices that travel whole to their owner: parts go there, directions come back, in one all-to-all each."""
+"""Matrices with owners: parts are sent to the owner, directions come back, in one all-to-all each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from polargrad.distributed.communicator import Communicator
-from polargrad.distributed.layout import Box, Layout
-from polargrad.distributed.pieces import Piece, pieces_of
+from polargrad.distributed.layout import Box, Layout, Piece, pieces_of
 from polargrad.optim.execution import (
     LMO,
     DirectionRequest,
@@ -22,94 +21,82 @@ from polargrad.optim.execution import (
 )
 from polargrad.optim.matrix_view import MatrixView
 
-__all__ = ["Routes", "exchange", "routes_of"]
+__all__ = ["TransferPlan", "exchange", "plan_transfers"]
 
-# Numbers of matrices travel in float64, before the entries; every message is padded to a multiple of their size.
+# Norms of matrices are sent in float64, before the entries; every message is padded to a multiple of their size.
 _WORD = 8
 
 
 class Move(NamedTuple):
-    """A box of the parameter at that position in the request, part of one of its pieces."""
+    """A box within a piece of the parameter at that position in the request."""
 
     parameter: int
     piece: int
     box: Box
 
 
-class Routes(NamedTuple):
-    """What one rank sends and receives for a request, by the rank at the other end.
+class TransferPlan(NamedTuple):
+    """What one rank sends and receives for a request; lists have an entry for each other rank.
 
     Attributes:
         pieces: of each parameter.
         owned: (parameter, piece) that this rank computes.
-        parts_out: of this rank's parts, to the owners.
-        parts_in: of owned pieces, from the others.
-        travels: whether any rank sends parts at all.
-        answers_out: of directions of owned pieces.
-        answers_in: of this rank's part of the directions.
-        numbers_in: (parameter, piece) that each rank owns.
+        parts_out: moves of this rank's parts to their owners.
+        parts_in: moves of parts of owned pieces.
+        parts_move: whether any rank sends parts at all.
+        directions_out: moves of directions of owned pieces.
+        directions_in: moves of this rank's part of the directions.
+        owned_by: (parameter, piece) that each rank computes.
     """
 
     pieces: list[Piece]
     owned: list[tuple[int, int]]
     parts_out: list[list[Move]]
     parts_in: list[list[Move]]
-    travels: bool
-    answers_out: list[list[Move]]
-    answers_in: list[list[Move]]
-    numbers_in: list[list[tuple[int, int]]]
+    parts_move: bool
+    directions_out: list[list[Move]]
+    directions_in: list[list[Move]]
+    owned_by: list[list[tuple[int, int]]]
 
 
-def _teams(layout: Layout) -> list[list[int]]:
-    """For each rank those with whom it holds every entry once: its neighbours along the axes that cut."""
-    coordinates = []
-    for index in range(layout.world):
-        coordinate = []
-        for size in reversed(layout.mesh):
-            coordinate.append(index % size)
-            index //= size
-        coordinates.append(tuple(reversed(coordinate)))
-    copied = [axis for axis, dim in enumerate(layout.dims) if dim is None]
-    teams: dict[tuple[int, ...], list[int]] = {}
-    for index, coordinate in enumerate(coordinates):
-        teams.setdefault(tuple(coordinate[axis] for axis in copied), []).append(index)
-    return [teams[tuple(coordinate[axis] for axis in copied)] for coordinate in coordinates]
-
-
-def routes_of(layout: Layout, kept: Layout, view: MatrixView, owners: Sequence[tuple[int, ...]], here: int) -> Routes:
-    """The routes of rank `here`, for parameters of one layout and view.
+def plan_transfers(
+    layout: Layout, kept: Layout, view: MatrixView, owners: Sequence[tuple[int, ...]], here: int
+) -> TransferPlan:
+    """What rank `here` sends and receives, for parameters of one layout and view.
 
     Args:
         layout: of each parameter.
-        kept: of what their directions are taken of.
+        kept: of what their directions are taken of (the momentum).
         view: of each parameter.
         owners: for each parameter, of each of its pieces.
         here: the position of this rank.
     """
     pieces, tiles, world = pieces_of(view), layout.tiles, layout.world
-    sources, teams = kept.tiles, _teams(kept)
+    sources, replicas = kept.tiles, kept.replicas
     parts_out: list[list[Move]] = [[] for _ in range(world)]
     parts_in: list[list[Move]] = [[] for _ in range(world)]
-    answers_out: list[list[Move]] = [[] for _ in range(world)]
-    answers_in: list[list[Move]] = [[] for _ in range(world)]
-    numbers_in: list[list[tuple[int, int]]] = [[] for _ in range(world)]
-    travels = False
+    directions_out: list[list[Move]] = [[] for _ in range(world)]
+    directions_in: list[list[Move]] = [[] for _ in range(world)]
+    owned_by: list[list[tuple[int, int]]] = [[] for _ in range(world)]
+    parts_move = False
     for index, of_pieces in enumerate(owners):
         for number, (piece, owner) in enumerate(zip(pieces, of_pieces, strict=True)):
-            numbers_in[owner].append((index, number))
+            owned_by[owner].append((index, number))
             whole = sources[owner].overlap(piece.box) == piece.box
-            travels = travels or not whole
+            parts_move = parts_move or not whole
             if owner != here:
-                _note(answers_in[owner], index, number, piece.box.overlap(tiles[here]))
-                if not whole and here in teams[owner]:
+                _note(directions_in[owner], index, number, piece.box.overlap(tiles[here]))
+                if not whole and replicas[here] == replicas[owner]:
                     _note(parts_out[owner], index, number, piece.box.overlap(sources[here]))
                 continue
             for rank in range(world):
                 if rank != here:
-                    _note(answers_out[rank], index, number, piece.box.overlap(tiles[rank]))
-                    if not whole and rank in teams[here]:
+                    _note(directions_out[rank], index, number, piece.box.overlap(tiles[rank]))
+                    if not whole and replicas[rank] == replicas[here]:
                         _note(parts_in[rank], index, number, piece.box.overlap(sources[rank]))
-    return Routes(pieces, numbers_in[here], parts_out, parts_in, travels, answers_out, answers_in, numbers_in)
+    return TransferPlan(
+        pieces, owned_by[here], parts_out, parts_in, parts_move, directions_out, directions_in, owned_by
+    )
 
 
 def _note(moves: list[Move], parameter: int, piece: int, box: Box) -> None:
@@ -119,42 +106,42 @@ def _note(moves: list[Move], parameter: int, piece: int, box: Box) -> None:
 
 def exchange(
     request: DirectionRequest,
-    routes: Routes,
+    plan: TransferPlan,
     layout: Layout,
     kept: Layout,
     lmo: LMO,
     workspace: int,
     communicator: Communicator,
 ) -> Generator[None, None, Directions]:
-    """The directions of a request in three moments: parts leave; owners compute and reply; replies are put in place.
+    """The directions of a request in three phases: send parts; compute and send directions; put them in place.
 
-    Between the moments other questions may have theirs. Every rank sends each entry of its parts once, and the owner
+    Between the phases those of other requests may run. Every rank sends each entry of its parts once, and the owner
     each entry of a direction once to every rank that holds it, with one or two numbers per matrix to every rank.
     """
     sources, tile, source_tile = request.sources, layout.tiles[communicator.here], kept.tiles[communicator.here]
     parts = None
-    if routes.travels:
-        boxes = [sources[m.parameter][m.box.within(source_tile)] for to in routes.parts_out for m in to]
+    if plan.parts_move:
+        boxes = [sources[m.parameter][m.box.within(source_tile)] for to in plan.parts_out for m in to]
         send = _gathered(sources[0], boxes)
-        parts = communicator.all_to_all(send, _sizes(routes.parts_out), _sizes(routes.parts_in))
+        parts = communicator.all_to_all(send, _sizes(plan.parts_out), _sizes(plan.parts_in))
     yield
-    wholes = _wholes(request, routes, source_tile, None if parts is None else parts())
-    directions, answers = _computed(routes, wholes, lmo, workspace)
-    numbers = _numbers(routes, answers, sources[0].device)
+    wholes = _wholes(request, plan, source_tile, None if parts is None else parts())
+    directions, answers = _computed(plan, wholes, lmo, workspace)
+    numbers = _numbers(plan, answers, sources[0].device)
     messages = [
-        _message(numbers, [directions[m.parameter, m.piece][m.box.within(routes.pieces[m.piece].box)] for m in to])
-        for to in routes.answers_out
+        _message(numbers, [directions[m.parameter, m.piece][m.box.within(plan.pieces[m.piece].box)] for m in to])
+        for to in plan.directions_out
     ]
     messages[communicator.here] = numbers[:0].view(torch.uint8)
     columns = 1 + lmo.squared_lengths
     sizes = [
-        _length(columns * _count(routes, owned), moves, sources[0].element_size())
-        for owned, moves in zip(routes.numbers_in, routes.answers_in, strict=True)
+        _length(columns * _count(plan, owned), moves, sources[0].element_size())
+        for owned, moves in zip(plan.owned_by, plan.directions_in, strict=True)
     ]
     sizes[communicator.here] = 0
     replies = communicator.all_to_all(torch.cat(messages), [len(message) for message in messages], sizes)
     yield
-    return _placed(request, routes, tile, directions, numbers, replies().split(sizes), columns, communicator.here)
+    return _placed(request, plan, tile, directions, numbers, replies().split(sizes), columns, communicator.here)
 
 
 def _gathered(like: Tensor, boxes: list[Tensor]) -> Tensor:
@@ -167,12 +154,12 @@ def _sizes(moves: list[list[Move]]) -> list[int]:
 
 
 def _wholes(
-    request: DirectionRequest, routes: Routes, tile: Box, received: Tensor | None
+    request: DirectionRequest, plan: TransferPlan, tile: Box, received: Tensor | None
 ) -> dict[tuple[int, int], Tensor]:
     """The pieces that this rank computes, put together."""
     wholes: dict[tuple[int, int], Tensor] = {}
-    for index, number in routes.owned:
-        source, box = request.sources[index], routes.pieces[number].box
+    for index, number in plan.owned:
+        source, box = request.sources[index], plan.pieces[number].box
         mine = box.overlap(tile)
         if mine == box:
             wholes[index, number] = source[box.within(tile)]
@@ -181,17 +168,17 @@ def _wholes(
             if mine.numel:
                 wholes[index, number][mine.within(box)] = source[mine.within(tile)]
     if received is not None:
-        moves = [move for sent in routes.parts_in for move in sent]
+        moves = [move for sent in plan.parts_in for move in sent]
         for move, entries in zip(moves, received.split([move.box.numel for move in moves]), strict=True):
-            box = routes.pieces[move.piece].box
+            box = plan.pieces[move.piece].box
             wholes[move.parameter, move.piece][move.box.within(box)] = entries.view(move.box.size)
     return wholes
 
 
 def _computed(
-    routes: Routes, wholes: dict[tuple[int, int], Tensor], lmo: LMO, workspace: int
+    plan: TransferPlan, wholes: dict[tuple[int, int], Tensor], lmo: LMO, workspace: int
 ) -> tuple[dict[tuple[int, int], Tensor], dict[tuple[int, int], list[LMOResult]]]:
-    views = {key: routes.pieces[key[1]].view for key in wholes}
+    views = {key: plan.pieces[key[1]].view for key in wholes}
     slots = [(key, batch) for key, whole in wholes.items() for batch in views[key].split(whole)]
     answers: dict[tuple[int, int], list[LMOResult]] = {key: [] for key in wholes}
     for (key, _), answer in zip(slots, apply_lmo(lmo, [batch for _, batch in slots], workspace), strict=True):
@@ -199,9 +186,9 @@ def _computed(
     return {key: views[key].merge([a.direction for a in found]) for key, found in answers.items()}, answers
 
 
-def _numbers(routes: Routes, answers: dict[tuple[int, int], list[LMOResult]], device: torch.device) -> Tensor:
+def _numbers(plan: TransferPlan, answers: dict[tuple[int, int], list[LMOResult]], device: torch.device) -> Tensor:
     """Dual norms of the owned matrices, then their squared lengths where they were asked for; float64."""
-    found = [answer for key in routes.owned for answer in answers[key]]
+    found = [answer for key in plan.owned for answer in answers[key]]
     columns = [[a.dual_norm for a in found], [a.squared_length for a in found if a.squared_length is not None]]
     vectors = [vector.to(torch.float64) for column in columns for vector in column]
     return torch.cat(vectors) if vectors else torch.empty(0, dtype=torch.float64, device=device)
@@ -221,13 +208,13 @@ def _length(numbers: int, moves: list[Move], itemsize: int) -> int:
     return _WORD * numbers + entries + -entries % _WORD
 
 
-def _count(routes: Routes, owned: list[tuple[int, int]]) -> int:
-    return sum(len(routes.pieces[number].numbers) for _, number in owned)
+def _count(plan: TransferPlan, owned: list[tuple[int, int]]) -> int:
+    return sum(len(plan.pieces[number].numbers) for _, number in owned)
 
 
 def _placed(
     request: DirectionRequest,
-    routes: Routes,
+    plan: TransferPlan,
     tile: Box,
     directions: dict[tuple[int, int], Tensor],
     numbers: Tensor,
@@ -239,19 +226,19 @@ def _placed(
     sources = request.sources
     parts = [source.new_empty(tile.size) for source in sources]
     for (index, number), direction in directions.items():
-        box = routes.pieces[number].box
+        box = plan.pieces[number].box
         mine = box.overlap(tile)
         if mine.numel:
             parts[index][mine.within(tile)] = direction[mine.within(box)]
     each = request.view.count
     table = torch.empty(columns, each * len(sources), dtype=torch.float64, device=sources[0].device)
-    for rank, (reply, owned) in enumerate(zip(replies, routes.numbers_in, strict=True)):
-        count = _count(routes, owned)
+    for rank, (reply, owned) in enumerate(zip(replies, plan.owned_by, strict=True)):
+        count = _count(plan, owned)
         theirs = numbers if rank == here else reply[: _WORD * columns * count].view(torch.float64)
-        places = [index * each + i for index, number in owned for i in routes.pieces[number].numbers]
+        places = [index * each + i for index, number in owned for i in plan.pieces[number].numbers]
         if places:
             table[:, torch.tensor(places, device=table.device)] = theirs.view(columns, count)
-        moves = routes.answers_in[rank]
+        moves = plan.directions_in[rank]
         if not moves:
             continue
         sizes = [move.box.numel for move in moves]

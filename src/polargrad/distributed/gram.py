@@ -19,7 +19,7 @@ from polargrad.linalg.precision import at_least_single
 from polargrad.linalg.scaling import power_of_two_scale
 from polargrad.optim.execution import LMO, DirectionRequest, Directions, statistics_dtype
 
-__all__ = ["gram_passes", "summed_gram"]
+__all__ = ["directions_by_gram", "summed_gram"]
 
 # Eigenvalues of a Gram matrix below this many roundings of its largest count as rounding.
 _FLOOR = 4.0
@@ -86,7 +86,7 @@ def summed_gram(rows: list[_Rows], copies: int, communicator: Communicator) -> T
     return communicator.all_reduce(local)() / copies
 
 
-def gram_passes(
+def directions_by_gram(
     request: DirectionRequest, layout: Layout, lmo: LMO, communicator: Communicator
 ) -> Generator[None, None, Directions]:
     """The directions of matrices with rows (or, for wide ones, columns) that are spread over the ranks.

@@ -1,7 +1,8 @@
-"""How one parameter lives on the ranks: which box of it each of them holds."""
+"""How one parameter lives on the ranks: which box of it each of them holds, and which boxes are whole matrices."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from polargrad.optim.matrix_view import FusedView, MatrixView
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["Box", "Layout", "layout_of", "root_of"]
+__all__ = ["Box", "Layout", "Piece", "layout_of", "pieces_of", "root_of"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Box:
         return math.prod(self.size)
 
     def overlap(self, other: Box) -> Box:
-        """What both have; of size 0 where they are apart."""
+        """The intersection, of size 0 where there is none."""
         start = tuple(map(max, self.start, other.start))
         ends = zip(self.start, self.size, other.start, other.size, strict=True)
         size = tuple(max(0, min(a + s, b + t) - o) for (a, s, b, t), o in zip(ends, start, strict=True))
@@ -88,7 +91,7 @@ class Layout:
 
     def _tile(self, index: int) -> Box:
         start, size = [0] * len(self.shape), list(self.shape)
-        coordinate = _coordinate(index, self.mesh)
+        coordinate = self._coordinate(index)
         for axis in self.order or range(len(self.mesh)):
             dim = self.dims[axis]
             if dim is not None:
@@ -99,7 +102,7 @@ class Layout:
 
     @property
     def cut(self) -> frozenset[int]:
-        """The dimensions that are cut by more than one rank."""
+        """The dimensions that are divided among ranks."""
         return frozenset(d for d, size in zip(self.dims, self.mesh, strict=True) if d is not None and size > 1)
 
     @property
@@ -107,17 +110,57 @@ class Layout:
         """How many ranks hold each entry."""
         return math.prod(size for size, dim in zip(self.mesh, self.dims, strict=True) if dim is None)
 
+    def _coordinate(self, index: int) -> tuple[int, ...]:
+        coordinate = []
+        for size in reversed(self.mesh):
+            coordinate.append(index % size)
+            index //= size
+        return tuple(reversed(coordinate))
+
+    @functools.cached_property
+    def replicas(self) -> tuple[tuple[int, ...], ...]:
+        """The copy of the parameter that each rank has a part of; ranks of one copy hold every entry once."""
+        copied = [axis for axis, dim in enumerate(self.dims) if dim is None]
+        coordinates = map(self._coordinate, range(self.world))
+        return tuple(tuple(coordinate[axis] for axis in copied) for coordinate in coordinates)
+
     def holders(self, box: Box) -> list[int]:
         """The positions in the mesh that hold all of a box."""
         return [i for i, tile in enumerate(self.tiles) if tile.overlap(box) == box]
 
 
-def _coordinate(index: int, mesh: Sequence[int]) -> list[int]:
-    coordinate = []
-    for size in reversed(mesh):
-        coordinate.append(index % size)
-        index //= size
-    return coordinate[::-1]
+@dataclass(frozen=True)
+class Piece:
+    """A box of a parameter that consists of whole matrices, whose directions are computed in one place.
+
+    Args:
+        box: where it is in the parameter.
+        view: how it is split into matrices.
+        numbers: which of the parameter's matrices these are.
+    """
+
+    box: Box
+    view: MatrixView
+    numbers: tuple[int, ...]
+
+
+def pieces_of(view: MatrixView) -> list[Piece]:
+    """The pieces of a parameter: each matrix of a stack by itself; any other parameter is one piece."""
+    stack = view.stack if isinstance(view, FusedView) else view.batches[0][0]
+    if stack == 1:
+        return [Piece(Box((0,) * len(view.shape), view.shape), view, tuple(range(view.count)))]
+    pieces = []
+    batches = tuple((k // stack, m, n) for k, m, n in view.batches)
+    shape = (1, *view.shape[1:])
+    fields = {"stack": 1} if isinstance(view, FusedView) else {}
+    single = dataclasses.replace(view, shape=shape, batches=batches, **fields)
+    for i in range(stack):
+        numbers, first = [], 0
+        for (k, _, _), (each, _, _) in zip(view.batches, batches, strict=True):
+            numbers += range(first + i * each, first + (i + 1) * each)
+            first += k
+        pieces.append(Piece(Box((i, *(0,) * (len(shape) - 1)), shape), single, tuple(numbers)))
+    return pieces
 
 
 def layout_of(parameter: Tensor, name: str, mesh: DeviceMesh | None, ranks: Sequence[int]) -> Layout:

@@ -1,4 +1,4 @@
-"""A step of the optimizer on paper: which way each matrix goes, what that costs, and who is busiest.
+"""A step of the optimizer on paper: how each direction is found, what that costs, and which rank is busiest.
 
 Needs no process group and no storage: parameters may be on the meta device, and there may be a thousand ranks.
 """
@@ -25,10 +25,9 @@ from polargrad.distributed.cost import (
     seconds,
     sums_traffic,
 )
-from polargrad.distributed.layout import Layout
-from polargrad.distributed.pieces import assign, pieces_of
-from polargrad.distributed.routing import Route, routes_of_all
-from polargrad.distributed.rows import rows_of
+from polargrad.distributed.layout import Layout, pieces_of
+from polargrad.distributed.strategy import Strategy, assign_owners, choose_strategies, polar_parameters
+from polargrad.distributed.sums import rows_of
 from polargrad.geometry import Geometry
 from polargrad.optim.execution import statistics_dtype
 from polargrad.optim.matrix_view import MatrixView
@@ -50,7 +49,7 @@ class Line:
         name: of the parameter.
         role: of its group.
         layout: how it lives on the ranks.
-        route: the way it goes; None for AdamW, which works where the entries are.
+        strategy: how its directions are found; None for AdamW, which works on local tensors.
         matrices: how many there are in it.
         operations: on each rank.
         traffic: of each rank.
@@ -61,7 +60,7 @@ class Line:
     name: str
     role: str
     layout: Layout
-    route: Route | None
+    strategy: Strategy | None
     matrices: int
     operations: tuple[Operations, ...]
     traffic: Traffic
@@ -137,30 +136,26 @@ def plan(groups: Sequence[Mapping[str, Any]], layouts: Mapping[Tensor, Layout], 
         >>> from polargrad import PolarGrad
         >>> W = torch.nn.Parameter(torch.empty(64, 64, device="meta"))
         >>> four = plan(PolarGrad([W]).param_groups, {W: Layout((64, 64), mesh=(4,), dims=(0,))})
-        >>> four.lines[0].route.value, four.sent[1]
-        ('owners', 4192.0)
+        >>> four.lines[0].strategy.value, four.sent[1]
+        ('owner', 4192.0)
     """
     worlds = {layout.world for layout in layouts.values()}
     if len(worlds) != 1:
         raise ValueError(f"the layouts are on meshes of {sorted(worlds)} ranks; give one mesh to all parameters")
     (world,) = worlds
-    rules = [resolve(group) for group in groups]
-    polar = []
-    for group, rule in zip(groups, rules, strict=True):
-        if isinstance(rule, PolarRule):
-            for p in group["params"]:
-                polar.append((p, layouts[p], rule.view_of(p.shape), rule.geometry, rule.momentum_dtype or p.dtype))
-    routes = routes_of_all(polar)
-    owners = assign([(p, layout, view) for p, layout, view, _, _ in polar if routes[p] is Route.OWNERS], world)
+    polar = polar_parameters(groups, layouts)
+    strategies = choose_strategies(polar)
+    owners = assign_owners([one for one in polar if strategies[one.parameter] is Strategy.OWNER], world)
     lines, alike = [], {}
-    for group, rule in zip(groups, rules, strict=True):
+    for group in groups:
+        rule = resolve(group)
         for position, p in enumerate(group["params"]):
             name, role = parameter_name(group, position).strip("'"), str(group.get("role", ""))
             if not isinstance(rule, PolarRule):
                 lines.append(_adamw(name, role, p, layouts[p]))
                 continue
             view, dtype = rule.view_of(p.shape), rule.momentum_dtype or p.dtype
-            line = _polar(name, role, layouts[p], view, routes[p], owners.get(p, ()), rule, dtype)
+            line = _polar(name, role, layouts[p], view, strategies[p], owners.get(p, ()), rule, dtype)
             lines.append(line)
             if line.traffic.collectives:
                 key = (id(group), view, dtype, layouts[p])
@@ -186,7 +181,7 @@ def _polar(
     role: str,
     layout: Layout,
     view: MatrixView,
-    route: Route,
+    strategy: Strategy,
     owners: Sequence[int],
     rule: PolarRule,
     dtype: torch.dtype,
@@ -196,20 +191,20 @@ def _polar(
     tiles = [tile.numel * dtype.itemsize for tile in layout.tiles]
     world = layout.world
     work, traffic, workspace = _here(view, geometry, dtype, world)
-    match route:
-        case Route.HERE:
+    match strategy:
+        case Strategy.REPLICATED:
             pass
-        case Route.SUMS:
+        case Strategy.REDUCE:
             work, traffic, workspace = (
                 (_NOTHING,) * world,
                 sums_traffic(layout, view, geometry, numbers),
                 2.0 * max(tiles),
             )
-        case Route.GRAM:
+        case Strategy.GRAM:
             work = (gram_operations(layout, geometry, dtype),) * world
             traffic, d = gram_traffic(layout, dtype), min(layout.shape)
             workspace = 3.0 * max(tiles) + 6.0 * 8 * d**2
-        case Route.OWNERS:
+        case Strategy.OWNER:
             traffic = owner_traffic(layout, view, owners, dtype.itemsize, numbers)
             each = [_NOTHING] * world
             workspace = 0.0
@@ -222,7 +217,7 @@ def _polar(
         traffic = traffic.plus(rows_traffic(layout, view))
         rows = [rows_of(view, tile).numel * statistics_dtype(dtype).itemsize for tile in layout.tiles]
         state = max(momentum + own for momentum, own in zip(tiles, rows, strict=True))
-    return Line(name, role, layout, route, view.count, work, traffic, workspace, float(state))
+    return Line(name, role, layout, strategy, view.count, work, traffic, workspace, float(state))
 
 
 def _here(

@@ -12,13 +12,18 @@ from torch import Tensor
 
 from polargrad.distributed.agreement import Agreement
 from polargrad.distributed.communicator import Communicator
-from polargrad.distributed.exchange import Routes, exchange, routes_of
-from polargrad.distributed.gram import gram_passes
+from polargrad.distributed.exchange import TransferPlan, exchange, plan_transfers
+from polargrad.distributed.gram import directions_by_gram
 from polargrad.distributed.layout import Layout, layout_of, root_of
-from polargrad.distributed.pieces import assign
-from polargrad.distributed.routing import Route, routes_of_all
-from polargrad.distributed.rows import row_lengths, row_zeros
-from polargrad.distributed.sums import by_sums, local_slice, matrix_index, matrix_sums
+from polargrad.distributed.strategy import Strategy, assign_owners, choose_strategies, polar_parameters
+from polargrad.distributed.sums import (
+    directions_by_sums,
+    local_slice,
+    matrix_index,
+    matrix_sums,
+    row_lengths,
+    row_zeros,
+)
 from polargrad.optim.execution import (
     LMO,
     DirectionRequest,
@@ -29,8 +34,7 @@ from polargrad.optim.execution import (
     register_executor,
 )
 from polargrad.optim.matrix_view import MatrixView
-from polargrad.optim.options import parameter_name, resolve
-from polargrad.optim.update import PolarRule
+from polargrad.optim.options import parameter_name
 
 __all__ = ["ManyProcesses"]
 
@@ -46,22 +50,22 @@ def _local(tensor: Any) -> Tensor:
 
 @register_executor
 def _many_processes(process_group: Any, groups: Sequence[Mapping[str, Any]], shard_momentum: bool) -> Executor | None:
-    """The maker: for where a process group is given or a parameter is a DTensor."""
+    """The executor for a process group, or for DTensors; None where there is neither."""
     parameters = [p for group in groups for p in group["params"]]
     if shard_momentum and process_group is None:
-        raise ValueError("shard_momentum=True needs process_group=: the ranks that share the momentum of their copies")
+        raise ValueError("shard_momentum=True needs process_group=, the ranks that divide the momentum of their copies")
     if process_group is None and not any(map(_is_distributed, parameters)):
         return None
     return ManyProcesses(process_group, groups, shard_momentum)
 
 
 class ManyProcesses:
-    """Parts on many ranks: pieces go to owners, tall matrices are decomposed by their Gram matrices, sums are summed.
+    """The executor of many ranks: each parameter has a `Strategy` by which its directions are found.
 
     Args:
-        process_group: of the ranks that hold copies of plain parameters; None where all matrices are DTensors.
+        process_group: the ranks that hold copies of plain parameters; None where all matrices are DTensors.
         groups: the parameter groups.
-        shard_momentum: whether each rank keeps some rows of the momentum of copies that go to owners.
+        shard_momentum: whether each rank keeps some rows of the momentum of copies whose matrices have owners.
 
     Raises:
         ValueError: a placement or a mesh that is not supported; the message names the parameter.
@@ -82,21 +86,15 @@ class ManyProcesses:
         self._process_group: Any = process_group
         self._mesh: Any = None
         self._kept = dict(self._layouts)
-        polar = []
-        for group_options in groups:
-            rule = resolve(group_options)
-            if isinstance(rule, PolarRule):
-                for p in group_options["params"]:
-                    dtype = rule.momentum_dtype or p.dtype
-                    polar.append((p, self._layouts[p], rule.view_of(p.shape), rule.geometry, dtype))
-        self._ways = routes_of_all(polar)
-        owned = [(p, layout, view) for p, layout, view, _, _ in polar if self._ways[p] is Route.OWNERS]
-        self._owners = assign(owned, len(ranks))
+        polar = polar_parameters(groups, self._layouts)
+        self._strategies = choose_strategies(polar)
+        owned = [one for one in polar if self._strategies[one.parameter] is Strategy.OWNER]
+        self._owners = assign_owners(owned, len(ranks))
         for p, _, options in named:
             if shard_momentum and p in self._owners and not _is_distributed(p):
                 self._kept[p] = self._kept_in_rows(self._layouts[p], options)
         self._agreement = Agreement(self._communicator, self._layouts, self._kept)
-        self._routes: dict[tuple[Tensor, ...], Routes] = {}
+        self._transfers: dict[tuple[Tensor, ...], TransferPlan] = {}
         self._clean = False
 
     def begin(
@@ -140,7 +138,7 @@ class ManyProcesses:
         if _is_distributed(gradient) and gradient.placements != parameter.placements:  # pyright: ignore[reportAttributeAccessIssue]
             gradient = gradient.redistribute(parameter.device_mesh, parameter.placements)  # pyright: ignore[reportAttributeAccessIssue]
         part: Any = _local(gradient)
-        # What a functional collective has just made may still be on its way.
+        # The result of a functional collective may not have arrived yet.
         return part.wait() if hasattr(part, "wait") else part
 
     def _kept_in_rows(self, layout: Layout, group: Mapping[str, Any]) -> Layout:
@@ -171,7 +169,7 @@ class ManyProcesses:
         return DTensor.from_local(rows, self._mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=stride)
 
     def adopt(self, parameter: Tensor, buffer: Any) -> Tensor:
-        """The rows of a whole buffer that are kept here, or the whole of a buffer that was kept in rows."""
+        """This rank's rows of a whole buffer, or the whole of a buffer that was saved in rows."""
         if self._is_shared(parameter) and not _is_distributed(buffer):
             return self._in_rows(parameter, self._kept_rows(parameter, buffer).clone())
         if _is_distributed(buffer) and not self._is_shared(parameter) and not _is_distributed(parameter):
@@ -179,7 +177,7 @@ class ManyProcesses:
         return buffer
 
     def momentum_shard(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        """The rows of copies whose momentum is here."""
+        """The rows of each gradient whose momentum this rank keeps."""
         return [self._kept_rows(p, gradient) for p, gradient in zip(parameters, gradients, strict=True)]
 
     def _kept_rows(self, parameter: Tensor, gradient: Tensor) -> Tensor:
@@ -191,26 +189,26 @@ class ManyProcesses:
     def local_slices(
         self, parameters: Sequence[Tensor], tensors: list[Tensor], *, momentum: bool = False
     ) -> list[Tensor]:
-        """What belongs to the tiles of this rank."""
+        """The slices that belong to the tiles of this rank."""
         layouts, here = self._kept if momentum else self._layouts, self._communicator.here
         return [local_slice(tensor, layouts[p].tiles[here]) for p, tensor in zip(parameters, tensors, strict=True)]
 
     def row_zeros(self, view: MatrixView, parameter: Tensor, dtype: torch.dtype) -> Tensor:
-        """Of all rows of a copy; a DTensor cut as the rows of a DTensor are."""
+        """A zero for each row of a copy; for a DTensor a DTensor that is divided as its rows are."""
         if not _is_distributed(parameter):
             return torch.zeros(view.row_shape, dtype=dtype, device=parameter.device)
         return row_zeros(view, parameter, dtype, self._layouts[parameter].tiles[self._communicator.here])
 
     def row_lengths(self, view: MatrixView, parameters: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
-        """Those that are here where rows are whole, otherwise from a sum over the ranks."""
+        """The lengths themselves where rows are whole, otherwise from a sum over the ranks."""
         return row_lengths(lengths, view, self._layouts[parameters[0]], self._communicator)
 
     def bucket_key(self, parameter: Tensor) -> Hashable:
-        """The layout."""
+        """The layout of the parameter."""
         return self._layouts[parameter]
 
     def max_bucket(self, count: int) -> int:
-        """A quarter of them, so that sending and computing overlap, but one for every rank."""
+        """A quarter of them, so that sending and computing overlap, but at least one for every rank."""
         return max(self._communicator.size, -(-count // 4))
 
     def finite_mask(
@@ -222,7 +220,7 @@ class ManyProcesses:
         *,
         masked: bool,
     ) -> Tensor | None:
-        """The mask of all ranks; without asking where every rank found its gradients finite when the step began."""
+        """The mask of all ranks; nothing is sent where every rank found its gradients finite when the step began."""
         if not masked and self._clean:
             return None
         bad = torch.cat([self._count_nonfinite(view, p, g, limit) for p, g in zip(parameters, gradients, strict=True)])
@@ -240,7 +238,7 @@ class ManyProcesses:
     def compute_directions(
         self, requests: Iterable[DirectionRequest], lmo: LMO, workspace: int
     ) -> Iterator[Directions]:
-        """Three moments for each request: while one is computed, the next is sent and the last comes back."""
+        """Each request in three phases: while one is computed, the next is sent and the last comes back."""
         waiting: deque[Generator[None, None, Directions]] = deque()
         for request in requests:
             job = self._job(request, lmo, workspace)
@@ -257,27 +255,27 @@ class ManyProcesses:
 
     def _job(self, request: DirectionRequest, lmo: LMO, workspace: int) -> Generator[None, None, Directions]:
         layout = self._layouts[request.parameters[0]]
-        match self._ways[request.parameters[0]]:
-            case Route.HERE:
-                return _here(request, lmo, workspace)
-            case Route.SUMS:
-                return by_sums(request, layout, lmo, self._communicator)
-            case Route.GRAM:
-                return gram_passes(request, layout, lmo, self._communicator)
-            case Route.OWNERS:
-                routes = self._routes_of(request, layout)
+        match self._strategies[request.parameters[0]]:
+            case Strategy.REPLICATED:
+                return _replicated(request, lmo, workspace)
+            case Strategy.REDUCE:
+                return directions_by_sums(request, layout, lmo, self._communicator)
+            case Strategy.GRAM:
+                return directions_by_gram(request, layout, lmo, self._communicator)
+            case Strategy.OWNER:
                 kept = self._kept[request.parameters[0]]
-                return exchange(request, routes, layout, kept, lmo, workspace, self._communicator)
+                transfers = self._transfers_of(request, layout, kept)
+                return exchange(request, transfers, layout, kept, lmo, workspace, self._communicator)
 
-    def _routes_of(self, request: DirectionRequest, layout: Layout) -> Routes:
+    def _transfers_of(self, request: DirectionRequest, layout: Layout, kept: Layout) -> TransferPlan:
         key = tuple(request.parameters)
-        if key not in self._routes:
+        if key not in self._transfers:
             owners = [self._owners[p] for p in key]
-            self._routes[key] = routes_of(layout, self._kept[key[0]], request.view, owners, self._communicator.here)
-        return self._routes[key]
+            self._transfers[key] = plan_transfers(layout, kept, request.view, owners, self._communicator.here)
+        return self._transfers[key]
 
 
-def _here(request: DirectionRequest, lmo: LMO, workspace: int) -> Generator[None, None, Directions]:
+def _replicated(request: DirectionRequest, lmo: LMO, workspace: int) -> Generator[None, None, Directions]:
     yield
     (found,) = SingleProcess().compute_directions([request], lmo, workspace)
     yield

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["GEOMETRIES", "Geometry", "inner", "register"]
+__all__ = ["GEOMETRIES", "Geometry", "Reduction", "inner", "register"]
+
+Reduction = Literal["entries", "rows", "columns", "matrix", "gram"]
 
 
 def inner(A: Tensor, B: Tensor) -> Tensor:
@@ -32,10 +34,22 @@ class Geometry(ABC):
     ||G||_* = <G, lmo(G)>. Steepest descent X <- X - gamma ||G||_* lmo(G) minimizes
     <G, X' - X> + ||X' - X||^2 / (2 gamma); without the factor ||G||_* it is sign descent in that norm.
 
+    A subclass is a frozen dataclass whose fields are plain data. It implements `lmo` and `squared_length`, declares
+    what `lmo` costs (`operations`, `working_dtype`, `peak_memory`) and how it is found where matrices are divided among
+    processes (`reduction`), and becomes an option of `PolarGrad` by `register`.
+
+    Attributes:
+        name: what it is called as an option.
+        reduction: how the direction of a matrix in parts is found. "entries", "rows", "columns" or "matrix": `lmo`
+            divides each of these by its Euclidean length, so that only lengths are summed over the processes. "gram":
+            lmo(B T) = B lmo(T) for orthonormal columns B, so that a tall matrix, likewise a wide one, is reduced to a
+            small square one by sums of Gram matrices. None: in no such way, the whole matrix has to be in one place.
+
     Source: Lau, Long, Su, arXiv 2505.21799, section on the unifying view.
     """
 
     name: ClassVar[str]
+    reduction: ClassVar[Reduction | None] = None
 
     @abstractmethod
     def lmo(self, G: Tensor) -> Tensor:
@@ -50,6 +64,14 @@ class Geometry(ABC):
 
     def check_dtype(self, dtype: torch.dtype) -> None:  # noqa: B027 - most geometries take every dtype
         """Raise ValueError if the options of this geometry cannot be met for matrices of `dtype`."""
+
+    def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
+        """Floating-point operations of `lmo` for one matrix (m, n) of `dtype`; here those of one normalization."""
+        return 4.0 * m * n
+
+    def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of most operations of `lmo` for matrices of `dtype`."""
+        return dtype
 
     @property
     def peak_memory(self) -> float:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from polargrad.geometry.base import Geometry, register
+from polargrad.geometry.base import Geometry, Reduction, register
 
 __all__ = ["Entrywise"]
 
@@ -24,6 +24,7 @@ class Entrywise(Geometry):
     """
 
     name: ClassVar[str] = "entrywise"
+    reduction: ClassVar[Reduction | None] = "entries"
 
     def squared_length(self, m: int, n: int) -> float:
         """M n: every entry is a sign."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polargrad.geometry.base import Geometry, register
+from polargrad.geometry.base import Geometry, Reduction, register
 
 __all__ = ["Frobenius"]
 
@@ -25,6 +25,7 @@ class Frobenius(Geometry):
     """
 
     name: ClassVar[str] = "frobenius"
+    reduction: ClassVar[Reduction | None] = "matrix"
 
     def squared_length(self, m: int, n: int) -> float:
         """1."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polargrad.geometry.base import Geometry, register
+from polargrad.geometry.base import Geometry, Reduction, register
 from polargrad.linalg.kernels import gram, product
 from polargrad.linalg.precision import at_least_single, double_precision
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
@@ -24,9 +24,34 @@ def _inverse_square_root(S: Tensor) -> Tensor:
     return (vectors * roots.unsqueeze(-2)) @ vectors.mH
 
 
+@dataclass(frozen=True)
+class _OneSided(Geometry):
+    """What both sides have in common."""
+
+    reduction: ClassVar[Reduction | None] = "gram"
+
+    def squared_length(self, m: int, n: int) -> float:
+        """min(m, n), the rank."""
+        return float(min(m, n))
+
+    def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
+        """A Gram matrix and a product, and an eigendecomposition of the smaller side n, with vectors, of 9 n^3."""
+        m, n = max(m, n), min(m, n)
+        return 4.0 * m * n**2 + 11.0 * n**3
+
+    def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """float64, in which everything is formed and decomposed."""
+        return torch.complex128 if dtype.is_complex else torch.float64
+
+    @property
+    def peak_memory(self) -> float:
+        """Everything is formed in float64, and the eigendecomposition of a Gram matrix is several times its size."""
+        return 12.0
+
+
 @register
 @dataclass(frozen=True)
-class RightPolar(Geometry):
+class RightPolar(_OneSided):
     """The spectral norm of a tall matrix through its columns: lmo(G) = G (G^H G)^{-1/2}, ||G||_* = ||G||_nuc.
 
     With scale nu^alpha, alpha in [0, 1], it is the step G (G^H G)^{-1/2} nu^alpha for an embedding or head whose rows
@@ -53,15 +78,6 @@ class RightPolar(Geometry):
                 "which forms the smaller one"
             )
 
-    def squared_length(self, m: int, n: int) -> float:
-        """min(m, n), the rank."""
-        return float(min(m, n))
-
-    @property
-    def peak_memory(self) -> float:
-        """All is formed in float64, and an eigendecomposition of a square Gram matrix is several times its size."""
-        return 12.0
-
     def lmo(self, G: Tensor) -> Tensor:
         """The polar factor of each tall matrix of G (*batch, m, n); zero on the null space of G, NaN if not finite.
 
@@ -84,7 +100,7 @@ class RightPolar(Geometry):
 
 @register
 @dataclass(frozen=True)
-class LeftPolar(Geometry):
+class LeftPolar(_OneSided):
     """The spectral norm of a wide matrix through its rows: lmo(G) = (G G^H)^{-1/2} G, the transpose of `RightPolar`.
 
     Example:
@@ -104,15 +120,6 @@ class LeftPolar(Geometry):
                 f"geometry='left-polar' forms an {m} x {m} Gram matrix of a tall matrix ({m}, {n}); use 'right-polar', "
                 "which forms the smaller one"
             )
-
-    def squared_length(self, m: int, n: int) -> float:
-        """min(m, n), the rank."""
-        return float(min(m, n))
-
-    @property
-    def peak_memory(self) -> float:
-        """All is formed in float64, and an eigendecomposition of a square Gram matrix is several times its size."""
-        return 12.0
 
     def lmo(self, G: Tensor) -> Tensor:
         """The polar factor of each wide matrix of G (*batch, m, n); zero on the null space of G.

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polargrad.geometry.base import Geometry, register
+from polargrad.geometry.base import Geometry, Reduction, register
 
 __all__ = ["Columns", "Rows"]
 
@@ -30,6 +30,7 @@ class Rows(Geometry):
     """
 
     name: ClassVar[str] = "rows"
+    reduction: ClassVar[Reduction | None] = "rows"
 
     def squared_length(self, m: int, n: int) -> float:
         """m: every row has length 1."""
@@ -52,6 +53,7 @@ class Columns(Geometry):
     """
 
     name: ClassVar[str] = "columns"
+    reduction: ClassVar[Reduction | None] = "columns"
 
     def squared_length(self, m: int, n: int) -> float:
         """n: every column has length 1."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polargrad.geometry.base import Geometry, register
+from polargrad.geometry.base import Geometry, Reduction, register
 from polargrad.linalg import PolarMethod, polar_factor, resolve_method
 from polargrad.linalg.method import Accuracy
 
@@ -36,6 +36,7 @@ class Spectral(Geometry):
     """
 
     name: ClassVar[str] = "spectral"
+    reduction: ClassVar[Reduction | None] = "gram"
     method: str | PolarMethod = "auto"
     max_steps: int | None = None
     accuracy: Accuracy | None = None
@@ -68,6 +69,14 @@ class Spectral(Geometry):
     def squared_length(self, m: int, n: int) -> float:
         """min(m, n), the rank."""
         return float(min(m, n))
+
+    def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
+        """Those of the polar method on m >= n."""
+        return self.resolved_method(dtype).operations(max(m, n), min(m, n), dtype)
+
+    def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """That of the polar method."""
+        return self.resolved_method(dtype).working_dtype(dtype)
 
     @property
     def peak_memory(self) -> float:

@@ -126,7 +126,7 @@ def rows(made: Plan) -> list[Row]:
     """The lines of a plan, those that are alike together, the most bytes first."""
     alike: dict[tuple[Any, ...], list[Line]] = {}
     for line in made.lines:
-        alike.setdefault((line.role, line.layout, line.route), []).append(line)
+        alike.setdefault((line.role, line.layout, line.strategy), []).append(line)
     found = [_row(lines) for lines in alike.values()]
     return sorted(found, key=lambda row: (-row.sent, -row.operations))
 
@@ -137,7 +137,7 @@ def _row(lines: Sequence[Line]) -> Row:
         names=tuple(line.name for line in lines),
         shape=lines[0].layout.shape,
         role=lines[0].role,
-        way="adamw" if lines[0].route is None else lines[0].route.value,
+        way="adamw" if lines[0].strategy is None else lines[0].strategy.value,
         layout=str(lines[0].layout),
         operations=sum(work.half + work.single for line in lines for work in line.operations),
         sent=sum(sent) / len(sent),
