@@ -74,8 +74,10 @@ def test_stacks_stay_within_the_workspace(workspace):
 
 def test_same_shapes_go_through_the_engine_as_one_batch(monkeypatch):
     seen = []
-    lmo = polargrad.geometry.Spectral.lmo
-    monkeypatch.setattr(polargrad.geometry.Spectral, "lmo", lambda self, G: seen.append(tuple(G.shape)) or lmo(self, G))
+    factor = polargrad.polar_factor
+    monkeypatch.setattr(
+        polargrad.geometry.spectral, "polar_factor", lambda G, **more: seen.append(tuple(G.shape)) or factor(G, **more)
+    )
     parameters = [torch.nn.Parameter(torch.randn(s)) for s in [(4, 3)] * 6 + [(2, 5)] * 3]
     optimizer = polargrad.PolarGrad(parameters)
     for p in parameters:

@@ -195,11 +195,9 @@ def _polar(
         case Strategy.REPLICATED:
             pass
         case Strategy.REDUCE:
-            work, traffic, workspace = (
-                (_NOTHING,) * world,
-                sums_traffic(layout, view, geometry, numbers),
-                2.0 * max(tiles),
-            )
+            entries = math.prod(view.shape)
+            work = tuple(work[0].times(tile.numel / entries) for tile in layout.tiles)
+            traffic, workspace = sums_traffic(layout, view, geometry, numbers), 2.0 * max(tiles)
         case Strategy.GRAM:
             work = (gram_operations(layout, geometry, dtype),) * world
             traffic, d = gram_traffic(layout, dtype), min(layout.shape)

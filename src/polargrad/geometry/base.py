@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
@@ -58,6 +59,10 @@ class Geometry(ABC):
     @abstractmethod
     def squared_length(self, m: int, n: int) -> float:
         """||lmo(G)||_F^2 for a G (m, n) in general position: the rank for the spectral norm, 1 for Frobenius."""
+
+    def resolved_lmo(self, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """`lmo` for many matrices of `dtype` on `device`, with everything decided that depends on these alone."""
+        return self.lmo
 
     def check_shape(self, m: int, n: int) -> None:  # noqa: B027 - most geometries take every shape
         """Raise ValueError if matrices (m, n) are not for this geometry."""

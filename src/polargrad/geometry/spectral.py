@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -40,27 +42,21 @@ class Spectral(Geometry):
     method: str | PolarMethod = "auto"
     max_steps: int | None = None
     accuracy: Accuracy | None = None
-    _resolved: dict[tuple[torch.dtype, torch.device | None], PolarMethod] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_resolved", {})
         self.resolved_method(torch.float64)
 
-    def resolved_method(self, dtype: torch.dtype, device: torch.device | None = None) -> PolarMethod:
-        """The polar method with its steps or accuracy, for matrices of `dtype`; resolved once.
-
-        Args:
-            dtype: of the matrices.
-            device: where they are, which decides what the method leaves to the device; None leaves that open.
+    def resolved_method(self, dtype: torch.dtype) -> PolarMethod:
+        """The polar method with its steps or accuracy, for matrices of `dtype`.
 
         Raises:
             ValueError: the method cannot be held to the accuracy in `dtype`.
         """
-        key = (dtype, device)
-        if key not in self._resolved:
-            method = resolve_method(self.method, self.max_steps, self.accuracy, dtype)
-            self._resolved[key] = method if device is None else method.on(device)
-        return self._resolved[key]
+        return resolve_method(self.method, self.max_steps, self.accuracy, dtype)
+
+    def resolved_lmo(self, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """`polar_factor` with the resolved method."""
+        return partial(polar_factor, method=self.resolved_method(dtype).on(device))
 
     def check_dtype(self, dtype: torch.dtype) -> None:
         """Refuse a dtype in which the method cannot be held to the accuracy."""
@@ -85,4 +81,4 @@ class Spectral(Geometry):
 
     def lmo(self, G: Tensor) -> Tensor:
         """The unitary polar factor of each matrix of G (*batch, m, n)."""
-        return polar_factor(G, self.resolved_method(G.dtype, G.device))
+        return polar_factor(G, self.resolved_method(G.dtype))

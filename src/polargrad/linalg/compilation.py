@@ -6,10 +6,7 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import ParamSpec, TypeVar
 
-import torch
-from torch import Tensor
-
-__all__ = ["compile_constant", "on_host"]
+__all__ = ["compile_constant"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,17 +39,3 @@ def compile_constant(function: Callable[P, R]) -> Callable[P, R]:
     # What torch.compiler.assume_constant_result sets; it would import the whole of Dynamo for that.
     look_up._dynamo_marked_constant = True  # pyright: ignore[reportAttributeAccessIssue]
     return look_up
-
-
-def on_host(X: Tensor) -> bool:
-    """Whether the host may read a number of X: at once, without waiting for a device, and in no tracing or transform.
-
-    Where it may not, by torch.compile, fake tensors or torch.func, methods run a fixed sequence of operations.
-
-    Example:
-        >>> on_host(torch.ones(1)), on_host(torch.ones(1, device="meta"))
-        (True, False)
-    """
-    if X.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return type(X) is Tensor and not torch._C._are_functorch_transforms_active()

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from polargrad.linalg.compilation import on_host
 from polargrad.linalg.derivative import attach_gradient
 from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, resolve_method
 from polargrad.linalg.precision import at_least_single
@@ -74,6 +73,20 @@ def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
     if not (X.is_contiguous() or X.mT.is_contiguous()):
         X = X.contiguous()
     return _Canonical(oriented, X, scale, None if finite is None else finite.flatten(), wide)
+
+
+def on_host(X: Tensor) -> bool:
+    """Whether the host may read a number of X: at once, without waiting for a device, and in no tracing or transform.
+
+    Where it may not, by torch.compile, fake tensors or torch.func, methods run a fixed sequence of operations.
+
+    Example:
+        >>> on_host(torch.ones(1)), on_host(torch.ones(1, device="meta"))
+        (True, False)
+    """
+    if X.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return type(X) is Tensor and not torch._C._are_functorch_transforms_active()
 
 
 def _is_moderate(X: Tensor, work: torch.dtype) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -22,7 +23,7 @@ from polargrad.linalg.coefficients import (
 )
 from polargrad.linalg.compilation import compile_constant
 from polargrad.linalg.kernels import gram, hermitian_product
-from polargrad.linalg.kernels.symmetric import blocked
+from polargrad.linalg.kernels.symmetric import SMALLEST_BLOCKED, blocked
 from polargrad.linalg.method import IterationResult, PolarMethod, check_count, register
 from polargrad.linalg.minimax import CUSHION, composition, with_safety
 from polargrad.linalg.precision import HALF
@@ -47,7 +48,7 @@ def iterate_polynomials(X: Tensor, schedule: tuple[Coefficients, ...]) -> Tensor
     multiplied from the left, as torch.optim.Muon does, so that half-precision results agree with it bit for bit.
     """
     square = X.shape[-2] == X.shape[-1]
-    single, by_blocks = X.shape[0] == 1, blocked(X)
+    single, by_blocks = X.shape[0] == 1, X.shape[-1] >= SMALLEST_BLOCKED and blocked(X)
     # A single matrix takes the 2-D routines, which are faster than a batch of one.
     add_product, X = (torch.addmm, X[0]) if single else (torch.baddbmm, X)
     for a, b, c in schedule:
@@ -71,7 +72,7 @@ def accuracy_class(schedule: tuple[Coefficients, ...], least: float) -> tuple[fl
     return floor, map_interval(schedule, floor)
 
 
-@compile_constant
+@functools.lru_cache
 def _with_dtype(method: PolynomialMethod, dtype: str | None) -> PolynomialMethod:
     """The method in that dtype; made once, since every call of a default asks for it."""
     return replace(method, dtype=dtype)  # pyright: ignore[reportCallIssue]
@@ -93,7 +94,11 @@ class PolynomialMethod(PolarMethod):
             raise ValueError(f"dtype must be 'fast', 'bfloat16', 'float16' or None, got {self.dtype!r}")
 
     def on(self, device: torch.device) -> PolynomialMethod:
-        return _with_dtype(self, arithmetic(device).half) if self.dtype == "fast" else self
+        if self.dtype != "fast":
+            return self
+        half = arithmetic(device).half
+        # A trace cannot look a method up, and makes it once anyway.
+        return replace(self, dtype=half) if torch.compiler.is_compiling() else _with_dtype(self, half)  # pyright: ignore[reportCallIssue]
 
     def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
         if self.dtype is None or dtype.is_complex:

@@ -21,7 +21,7 @@ Source: Lau, Long, Su, arXiv 2505.21799; Muon: Jordan et al. (2024).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -369,9 +369,15 @@ class GeometryLMO:
 
     geometry: Geometry
     squared_lengths: bool = False
+    _resolved: dict[tuple[torch.dtype, torch.device], Callable[[Tensor], Tensor]] = field(
+        init=False, default_factory=dict, compare=False, repr=False
+    )
 
     def __call__(self, M: Tensor) -> LMOResult:
-        D = self.geometry.lmo(M)
+        key = (M.dtype, M.device)
+        if key not in self._resolved:
+            self._resolved[key] = self.geometry.resolved_lmo(*key)
+        D = self._resolved[key](M)
         dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
         wide = D.to(dtype)
         nu = (M.to(dtype) * wide).sum(dim=(-2, -1))
