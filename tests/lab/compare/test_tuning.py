@@ -42,7 +42,7 @@ def bowl(hidden, tables):
 
 def test_roles_with_equal_options_move_together_and_vectors_stay():
     search = tuning()
-    assert search.axes == [("hidden",), ("embedding", "head")]
+    assert [axis.roles for axis in search.axes] == [("hidden",), ("embedding", "head")]
     spec = search.spec((1, -1), 50)
     assert spec.learning_rates == {"hidden": 0.02, "embedding": 0.0015, "head": 0.0015, "vector": 3e-3}
     assert spec.name == "base@hidden.lr=0.02,embedding+head.lr=0.0015,steps=50"

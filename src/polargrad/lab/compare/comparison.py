@@ -97,14 +97,14 @@ class Comparison:
         One recipe after the other, so that what is there when a comparison is stopped is whole for the first of them.
         """
         waiting: list[RunSpec] = []
-        for recipe in (point.spec for point in self.points):
-            chosen = recipe
+        for point in self.points:
+            chosen = recipe = point.spec
             if self.tune:
                 tuned = self.tuning(recipe).ask(losses)
-                if tuned.pending:
+                if tuned.pending or tuned.best is None:
                     waiting += tuned.pending
                     continue
-                chosen = _at_rates_of(recipe, tuned)
+                chosen = dataclasses.replace(recipe, optimizer=tuned.best.optimizer)
             waiting += [spec for spec in self._seeded(chosen) if spec.name not in losses]
         return waiting
 
@@ -122,14 +122,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
-        plain = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        return {
-            "format": FORMAT,
-            **plain,
-            "recipes": [spec.to_dict() for spec in self.recipes],
-            "seeds": list(self.seeds),
-            "sweep": list(self.sweep),
-        }
+        recipes = [spec.to_dict() for spec in self.recipes]
+        return {"format": FORMAT, **vars(self), "recipes": recipes, "seeds": list(self.seeds), "sweep": list(self.sweep)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
@@ -225,7 +219,3 @@ def final_losses(path: Path) -> dict[str, float | None]:
     folders: Sequence[Path] = sorted(spec.parent for spec in path.glob("[!.]*/spec.json"))
     return {folder.name: final_metric(read_run(folder)) for folder in folders if status_of(folder) in ENDED}
 
-
-def _at_rates_of(recipe: RunSpec, tuned: Tuned) -> RunSpec:
-    assert tuned.best is not None
-    return dataclasses.replace(recipe, optimizer=tuned.best.optimizer)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from polargrad.lab.compare.sweep import Axis, setting_text
 from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.train import Schedule
 
@@ -22,7 +23,8 @@ LEAST_STEPS = 20
 # Rates of norms and biases stay the recipe's own.
 FIXED_ROLES = ("vector", "position")
 
-Point = tuple[int, ...]  # of the grid: steps of the ratio away from the recipe's own rates, one for each axis
+# A point of the search: how many times the ratio away from the recipe's own rates, for each axis.
+Offsets = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ class Tuning:
             raise ValueError(f"the limit on the search's rounds must not be negative; got {self.limit}")
 
     @property
-    def axes(self) -> list[tuple[str, ...]]:
-        """The roles whose rates move together: those with equal options."""
+    def axes(self) -> list[Axis]:
+        """The rates of the roles that move together: those with equal options."""
         alike: dict[str, list[str]] = {}
         for role, options in self.base.optimizer.items():
             if role not in FIXED_ROLES:
                 alike.setdefault(repr(sorted(options.items())), []).append(role)
-        return [tuple(roles) for roles in alike.values()]
+        return [Axis(tuple(roles), "lr", ()) for roles in alike.values()]
 
     @property
     def rungs(self) -> list[int]:
@@ -88,18 +90,17 @@ class Tuning:
         short = (full // 4, full // 2) if self.halving else ()
         return [*(steps for steps in short if steps >= LEAST_STEPS), full]
 
-    def spec(self, point: Point, steps: int) -> RunSpec:
+    def spec(self, point: Offsets, steps: int) -> RunSpec:
         """The run at a point of the grid: only its end is evaluated, and no gradient is looked at."""
         spec, settings = self.base, []
-        for roles, offset in zip(self.axes, point, strict=True):
-            rate = float(f"{self.base.learning_rates[roles[0]] * self.ratio**offset:.3g}")
-            settings.append(f"{'+'.join(roles)}.lr={rate:g}")
-            for role in roles:
-                spec = spec.with_option(role, "lr", rate)
+        for axis, offset in zip(self.axes, point, strict=True):
+            rate = float(f"{self.base.learning_rates[axis.roles[0]] * self.ratio**offset:.3g}")
+            settings.append((axis, rate))
+            spec = axis.applied(spec, rate)
         loop = dataclasses.replace(spec.loop, steps=steps, eval_every=0, probe_every=0)
         return dataclasses.replace(
             spec,
-            name=f"{self.base.name}@{','.join(settings)},steps={steps}",
+            name=f"{self.base.name}@{setting_text(settings)},steps={steps}",
             recipe=self.base.recipe,
             schedule=shortened(spec.schedule, self.base.loop.steps, steps),
             loop=loop,
@@ -109,7 +110,7 @@ class Tuning:
     def ask(self, losses: Mapping[str, float | None]) -> Tuned:
         """What to run next, given the final losses of the runs that have ended by name; None for one that diverged."""
         offsets = (-1, 0, 1) if self.halving else (0,)
-        points: Sequence[Point] = list(itertools.product(offsets, repeat=len(self.axes)))
+        points: Sequence[Offsets] = list(itertools.product(offsets, repeat=len(self.axes)))
         for steps in self.rungs:
             if pending := self._missing(points, steps, losses):
                 return Tuned(pending, None, False, 0)
@@ -118,7 +119,7 @@ class Tuning:
                 points = points[: max(1, math.ceil(len(points) * SURVIVORS))]
         return self._search(set(points), losses)
 
-    def _search(self, known: set[Point], losses: Mapping[str, float | None]) -> Tuned:
+    def _search(self, known: set[Offsets], losses: Mapping[str, float | None]) -> Tuned:
         full = self.base.loop.steps
         for extensions in itertools.count():
             best = self._ranked(known, full, losses)[0]
@@ -130,14 +131,14 @@ class Tuning:
             known.update(new)
         raise AssertionError
 
-    def _missing(self, points: Iterable[Point], steps: int, losses: Mapping[str, float | None]) -> tuple[RunSpec, ...]:
+    def _missing(self, points: Iterable[Offsets], steps: int, losses: Mapping[str, float | None]) -> tuple[RunSpec, ...]:
         specs = (self.spec(point, steps) for point in points)
         return tuple(spec for spec in specs if spec.name not in losses)
 
-    def _ranked(self, points: Iterable[Point], steps: int, losses: Mapping[str, float | None]) -> list[Point]:
+    def _ranked(self, points: Iterable[Offsets], steps: int, losses: Mapping[str, float | None]) -> list[Offsets]:
         """Lowest loss first; among equals, as where all diverged, the lowest rates."""
 
-        def key(point: Point) -> tuple[float, Point]:
+        def key(point: Offsets) -> tuple[float, Offsets]:
             loss = losses[self.spec(point, steps).name]
             return math.inf if loss is None else loss, point
 
@@ -160,6 +161,6 @@ def shortened(schedule: Schedule, full: int, steps: int) -> Schedule:
     return dataclasses.replace(schedule, **lengths)
 
 
-def _neighbours(point: Point) -> list[Point]:
+def _neighbours(point: Offsets) -> list[Offsets]:
     """The points that differ by one in one place."""
     return [(*point[:axis], point[axis] + move, *point[axis + 1 :]) for axis in range(len(point)) for move in (1, -1)]
