@@ -149,7 +149,7 @@ def test_without_a_folder_results_go_to_a_dated_one(capsys, tiny_recipes):
         (["run", "nowhere.json"], "nowhere.json"),
         (["run", "adamw", "--out", "cache"], "cache exists"),
         (["compare"], "nothing to compare"),
-        (["compare", "adamw", "adamw"], "there twice"),
+        (["compare", "adamw", "adamw"], "given twice"),
         (["compare", "adamw", "--sweep", "hidden.lr"], "cannot read the sweep"),
         (["compare", "adamw", "--sweep", "conv.lr=1,2"], "no recipe here has a role 'conv'"),
         (["report"], "nothing to report"),

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from polargrad.lab.compare import comparison
-from polargrad.lab.compare.comparison import Comparison
+from polargrad.lab.compare.comparison import Comparison, resume_comparison, run_comparison
 from polargrad.lab.run import runner, workers
 from polargrad.lab.run.folder import COMPARISON, SPEC, SUMMARY, find_runs, read_run, status_of
 from tests.runs import tiny_spec, tiny_text
@@ -91,7 +90,7 @@ def test_rates_are_searched_with_a_seed_that_does_not_count():
         known.update({spec.name: loss(spec) for spec in pending})
         chosen = {spec.name: spec.learning_rates["embedding"] for spec in pending if "seed=" in spec.name}
         assert set(chosen.values()) <= {0.006}
-    assert all(tuned.best.learning_rates["embedding"] == 0.006 for tuned in whole.searches(known).values())
+    assert all(state.best.learning_rates["embedding"] == 0.006 for state in whole.searches(known).values())
 
 
 def test_a_comparison_survives_json(text):
@@ -120,7 +119,7 @@ def test_bad_comparisons_are_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(asked("text.txt"), **changes)
     spec = tiny_spec("text.txt")
-    with pytest.raises(ValueError, match="tiny is there twice"):
+    with pytest.raises(ValueError, match="tiny is given twice"):
         Comparison((spec, spec))
 
 
@@ -134,7 +133,7 @@ def test_what_has_ended_is_not_repeated_and_what_was_stopped_goes_on(text, tmp_p
                 raise KeyboardInterrupt
 
     whole = asked(text, seeds=(1, 2))
-    comparison.begin(whole, tmp_path / "whole")
+    run_comparison(whole, tmp_path / "whole")
     labels = []
 
     def progress(label):
@@ -142,53 +141,53 @@ def test_what_has_ended_is_not_repeated_and_what_was_stopped_goes_on(text, tmp_p
         return StopsAt() if len(labels) == 2 else None
 
     with pytest.raises(runner.Interrupted, match=f"polargrad resume {tmp_path / 'cut'}"):
-        comparison.begin(whole, tmp_path / "cut", progress=progress)
+        run_comparison(whole, tmp_path / "cut", progress=progress)
     ended = tmp_path / "cut" / "adamw@seed=1" / SUMMARY
     written = ended.stat().st_mtime_ns
     assert status_of(tmp_path / "cut" / "adamw@seed=2") == "interrupted"
     lines = []
-    comparison.go_on(tmp_path / "cut", report=lines.append)
+    resume_comparison(tmp_path / "cut", report=lines.append)
     assert ended.stat().st_mtime_ns == written
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert lines[0].startswith("2 ended, 2 known to come: adamw@seed=2 ")
     assert not list((tmp_path / "cut").glob("*/checkpoints"))
     with pytest.raises(FileExistsError, match="polargrad resume"):
-        comparison.begin(whole, tmp_path / "cut")
+        run_comparison(whole, tmp_path / "cut")
 
 
 def test_runs_are_made_in_the_order_given_each_in_a_folder_of_its_name(text, tmp_path):
     labels = []
     recipes = tuple(tiny_spec(text, name, steps=1) for name in ("b", "a"))
-    comparison.begin(Comparison(recipes), tmp_path / "both", progress=labels.append)
+    run_comparison(Comparison(recipes), tmp_path / "both", progress=labels.append)
     assert labels == ["b", "a"]
     assert (tmp_path / "both" / "a" / SPEC).is_file()
 
 
 def test_two_jobs_make_what_one_makes(text, tmp_path):
     whole = asked(text, seeds=(1, 2))
-    comparison.begin(whole, tmp_path / "one", threads=1)
-    comparison.begin(whole, tmp_path / "two", jobs=2)
+    run_comparison(whole, tmp_path / "one", threads=1)
+    run_comparison(whole, tmp_path / "two", jobs=2)
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
     assert read_run(tmp_path / "two" / "adamw@seed=1").environment["threads"] == 1
 
 
 def test_an_error_in_a_job_is_the_comparison_s(tmp_path):
     with pytest.raises(FileNotFoundError):
-        comparison.begin(asked(tmp_path / "no-such-text.txt"), tmp_path / "c", jobs=2)
+        run_comparison(asked(tmp_path / "no-such-text.txt"), tmp_path / "c", jobs=2)
 
 
 @pytest.mark.parametrize("options", [{"jobs": 0}, {"threads": 0}])
 def test_bad_numbers_of_processes_are_errors(tmp_path, options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        workers.carry_out(list, lambda name: None, tmp_path, **options)
+        workers.run_all(list, lambda name: None, tmp_path, **options)
 
 
 def test_what_is_no_comparison_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no comparison\.json"):
-        comparison.go_on(tmp_path)
+        resume_comparison(tmp_path)
     (tmp_path / COMPARISON).write_text("[")
     with pytest.raises(ValueError, match="cannot be read"):
-        comparison.go_on(tmp_path)
+        resume_comparison(tmp_path)
 
 
 @pytest.mark.slow
@@ -196,7 +195,7 @@ def test_what_is_no_comparison_is_said(tmp_path):
 def test_a_comparison_of_two_jobs_survives_blows(text, tmp_path, blow):
     """Stopped again and again from outside, it ends with the losses of one that nobody stopped."""
     whole = asked(text, seeds=(1, 2), steps=150)
-    comparison.begin(whole, tmp_path / "whole", threads=1)
+    run_comparison(whole, tmp_path / "whole", threads=1)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / COMPARISON).write_bytes((tmp_path / "whole" / COMPARISON).read_bytes())
     command = [sys.executable, "-m", "polargrad", "resume", str(tmp_path / "cut"), "--jobs", "2"]

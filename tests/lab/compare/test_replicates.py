@@ -76,7 +76,7 @@ def test_a_recipe_whose_rates_are_still_searched_for_is_no_result(runs, tmp_path
     searched = dataclasses.replace(asked("a", "b"), tune=True)
     write_json(tmp_path / COMPARISON, searched.to_dict())
     assert [one.name for one in Findings.read(tmp_path).shown] == ["a", "b"]  # neither search has ended
-    while pending := searched.tuning(searched.recipes[1]).ask(final_losses(tmp_path)).pending:
+    while pending := searched.search(searched.recipes[1]).state(final_losses(tmp_path)).pending:
         for spec in pending:
             written_run(tmp_path / spec.name, [(0, 8.0), (4, 5.0)], recipe="b")
     assert [one.name for one in Findings.read(tmp_path).shown] == ["b"]

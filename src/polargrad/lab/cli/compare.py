@@ -9,8 +9,7 @@ from pathlib import Path
 from polargrad.lab.checks import given
 from polargrad.lab.cli import report, terminal
 from polargrad.lab.cli.arguments import Jobs, Parallelism, Positional
-from polargrad.lab.compare import comparison
-from polargrad.lab.compare.comparison import Comparison
+from polargrad.lab.compare.comparison import Comparison, run_comparison
 from polargrad.lab.recipes import COMPARISONS, spec_of
 from polargrad.lab.run import budget, runner
 from polargrad.lab.run.spec import RunSpec
@@ -82,7 +81,7 @@ class Compare(Jobs):
                 return
             out = terminal.new_folder(self.out, "compare")
             how = {"jobs": self.jobs, "threads": self.threads, **report.narrated()}
-            comparison.begin(asked, out, parallel=parallel, **how)
+            run_comparison(asked, out, parallel=parallel, **how)
         report.print_comparison(out)
 
     def _check(self) -> None:

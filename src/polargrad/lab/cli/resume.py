@@ -31,9 +31,9 @@ class Resume(Jobs):
     def __call__(self) -> None:
         """Continue, then say how it ended and where it is."""
         if (self.folder / COMPARISON).is_file():
-            from polargrad.lab.compare import comparison
+            from polargrad.lab.compare.comparison import resume_comparison
 
-            comparison.go_on(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
+            resume_comparison(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
             return report.print_comparison(self.folder)
         if (self.folder / EXPERIMENT).is_file():
             from polargrad.lab.studies.matrix.experiments import resume_experiment

@@ -1,6 +1,6 @@
-"""A comparison: which runs it consists of, which of them are still to be made, and making them.
+"""A comparison: which runs it consists of, which of them are missing, and running them.
 
-    DIR/comparison.json    what was asked for, so that a comparison that was stopped can go on
+    DIR/comparison.json    what was asked for, so that a comparison that was stopped can be resumed
     DIR/NAME/              a run folder for each run
     DIR/report.html
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polargrad.lab.compare.analysis import final_metric
+from polargrad.lab.compare.rate_search import RateSearch, SearchState
 from polargrad.lab.compare.sweep import Axis, GridPoint, grid_points, parse_axis
-from polargrad.lab.compare.tuning import Tuned, Tuning
 from polargrad.lab.run import workers
 from polargrad.lab.run.folder import COMPARISON, ENDED, Run, create_folder, find_runs, read_run, status_of, write_json
 from polargrad.lab.run.spec import RunSpec
@@ -32,13 +32,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison consists of, complete: made equal, it asks for the same runs.
+    """The recipes, seeds, grid and search of a comparison; equal comparisons consist of the same runs.
 
     Args:
         recipes: one spec each, at full length. Their names must differ.
         seeds: every recipe runs with each of them.
-        tune: whether the learning rates are searched for first, with the seed after the last of `seeds`: the search may
-            not choose what is favourable for the seeds that it is judged by.
+        tune: whether the learning rates are searched for first, with the seed after the last of `seeds`: the search
+            must not choose what is favourable for the seeds that count.
         ratio: between neighbouring rates of the search.
         limit: rounds of the search beyond its first grid.
         halving: whether the search has a first grid, of shortened runs.
@@ -61,7 +61,7 @@ class Comparison:
         if not names:
             raise ValueError("there is nothing to compare; give at least one recipe")
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"{', '.join(sorted(twice))} is there twice; give each run once")
+            raise ValueError(f"{', '.join(sorted(twice))} is given twice; give each run once")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different numbers, at least one; got {self.seeds}")
         if self.tune and self.sweep:
@@ -70,11 +70,11 @@ class Comparison:
         if twice := {name for name in made if made.count(name) > 1}:
             raise ValueError(f"{min(twice)} would be made twice; values of a sweep must differ in six digits")
         if self.tune:
-            _ = [self.tuning(spec) for spec in self.recipes]
+            _ = [self.search(spec) for spec in self.recipes]
 
-    def tuning(self, recipe: RunSpec) -> Tuning:
+    def search(self, recipe: RunSpec) -> RateSearch:
         """The search for a recipe's rates."""
-        return Tuning(dataclasses.replace(recipe, seed=max(self.seeds) + 1), self.ratio, self.limit, self.halving)
+        return RateSearch(dataclasses.replace(recipe, seed=max(self.seeds) + 1), self.ratio, self.limit, self.halving)
 
     @property
     def axes(self) -> list[Axis]:
@@ -88,29 +88,29 @@ class Comparison:
 
     @property
     def places(self) -> dict[str, GridPoint]:
-        """Where in the grid each run stands, by its name, in the order in which they are made; no searches."""
+        """The grid point of each run by its name, in the order in which they are made; runs of a search have none."""
         return {spec.name: point for point in self.points for spec in self._seeded(point.spec)}
 
     def pending(self, losses: Mapping[str, float | None]) -> list[RunSpec]:
         """The runs that can be made now, given the final losses of those that have ended, by name.
 
-        One recipe after the other, so that what is there when a comparison is stopped is whole for the first of them.
+        In the order of the recipes, so that the first of them are complete when a comparison is stopped.
         """
         waiting: list[RunSpec] = []
         for point in self.points:
             chosen = recipe = point.spec
             if self.tune:
-                tuned = self.tuning(recipe).ask(losses)
-                if tuned.pending or tuned.best is None:
-                    waiting += tuned.pending
+                state = self.search(recipe).state(losses)
+                if state.pending or state.best is None:
+                    waiting += state.pending
                     continue
-                chosen = dataclasses.replace(recipe, optimizer=tuned.best.optimizer)
+                chosen = dataclasses.replace(recipe, optimizer=state.best.optimizer)
             waiting += [spec for spec in self._seeded(chosen) if spec.name not in losses]
         return waiting
 
-    def searches(self, losses: Mapping[str, float | None]) -> dict[str, Tuned]:
+    def searches(self, losses: Mapping[str, float | None]) -> dict[str, SearchState]:
         """How far the search has come for each recipe; empty without one."""
-        return {spec.name: self.tuning(spec).ask(losses) for spec in self.recipes} if self.tune else {}
+        return {spec.name: self.search(spec).state(losses) for spec in self.recipes} if self.tune else {}
 
     def _seeded(self, spec: RunSpec) -> list[RunSpec]:
         if len(self.seeds) == 1 and not self.tune:
@@ -123,7 +123,13 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         recipes = [spec.to_dict() for spec in self.recipes]
-        return {"format": FORMAT, **vars(self), "recipes": recipes, "seeds": list(self.seeds), "sweep": list(self.sweep)}
+        return {
+            "format": FORMAT,
+            **vars(self),
+            "recipes": recipes,
+            "seeds": list(self.seeds),
+            "sweep": list(self.sweep),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
@@ -145,8 +151,8 @@ class Comparison:
             raise ValueError(f"this does not describe a comparison: {error}") from error
 
 
-def begin(comparison: Comparison, path: str | Path, **options: Any) -> list[Run]:
-    """Make every run of a comparison in a new folder. Options and errors are those of `go_on`.
+def run_comparison(comparison: Comparison, path: str | Path, **options: Any) -> list[Run]:
+    """Run a comparison into a new folder. Options and errors are those of `resume_comparison`.
 
     Raises:
         FileExistsError: if the folder exists.
@@ -154,10 +160,10 @@ def begin(comparison: Comparison, path: str | Path, **options: Any) -> list[Run]
     path = Path(path)
     create_folder(path)
     write_json(path / COMPARISON, comparison.to_dict())
-    return go_on(path, **options)
+    return resume_comparison(path, **options)
 
 
-def go_on(
+def resume_comparison(
     path: str | Path,
     *,
     jobs: int = 1,
@@ -166,14 +172,14 @@ def go_on(
     report: Callable[[str], None] = lambda _line: None,
     parallel: Parallel | None = None,
 ) -> list[Run]:
-    """Make the runs of a comparison that are still to be made; one that was stopped goes on from its checkpoint.
+    """Make the missing runs of a comparison; one that was stopped continues from its checkpoint.
 
     Args:
         path: the folder of the comparison.
         jobs: how many runs at a time, each in a process of its own; 1: one after the other in this one.
         threads: of each run; None: one if there are several jobs, else as torch has it.
-        progress: makes what is told of one run's way from the run's label; for several jobs these write to stderr.
-        report: takes a line for each run that ends.
+        progress: returns the display of a run's progress, given its name; several jobs write theirs to stderr.
+        report: called with a line for each run that ends.
         parallel: the processes that each run is spread over; this is rank 0, and the others call
             `runner.run_worker` with each of `pending({})` in order. None: each run has one process.
 
@@ -195,12 +201,12 @@ def go_on(
         report(f"{len(losses)} ended, {len(comparison.pending(losses))} known to come: {name} {said}")
 
     how = {"jobs": jobs, "threads": threads, "progress": progress, "parallel": parallel}
-    workers.carry_out(lambda: comparison.pending(losses), ended, path, **how)
+    workers.run_all(lambda: comparison.pending(losses), ended, path, **how)
     return [read_run(folder) for folder in find_runs(path)]
 
 
 def read_comparison(path: Path) -> Comparison:
-    """What a folder's comparison asked for.
+    """The comparison of a folder.
 
     Raises:
         FileNotFoundError: if it is not the folder of a comparison.
@@ -211,11 +217,12 @@ def read_comparison(path: Path) -> Comparison:
     try:
         return Comparison.from_dict(json.loads((path / COMPARISON).read_bytes()))
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path / COMPARISON} cannot be read: {error}; restore it, or compare anew") from error
+        raise ValueError(
+            f"{path / COMPARISON} cannot be read: {error}; restore it, or run the comparison again"
+        ) from error
 
 
 def final_losses(path: Path) -> dict[str, float | None]:
     """The final metric of every run of a comparison that has ended, by name; None for one that diverged."""
     folders: Sequence[Path] = sorted(spec.parent for spec in path.glob("[!.]*/spec.json"))
     return {folder.name: final_metric(read_run(folder)) for folder in folders if status_of(folder) in ENDED}
-

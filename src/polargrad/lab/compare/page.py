@@ -14,7 +14,7 @@ from polargrad.lab.compare import analysis
 from polargrad.lab.compare.analysis import Replicates, Spread, final_metric
 from polargrad.lab.compare.comparison import Comparison, read_comparison
 from polargrad.lab.compare.grid import Grid, edge_notes, warmup_of
-from polargrad.lab.compare.tuning import Tuned
+from polargrad.lab.compare.rate_search import SearchState
 from polargrad.lab.report.curves import gradient_sections, loss_figures
 from polargrad.lab.report.page import UNKNOWN, Cell, Details, Section, Table, write_page
 from polargrad.lab.run.folder import (
@@ -79,7 +79,7 @@ class Findings:
         return self.asked is not None and (self.asked.tune or len(self.asked.seeds) > 1 or bool(self.asked.sweep))
 
     @cached_property
-    def searches(self) -> Mapping[str, Tuned]:
+    def searches(self) -> Mapping[str, SearchState]:
         """How far the search for rates has come for each recipe; empty without one."""
         losses = {run.spec.name: final_metric(run) for run in self.runs if run.status in ENDED}
         return self.asked.searches(losses) if self.asked else {}
@@ -92,7 +92,7 @@ class Findings:
         """
         if not self.asked or not self.is_replicated:
             return analysis.alone(analysis.best_of_recipe(self.runs))
-        waiting = {name for name, tuned in self.searches.items() if tuned.pending}
+        waiting = {name for name, state in self.searches.items() if state.pending}
         found = analysis.replicates(self.runs)
         found = [one for one in found if one.name not in waiting] or found
         order = [spec.recipe for spec in self.asked.recipes]
@@ -142,7 +142,7 @@ class Findings:
         if self.grid:
             chosen = [next((run for run in g.runs if final_metric(run) is not None), g.runs[0]) for g in self.shown]
             found += edge_notes(self.runs, chosen)
-        return found + [f"{n}: {_search_state(tuned)}" for n, tuned in self.searches.items() if not tuned.bracketed]
+        return found + [f"{n}: {_search_state(state)}" for n, state in self.searches.items() if not state.bracketed]
 
     def results(self, *, for_terminal: bool = False) -> Table:
         """One row for each run or recipe; for a terminal in fewer columns and lines."""
@@ -226,7 +226,7 @@ class Findings:
         if self.is_replicated:
             sections.append(Section("Who reaches whom", (), self.cross_tables()))
         if tried := self.tried():
-            notes = [f"{name}: {_search_state(tuned)}" for name, tuned in self.searches.items()]
+            notes = [f"{name}: {_search_state(state)}" for name, state in self.searches.items()]
             sections.append(Section("Learning rates tried", notes, [tried]))
         first = [one.runs[0] for one in self.shown]
         of_seed = f"Of the runs with seed {first[0].spec.seed}." if self.is_replicated else ""
@@ -335,9 +335,9 @@ def _rates(run: Run, separator: str = ", ") -> str:
     return rates if (warmup := warmup_of(run.spec)) is None else f"{rates}{separator}warm-up {warmup} steps"
 
 
-def _search_state(tuned: Tuned) -> str:
-    if tuned.pending:
-        return f"the search is under way; {len(tuned.pending)} runs are known to come."
-    if tuned.bracketed:
-        return f"every rate has a worse one below and above it, after {tuned.extensions} rounds beyond the first grid."
-    return f"the search was ended after {tuned.extensions} rounds; a better rate may lie further out."
+def _search_state(state: SearchState) -> str:
+    if state.pending:
+        return f"the search is under way; {len(state.pending)} runs are known to come."
+    if state.bracketed:
+        return f"every rate has a worse one below and above it, after {state.extensions} rounds beyond the first grid."
+    return f"the search was ended after {state.extensions} rounds; a better rate may lie further out."

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 POLICY = CheckpointPolicy(keep_finished=False)
 
 
-def carry_out(
+def run_all(
     pending: Callable[[], Sequence[RunSpec]],
     ended: Callable[[str], None],
     path: Path,
@@ -41,12 +41,12 @@ def carry_out(
     """Make runs until none is pending.
 
     Args:
-        pending: the runs that can be made now; asked again whenever one has ended.
-        ended: told the name of each run that has.
+        pending: returns the runs that can be made now; called again whenever one has ended.
+        ended: called with the name of each run that has.
         path: the folder in which each run has a folder of its name.
         jobs: how many at a time.
         threads: of each; None: one if there are several jobs, else as torch has it.
-        progress: makes what is told of one run's way from its name, for one job.
+        progress: returns the display of a run's progress, given its name; for one job.
         parallel: the processes that each run is spread over, for one job; this is rank 0.
 
     Raises:

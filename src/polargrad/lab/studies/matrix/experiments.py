@@ -17,7 +17,7 @@ from polargrad.lab.matrix.optimizers import ROLE
 from polargrad.lab.report.page import PAGE
 from polargrad.lab.run.folder import EXPERIMENT, Run, create_folder, read_run, refuse_existing, write_json
 from polargrad.lab.run.spec import RunSpec
-from polargrad.lab.run.workers import carry_out
+from polargrad.lab.run.workers import run_all
 from polargrad.lab.studies.matrix.page import write_page
 from polargrad.lab.train import Constant, LoopConfig, StepDecay
 
@@ -211,7 +211,7 @@ def _carry_out(
 ) -> tuple[list[Run], Path]:
     """Make the runs that are not yet made, several at a time if asked, then figures and page."""
     waiting = {spec.name: spec for spec in specs}
-    carry_out(
+    run_all(
         lambda: list(waiting.values()),
         waiting.__delitem__,
         path,

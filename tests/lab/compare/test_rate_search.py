@@ -5,26 +5,26 @@ import math
 
 import pytest
 
-from polargrad.lab.compare.tuning import Tuning, shortened
+from polargrad.lab.compare.rate_search import RateSearch, shortened
 from polargrad.lab.train import Constant, Cosine, StepDecay, WarmupLinearDecay
 from tests.runs import POLAR, tiny_spec
 
 
-def tuning(steps=200, **options):
+def rate_search(steps=200, **options):
     spec = tiny_spec("text.txt", "base", steps=steps)
     optimizer = {**spec.optimizer, "hidden": {**POLAR, "lr": 0.01}}
     schedule = WarmupLinearDecay(total=steps, warmup=10)
-    return Tuning(dataclasses.replace(spec, optimizer=optimizer, schedule=schedule), **options)
+    return RateSearch(dataclasses.replace(spec, optimizer=optimizer, schedule=schedule), **options)
 
 
 def searched(search, loss, most=100):
     """Ask and answer until nothing is pending; the losses, and what was known in the end."""
     losses = {}
     for _ in range(most):
-        tuned = search.ask(losses)
-        if not tuned.pending:
-            return losses, tuned
-        for spec in tuned.pending:
+        state = search.state(losses)
+        if not state.pending:
+            return losses, state
+        for spec in state.pending:
             assert spec.name not in losses
             losses[spec.name] = loss(spec)
     raise AssertionError("the search does not end")
@@ -41,7 +41,7 @@ def bowl(hidden, tables):
 
 
 def test_roles_with_equal_options_move_together_and_vectors_stay():
-    search = tuning()
+    search = rate_search()
     assert [axis.roles for axis in search.axes] == [("hidden",), ("embedding", "head")]
     spec = search.spec((1, -1), 50)
     assert spec.learning_rates == {"hidden": 0.02, "embedding": 0.0015, "head": 0.0015, "vector": 3e-3}
@@ -51,47 +51,47 @@ def test_roles_with_equal_options_move_together_and_vectors_stay():
 
 
 def test_halving_goes_over_a_quarter_and_half_of_the_steps():
-    losses, tuned = searched(tuning(), bowl(0.01, 3e-3))
+    losses, state = searched(rate_search(), bowl(0.01, 3e-3))
     lengths = [int(name.rpartition("=")[2]) for name in losses]
     assert {steps: lengths.count(steps) for steps in (50, 100, 200)} == {50: 9, 100: 3, 200: 5}
-    assert tuned.best.name == "base@hidden.lr=0.01,embedding+head.lr=0.003,steps=200"
-    assert (tuned.bracketed, tuned.extensions) == (True, 1)
+    assert state.best.name == "base@hidden.lr=0.01,embedding+head.lr=0.003,steps=200"
+    assert (state.bracketed, state.extensions) == (True, 1)
 
 
 def test_short_runs_have_no_rungs():
-    losses, tuned = searched(tuning(steps=30), bowl(0.01, 3e-3))
+    losses, state = searched(rate_search(steps=30), bowl(0.01, 3e-3))
     assert {name.rpartition("=")[2] for name in losses} == {"30"}
-    assert tuned.bracketed
+    assert state.bracketed
 
 
 @pytest.mark.parametrize(("hidden", "tables"), [(0.08, 3e-3), (0.01, 1e-4), (0.16, 0.05), (1e-3, 1e-3)])
 def test_the_grid_grows_until_the_best_rate_lies_inside(hidden, tables):
-    losses, tuned = searched(tuning(limit=20), bowl(hidden, tables))
-    rates = tuned.best.learning_rates
+    losses, state = searched(rate_search(limit=20), bowl(hidden, tables))
+    rates = state.best.learning_rates
     assert abs(math.log2(rates["hidden"] / hidden)) < 0.51
     assert abs(math.log2(rates["head"] / tables)) < 0.51
-    assert tuned.bracketed
+    assert state.bracketed
     tried = {name.rpartition(",")[0] for name in losses if name.endswith("=200")}
-    best = tuned.best.name.rpartition(",")[0]
+    best = state.best.name.rpartition(",")[0]
     assert best in tried
     assert len(tried) >= 5
 
 
 def test_without_halving_every_run_has_full_length():
-    losses, tuned = searched(tuning(limit=20, halving=False), bowl(0.08, 1e-4))
+    losses, state = searched(rate_search(limit=20, halving=False), bowl(0.08, 1e-4))
     assert {name.rpartition("=")[2] for name in losses} == {"200"}
-    _, halved = searched(tuning(limit=20), bowl(0.08, 1e-4))
-    assert tuned.bracketed
-    assert tuned.best.learning_rates == halved.best.learning_rates
-    assert len(losses) < 3 * len(tuned.best.learning_rates) * (tuned.extensions + 1)
+    _, halved = searched(rate_search(limit=20), bowl(0.08, 1e-4))
+    assert state.bracketed
+    assert state.best.learning_rates == halved.best.learning_rates
+    assert len(losses) < 3 * len(state.best.learning_rates) * (state.extensions + 1)
 
 
 def test_at_the_limit_the_best_stands_and_is_not_called_bracketed():
-    _, tuned = searched(tuning(limit=2), bowl(10.0, 3e-3))
-    assert not tuned.bracketed
-    assert tuned.extensions == 2
-    assert tuned.best.learning_rates["hidden"] == 0.08
-    _, none = searched(tuning(limit=0), bowl(10.0, 3e-3))
+    _, state = searched(rate_search(limit=2), bowl(10.0, 3e-3))
+    assert not state.bracketed
+    assert state.extensions == 2
+    assert state.best.learning_rates["hidden"] == 0.08
+    _, none = searched(rate_search(limit=0), bowl(10.0, 3e-3))
     assert (none.extensions, none.bracketed) == (0, False)
 
 
@@ -99,32 +99,32 @@ def test_what_diverged_loses_and_counts_as_a_worse_neighbour():
     def loss(spec):
         return None if spec.learning_rates["hidden"] > 0.01 else bowl(0.02, 3e-3)(spec)
 
-    _, tuned = searched(tuning(), loss)
-    assert tuned.best.learning_rates["hidden"] == 0.01
-    assert tuned.bracketed
+    _, state = searched(rate_search(), loss)
+    assert state.best.learning_rates["hidden"] == 0.01
+    assert state.bracketed
 
 
 def test_where_all_diverge_the_search_goes_down_and_ends():
-    _, tuned = searched(tuning(limit=3), lambda spec: None)
-    assert tuned.best.learning_rates["hidden"] < 0.005
-    assert not tuned.bracketed
+    _, state = searched(rate_search(limit=3), lambda spec: None)
+    assert state.best.learning_rates["hidden"] < 0.005
+    assert not state.bracketed
 
 
 def test_the_search_is_a_function_of_what_has_ended():
-    whole, end = searched(tuning(), bowl(0.05, 1e-3))
+    whole, end = searched(rate_search(), bowl(0.05, 1e-3))
     for known in range(0, len(whole), 3):
         some = dict(list(whole.items())[:known])
-        tuned = tuning().ask(some)
-        while tuned.pending:
-            some |= {spec.name: whole[spec.name] for spec in tuned.pending}
-            tuned = tuning().ask(some)
-        assert tuned == end
+        state = rate_search().state(some)
+        while state.pending:
+            some |= {spec.name: whole[spec.name] for spec in state.pending}
+            state = rate_search().state(some)
+        assert state == end
 
 
 @pytest.mark.parametrize("options", [{"ratio": 1.0}, {"limit": -1}])
 def test_bad_settings_are_errors(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        tuning(**options)
+        rate_search(**options)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ Offsets = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Tuned:
+class SearchState:
     """What is known of a recipe's rates.
 
     Args:
@@ -45,7 +45,7 @@ class Tuned:
 
 
 @dataclass(frozen=True)
-class Tuning:
+class RateSearch:
     """The search for one recipe's rates.
 
     The first grid has the rates c / ratio, c and c * ratio on every axis, c being the recipe's own; it runs a quarter
@@ -107,31 +107,33 @@ class Tuning:
             probe=(),
         )
 
-    def ask(self, losses: Mapping[str, float | None]) -> Tuned:
+    def state(self, losses: Mapping[str, float | None]) -> SearchState:
         """What to run next, given the final losses of the runs that have ended by name; None for one that diverged."""
         offsets = (-1, 0, 1) if self.halving else (0,)
         points: Sequence[Offsets] = list(itertools.product(offsets, repeat=len(self.axes)))
         for steps in self.rungs:
             if pending := self._missing(points, steps, losses):
-                return Tuned(pending, None, False, 0)
+                return SearchState(pending, None, False, 0)
             points = self._ranked(points, steps, losses)
             if steps != self.rungs[-1]:
                 points = points[: max(1, math.ceil(len(points) * SURVIVORS))]
         return self._search(set(points), losses)
 
-    def _search(self, known: set[Offsets], losses: Mapping[str, float | None]) -> Tuned:
+    def _search(self, known: set[Offsets], losses: Mapping[str, float | None]) -> SearchState:
         full = self.base.loop.steps
         for extensions in itertools.count():
             best = self._ranked(known, full, losses)[0]
             new = [point for point in _neighbours(best) if point not in known]
             if not new or extensions == self.limit:
-                return Tuned((), self.spec(best, full), not new, extensions)
+                return SearchState((), self.spec(best, full), not new, extensions)
             if pending := self._missing(new, full, losses):
-                return Tuned(pending, self.spec(best, full), False, extensions)
+                return SearchState(pending, self.spec(best, full), False, extensions)
             known.update(new)
         raise AssertionError
 
-    def _missing(self, points: Iterable[Offsets], steps: int, losses: Mapping[str, float | None]) -> tuple[RunSpec, ...]:
+    def _missing(
+        self, points: Iterable[Offsets], steps: int, losses: Mapping[str, float | None]
+    ) -> tuple[RunSpec, ...]:
         specs = (self.spec(point, steps) for point in points)
         return tuple(spec for spec in specs if spec.name not in losses)
 
