@@ -26,8 +26,7 @@ from polargrad.lab.report.curves import over_seeds
 from polargrad.lab.run import runner
 from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.studies.matrix.experiments import ExperimentOptions, report, run_experiment
-from polargrad.lab.studies.matrix.figures import figures
-from polargrad.lab.studies.matrix.page import final_gaps, results
+from polargrad.lab.studies.matrix.page import figures, final_gaps, results
 
 # name -> (step size, decay), from the paper's section of experiments.
 PAPER = {

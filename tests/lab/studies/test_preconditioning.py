@@ -8,10 +8,10 @@ import torch
 
 from polargrad.geometry import inner
 from polargrad.geometry.preconditioners import Diagonal, identity
-from polargrad.lab.studies.preconditioning import VIEWS, Ball, best_descent, measure, regression
-from polargrad.lab.studies.preconditioning.best_step import _NORMS, project
-from polargrad.lab.studies.preconditioning.measure import hessian
+from polargrad.lab.studies.preconditioning.best_step import _NORMS, Ball, best_descent, project
+from polargrad.lab.studies.preconditioning.measure import hessian, measure, regression
 from polargrad.lab.studies.preconditioning.study import preconditioning
+from polargrad.lab.studies.preconditioning.views import VIEWS
 
 EPS = torch.finfo(torch.float64).eps
 SMALL = regression(0, p=12, m=6, n=4, q=9)

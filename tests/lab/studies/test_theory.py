@@ -11,21 +11,18 @@ import torch
 from polargrad.geometry import Spectral
 from polargrad.lab.report import figures as drawing
 from polargrad.lab.studies.study import StudyFolder
-from polargrad.lab.studies.theory import (
-    FAMILIES,
-    check,
-    descend,
+from polargrad.lab.studies.theory import study
+from polargrad.lab.studies.theory.consistency import OPTIMIZERS, response
+from polargrad.lab.studies.theory.descent import Oracle, check, descend, exact_oracle, oracle_of, polargrad_of
+from polargrad.lab.studies.theory.guarantees import (
     descent_factor,
     noise_floor,
-    random_quadratic,
     sign_descent_plateau,
     stochastic_rate,
-    study,
 )
-from polargrad.lab.studies.theory.consistency import OPTIMIZERS, response
-from polargrad.lab.studies.theory.descent import Oracle, exact_oracle, oracle_of, polargrad_of
 from polargrad.lab.studies.theory.levels import NOISES, _sampler, floors, plateau, skewed_bias_gap
 from polargrad.lab.studies.theory.page import figures
+from polargrad.lab.studies.theory.quadratics import FAMILIES, random_quadratic
 from polargrad.lab.studies.theory.study import draw_quadratic, step_counts, theory
 from polargrad.linalg import QDWH, SVD, NewtonSchulz, PolarMethod, available_methods
 from polargrad.linalg.method import _METHODS

@@ -9,25 +9,12 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from polargrad.lab.matrix.configurations import (
-    Configuration,
-    Experiment,
-    adam,
-    gradient_descent,
-    momentum_first,
-    muon_newton_schulz,
-    muon_qdwh,
-    newton,
-    polar_first,
-    polargrad_qdwh,
-    with_decay,
-)
+from polargrad.lab.matrix.configurations import Configuration, Experiment, configurations
 from polargrad.lab.matrix.problem import (
     Matrices,
     Problem,
-    check_matrix,
-    check_product,
     check_rank,
+    check_shapes,
     check_sizes,
     generator,
     register,
@@ -36,25 +23,24 @@ from polargrad.lab.matrix.problem import (
 from polargrad.linalg.bounds import spectral_norm
 
 
-def _configurations(steps: int | None, plain_lr: float, polar_first_lr: float) -> tuple[Configuration, ...]:
-    """Every configuration, with this many QDWH steps (None: converged) and these step sizes of PolarGrad."""
-    plain = polargrad_qdwh(plain_lr, steps)
-    first, second = polar_first(polar_first_lr, steps, 0.5, run=200), momentum_first(plain_lr, steps, 0.5, run=200)
-    return (
-        plain,
-        with_decay(plain, 0.95),
-        muon_newton_schulz(0.25),
-        muon_qdwh(0.25, steps),
-        with_decay(muon_qdwh(0.25, steps), 0.95),
-        adam(0.05),
-        with_decay(adam(0.05), 0.95),
-        gradient_descent(50.0, "alternating-gd", "alternating GD"),
-        newton(1.0, "alternating-newton", "alternating Newton"),
-        first,
-        with_decay(first, 0.95),
-        second,
-        with_decay(second, 0.95),
-    )
+def _configurations(max_steps: int | None, polargrad: float) -> tuple[Configuration, ...]:
+    """Every configuration with this many QDWH steps (None: converged), and PolarGrad's step size."""
+    rates = {
+        "polargrad": polargrad,
+        "polargrad-decay": polargrad,
+        "muon-ns": 0.25,
+        "muon-qdwh": 0.25,
+        "muon-qdwh-decay": 0.25,
+        "adam": 0.05,
+        "adam-decay": 0.05,
+        "alternating-gd": 50.0,
+        "alternating-newton": 1.0,
+        "polar-first": 2.0 * polargrad,
+        "polar-first-decay": 2.0 * polargrad,
+        "momentum-first": polargrad,
+        "momentum-first-decay": polargrad,
+    }
+    return configurations(rates, max_steps=max_steps, momenta=(0.5, 0.5), decay=0.95, momentum_steps=200)
 
 
 @register
@@ -94,7 +80,7 @@ class MatrixCompletion(Problem):
         formula="f(X, Y) = ‖mask ∘ (X Yᵀ − M)‖² / Σ mask",
         steps=1000,
         eval_every=1,
-        presets={"paper": _configurations(2, 50.0, 100.0), "exact": _configurations(None, 25.0, 50.0)},
+        presets={"paper": _configurations(2, 50.0), "exact": _configurations(None, 25.0)},
         notes={
             "paper": (
                 "QDWH is stopped after 2 steps in float32, as in the authors' experiments: it leaves singular values "
@@ -112,15 +98,14 @@ class MatrixCompletion(Problem):
         self, M: Tensor, mask: Tensor, X: Tensor, Y: Tensor, *, held_out: Tensor | None = None, exact: bool = False
     ) -> None:
         super().__init__({"X": X, "Y": Y})
-        check_rank(X.shape[1], *M.shape)
-        check_product(X=(X, (M.shape[0], None)), Y=(Y, (M.shape[1], X.shape[1])))
         seen = _check_mask("mask", mask, M)
         if held_out is not None:
             seen = seen | _check_mask("held_out", held_out, M)
             if both := int((mask & held_out).sum()):
                 raise ValueError(f"{both} entries are both observed and held out; remove them from one of the masks")
         M = torch.where(seen, M, 0.0)
-        check_matrix("M", M)
+        check_shapes(M=(M, "p q"), X=(X, "p r"), Y=(Y, "q r"))
+        check_rank(X.shape[1], *M.shape)
         self.M = M
         self.mask = mask.to(M.dtype)
         self.held_out = held_out

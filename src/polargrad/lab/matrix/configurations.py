@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = [
-    "DECAY_EVERY",
-    "Configuration",
-    "Experiment",
-    "adam",
-    "gradient_descent",
-    "momentum_first",
-    "muon",
-    "muon_newton_schulz",
-    "muon_qdwh",
-    "newton",
-    "polar_first",
-    "polargrad",
-    "polargrad_qdwh",
-    "tuned",
-    "with_decay",
-]
+__all__ = ["DECAY_EVERY", "Configuration", "Experiment", "configurations", "polargrad", "tuned"]
 
 DECAY_EVERY = 25
 
@@ -124,82 +107,92 @@ def polargrad(lr: float, method: str, max_steps: int | None, **options: Any) -> 
     }
 
 
-def muon(lr: float, method: str, max_steps: int | None) -> Options:
-    """X <- X - lr U on Nesterov momentum 0.95, without a factor for the shape."""
-    return polargrad(lr, method, max_steps, scale="none", momentum=0.95, nesterov=True)
+def configurations(
+    rates: Mapping[str, float | tuple[float, float]],
+    *,
+    method: str = "qdwh",
+    max_steps: int | None = None,
+    momenta: tuple[float, float] = (0.95, 0.9),
+    decay: float | None = None,
+    momentum_steps: int | None = None,
+) -> tuple[Configuration, ...]:
+    """Optimizers by name with their step sizes, in the order given.
+
+    - PolarGrad: "polargrad", "polarsgd" (on stochastic gradients), "polargrad-zolo", "polargradm" (momentum 0.9),
+      "polar-first" (the average of polar factors), "momentum-first" (the polar factor of an average).
+    - Muon, X <- X - lr U on Nesterov momentum 0.95: "muon-ns" (as it is used: 5 quintic steps in bfloat16),
+      "muon-qdwh", "muon-zolo".
+    - "adam", with its default betas and no weight decay.
+    - Methods that know the problem, on several matrices one after the other: "newton", "alternating-newton", "als",
+      "gd", "alternating-gd", "projected-gd", "multiplicative".
+
+    Args:
+        rates: name -> step size; NAME-decay is NAME with a decaying step size, and may give (step size, factor).
+        method: the polar method of PolarGrad.
+        max_steps: its steps, and QDWH's in Muon; None runs to convergence.
+        momenta: of "polar-first" and of "momentum-first".
+        decay: the factor of all decaying step sizes.
+        momentum_steps: steps of these two, if fewer than the experiment's.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    plain, qdwh = "PolarSGD" if "polarsgd" in rates else "PolarGrad", " (QDWH)" if method == "qdwh" else ""
+    variant = {"momentum": True, "steps": momentum_steps}
+
+    def polar(method: str = method, max_steps: int | None = max_steps, **options: Any) -> Options:
+        return polargrad(0.0, method, max_steps, **options)
+
+    def muon(method: str, max_steps: int | None) -> Options:
+        return polar(method, max_steps, scale="none", momentum=0.95, nesterov=True)
+
+    # name, label, family, options, others
+    known: dict[str, tuple[str, str, Options, dict[str, Any]]] = {
+        "polargrad": (f"PolarGrad{qdwh}", "PolarGrad", polar(), {}),
+        "polarsgd": (f"PolarSGD{qdwh}", "PolarGrad", polar(), {}),
+        "polargrad-zolo": ("PolarGrad (ZOLO-PD)", "PolarGrad", polar("zolo-pd", None), {}),
+        "polargradm": ("PolarGradM", "momentum first", polar(momentum=0.9), {}),
+        "polar-first": (
+            f"{plain}M, polar first",
+            "polar first",
+            polar(momentum=momenta[0], momentum_order="polar-first"),
+            variant,
+        ),
+        "momentum-first": (f"{plain}M, momentum first", "momentum first", polar(momentum=momenta[1]), variant),
+        "muon-ns": ("Muon (Newton–Schulz)", "Muon", muon("newton-schulz", 5), _FIXED),
+        "muon-qdwh": ("Muon (QDWH)", "Muon", muon("qdwh", max_steps), _FIXED),
+        "muon-zolo": ("Muon (ZOLO-PD)", "Muon", muon("zolo-pd", None), _FIXED),
+        "adam": ("Adam", "Adam", _ADAM, _FIXED),
+        "newton": ("Newton", "Newton", {"rule": "newton"}, _FIXED),
+        "alternating-newton": ("alternating Newton", "Newton", {"rule": "newton"}, _FIXED),
+        "als": ("alternating least squares", "Newton", {"rule": "newton"}, _FIXED),
+        "multiplicative": ("multiplicative updates", "Newton", {"rule": "multiplicative"}, _FIXED),
+        "gd": ("gradient descent", "gradient descent", {"rule": "gradient-descent"}, {}),
+        "alternating-gd": ("alternating GD", "gradient descent", {"rule": "gradient-descent"}, {}),
+        "projected-gd": ("projected gradient descent", "gradient descent", {"rule": "gradient-descent"}, {}),
+    }
+    chosen = []
+    for name, given in rates.items():
+        base = name.removesuffix("-decay")
+        if base not in known:
+            raise ValueError(f"there is no optimizer {name!r} to give a step size; the names are {', '.join(known)}")
+        label, family, options, others = known[base]
+        lr, factor = given if isinstance(given, tuple) else (given, decay)
+        if base != name:
+            label, others = f"{label}, decay", {**others, "decay": factor}
+        chosen.append(Configuration(name, label, family, {**options, "lr": lr}, **others))
+    return tuple(chosen)
 
 
-def polargrad_qdwh(lr: float, steps: int | None, name: str = "polargrad") -> Configuration:
-    """PolarGrad with this many QDWH steps (None: converged); PolarSGD is the same on stochastic gradients."""
-    label = "PolarSGD" if name == "polarsgd" else "PolarGrad"
-    return Configuration(name, f"{label} (QDWH)", "PolarGrad", polargrad(lr, "qdwh", steps))
-
-
-def polar_first(
-    lr: float, steps: int | None, beta: float, plain: str = "PolarGrad", run: int | None = None
-) -> Configuration:
-    """The average of polar factors; `run` steps at most."""
-    options = polargrad(lr, "qdwh", steps, momentum=beta, momentum_order="polar-first")
-    return Configuration("polar-first", f"{plain}M, polar first", "polar first", options, momentum=True, steps=run)
-
-
-def momentum_first(
-    lr: float, steps: int | None, beta: float, plain: str = "PolarGrad", run: int | None = None
-) -> Configuration:
-    """The polar factor of an average; `run` steps at most."""
-    options = polargrad(lr, "qdwh", steps, momentum=beta)
-    return Configuration(
-        "momentum-first", f"{plain}M, momentum first", "momentum first", options, momentum=True, steps=run
-    )
-
-
-def muon_newton_schulz(lr: float) -> Configuration:
-    """Muon as it is used: 5 quintic steps in bfloat16."""
-    return Configuration("muon-ns", "Muon (Newton–Schulz)", "Muon", muon(lr, "newton-schulz", 5), scaled=False)
-
-
-def muon_qdwh(lr: float, steps: int | None) -> Configuration:
-    """Muon with this many QDWH steps (None: converged)."""
-    return Configuration("muon-qdwh", "Muon (QDWH)", "Muon", muon(lr, "qdwh", steps), scaled=False)
-
-
-def adam(lr: float) -> Configuration:
-    """Adam with its default betas and no weight decay."""
-    options = {"rule": "adamw", "lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-    return Configuration("adam", "Adam", "Adam", options, scaled=False)
-
-
-def newton(lr: float, name: str = "newton", label: str = "Newton") -> Configuration:
-    """Newton's method, on several matrices one after the other."""
-    return Configuration(name, label, "Newton", {"rule": "newton", "lr": lr}, scaled=False)
-
-
-def gradient_descent(lr: float, name: str = "gd", label: str = "gradient descent") -> Configuration:
-    """Gradient descent, on several matrices one after the other."""
-    return Configuration(name, label, "gradient descent", {"rule": "gradient-descent", "lr": lr})
-
-
-def with_decay(configuration: Configuration, factor: float, lr: float | None = None) -> Configuration:
-    """The same with a decaying step size, which may start elsewhere."""
-    options = {**configuration.options, **({} if lr is None else {"lr": lr})}
-    return dataclasses.replace(
-        configuration,
-        name=f"{configuration.name}-decay",
-        label=f"{configuration.label}, decay",
-        options=options,
-        decay=factor,
-    )
+_ADAM: Options = {"rule": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+_FIXED: dict[str, Any] = {"scaled": False}
 
 
 def tuned(
     title: str,
     formula: str,
     steps: int,
-    *classical: Configuration,
-    polargrad_lr: float,
-    momentum_lr: float,
-    muon_lr: tuple[float, float, float],
-    adam_lr: tuple[float, float, float],
+    rates: Mapping[str, float | tuple[float, float]],
     notes: Sequence[str] = (),
 ) -> Experiment:
     """The experiment of a problem beyond the paper's: optimizers tuned alike, in one preset.
@@ -208,26 +201,12 @@ def tuned(
         title: of the page.
         formula: the problem in a line.
         steps: of each run.
-        classical: methods that know the problem; gradient descent's step size is in units of 1/L.
-        polargrad_lr: PolarGrad's step size in units of 1/(L r).
-        momentum_lr: the same with momentum 0.9.
-        muon_lr: Muon's constant step size, the factor of a decaying one, and the step size that this starts from.
-        adam_lr: the same of Adam.
+        rates: as of `configurations`; PolarGrad's are in units of 1/(L r), gradient descent's of 1/L.
         notes: what a reader should know of this problem.
     """
-    configurations = (
-        Configuration("polargrad", "PolarGrad", "PolarGrad", polargrad(polargrad_lr, "auto", None)),
-        Configuration("polargradm", "PolarGradM", "momentum first", polargrad(momentum_lr, "auto", None, momentum=0.9)),
-        muon_newton_schulz(muon_lr[0]),
-        with_decay(muon_newton_schulz(muon_lr[2]), muon_lr[1]),
-        adam(adam_lr[0]),
-        with_decay(adam(adam_lr[2]), adam_lr[1]),
-        *classical,
-    )
     about = (
         "Step sizes are the best of a grid of factors of two at seed 42, for each optimizer by itself; PolarGrad's and "
         "gradient descent's follow the smoothness of other sizes and other data."
     )
-    return Experiment(
-        title, formula, steps, 5, {"tuned": configurations}, {"tuned": (*notes, about)}, per_smoothness=True
-    )
+    presets = {"tuned": configurations(rates, method="auto")}
+    return Experiment(title, formula, steps, 5, presets, {"tuned": (*notes, about)}, per_smoothness=True)

@@ -9,22 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polargrad.lab.matrix.configurations import (
-    Configuration,
-    Experiment,
-    adam,
-    momentum_first,
-    muon_newton_schulz,
-    muon_qdwh,
-    polar_first,
-    polargrad_qdwh,
-    with_decay,
-)
+from polargrad.lab.matrix.configurations import Experiment, configurations
 from polargrad.lab.matrix.problem import (
     Matrices,
     Problem,
-    check_matrix,
-    check_product,
+    check_shapes,
     check_sizes,
     generator,
     register,
@@ -32,24 +21,19 @@ from polargrad.lab.matrix.problem import (
 )
 from polargrad.lab.matrix.quadratic import normal_curvature
 
-
-def _configurations(steps: int | None) -> tuple[Configuration, ...]:
-    """Every configuration, with this many QDWH steps (None: converged)."""
-    plain = polargrad_qdwh(1.5e-7, steps, "polarsgd")
-    first, second = polar_first(2.5e-7, steps, 0.95, "PolarSGD"), momentum_first(2.5e-7, steps, 0.9, "PolarSGD")
-    return (
-        plain,
-        with_decay(plain, 0.95, 2.5e-7),
-        muon_newton_schulz(0.1),
-        muon_qdwh(0.1, steps),
-        with_decay(muon_qdwh(0.2, steps), 0.95),
-        adam(0.005),
-        with_decay(adam(0.01), 0.95),
-        first,
-        with_decay(first, 0.95),
-        second,
-        with_decay(second, 0.95),
-    )
+_RATES = {
+    "polarsgd": 1.5e-7,
+    "polarsgd-decay": 2.5e-7,
+    "muon-ns": 0.1,
+    "muon-qdwh": 0.1,
+    "muon-qdwh-decay": 0.2,
+    "adam": 0.005,
+    "adam-decay": 0.01,
+    "polar-first": 2.5e-7,
+    "polar-first-decay": 2.5e-7,
+    "momentum-first": 2.5e-7,
+    "momentum-first-decay": 2.5e-7,
+}
 
 
 @register
@@ -88,7 +72,10 @@ class MatrixLogistic(Problem):
         formula="f(X) = Σ softplus(−C ∘ (A X B)), batches of rows",
         steps=1500,
         eval_every=50,
-        presets={"paper": _configurations(2), "exact": _configurations(None)},
+        presets={
+            "paper": configurations(_RATES, max_steps=2, decay=0.95),
+            "exact": configurations(_RATES, decay=0.95),
+        },
         notes={
             "paper": ("QDWH is stopped after 2 steps in float32, as in the authors' experiments.",),
             "exact": (
@@ -99,10 +86,8 @@ class MatrixLogistic(Problem):
     )
 
     def __init__(self, A: Tensor, B: Tensor, C: Tensor, X: Tensor, *, batch: int | None = 1000, seed: int = 0) -> None:
-        for key, value in (("A", A), ("B", B), ("C", C)):
-            check_matrix(key, value)
+        check_shapes(A=(A, "N m"), B=(B, "n q"), C=(C, "N q"), X=(X, "m n"))
         super().__init__({"X": X})
-        check_product(C=(C, (A.shape[0], B.shape[1])), X=(X, (A.shape[1], B.shape[0])))
         if not bool((C.abs() == 1.0).all()):
             raise ValueError("C must hold the labels -1 and 1; map yours to them, for example 2 * C - 1 for 0 and 1")
         if batch is not None:

@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polargrad.lab.matrix.configurations import gradient_descent, tuned
+from polargrad.lab.matrix.configurations import tuned
 from polargrad.lab.matrix.problem import (
     Matrices,
     Problem,
-    check_matrix,
-    check_product,
     check_ridge,
+    check_shapes,
     check_sizes,
     generator,
     normal_smoothness,
@@ -54,17 +53,20 @@ class MultinomialRegression(Problem):
         "Multinomial regression",
         "f(X) = mean cross-entropy of softmax(A X) + ridge/2 ‖X‖²",
         500,
-        gradient_descent(9.5),
-        polargrad_lr=12.0,
-        momentum_lr=32.0,
-        muon_lr=(0.04, 0.7, 0.2),
-        adam_lr=(0.08, 0.8, 0.4),
+        {
+            "polargrad": 12.0,
+            "polargradm": 32.0,
+            "muon-ns": 0.04,
+            "muon-ns-decay": (0.2, 0.7),
+            "adam": 0.08,
+            "adam-decay": (0.4, 0.8),
+            "gd": 9.5,
+        },
     )
 
     def __init__(self, A: Tensor, labels: Tensor, X: Tensor, *, ridge: float = 1e-3) -> None:
-        check_matrix("A", A)
+        check_shapes(A=(A, "N m"), X=(X, "m classes"))
         super().__init__({"X": X})
-        check_product(X=(X, (A.shape[1], None)))
         if labels.dtype != torch.int64:
             raise TypeError(f"labels must be int64, got {labels.dtype}; write labels.long()")
         if labels.shape != A.shape[:1]:

@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polargrad.lab.matrix.configurations import Configuration, gradient_descent, tuned
+from polargrad.lab.matrix.configurations import tuned
 from polargrad.lab.matrix.problem import (
     Matrices,
     Problem,
-    check_matrix,
-    check_product,
     check_rank,
+    check_shapes,
     check_sizes,
     generator,
     register,
@@ -52,21 +51,22 @@ class NonnegativeFactorization(Problem):
         "Nonnegative matrix factorization, projected",
         "f(X, Y) = ‖X Yᵀ − M‖² / pq, X, Y ≥ 0",
         1000,
-        gradient_descent(1.5, "projected-gd", "projected gradient descent"),
-        Configuration(
-            "multiplicative", "multiplicative updates", "Newton", {"rule": "multiplicative", "lr": 1.0}, scaled=False
-        ),
-        polargrad_lr=1.5,
-        momentum_lr=6.0,
-        muon_lr=(0.1, 0.7, 0.2),
-        adam_lr=(0.16, 0.9, 0.2),
+        {
+            "polargrad": 1.5,
+            "polargradm": 6.0,
+            "muon-ns": 0.1,
+            "muon-ns-decay": (0.2, 0.7),
+            "adam": 0.16,
+            "adam-decay": (0.2, 0.9),
+            "projected-gd": 1.5,
+            "multiplicative": 1.0,
+        },
     )
 
     def __init__(self, M: Tensor, X: Tensor, Y: Tensor, *, exact: bool = False) -> None:
-        check_matrix("M", M)
+        check_shapes(M=(M, "p q"), X=(X, "p r"), Y=(Y, "q r"))
         super().__init__({"X": X, "Y": Y})
         check_rank(X.shape[1], *M.shape)
-        check_product(X=(X, (M.shape[0], None)), Y=(Y, (M.shape[1], X.shape[1])))
         for name, value in {"M": M, **(self.start if self.constrained else {})}.items():
             if bool((value < 0).any()):
                 raise ValueError(f"{name} has negative entries, so that no nonnegative factors fit it; remove them")
@@ -143,11 +143,15 @@ class SoftplusFactorization(NonnegativeFactorization):
         "Nonnegative matrix factorization, softplus",
         "f(X, Y) = ‖softplus(X) softplus(Y)ᵀ − M‖² / pq",
         1000,
-        gradient_descent(6.0),
-        polargrad_lr=3.0,
-        momentum_lr=3.0,
-        muon_lr=(0.1, 0.9, 0.4),
-        adam_lr=(0.64, 0.9, 0.4),
+        {
+            "polargrad": 3.0,
+            "polargradm": 3.0,
+            "muon-ns": 0.1,
+            "muon-ns-decay": (0.4, 0.9),
+            "adam": 0.64,
+            "adam-decay": (0.4, 0.9),
+            "gd": 6.0,
+        },
     )
 
     def factors(self, point: Matrices) -> Matrices:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from polargrad.lab.matrix.completion import MatrixCompletion, Observations, check_fraction
-from polargrad.lab.matrix.configurations import gradient_descent, newton, tuned
+from polargrad.lab.matrix.configurations import tuned
 from polargrad.lab.matrix.problem import check_sizes, generator, register
 
 PICTURES = ("china", "flower")
@@ -24,12 +24,16 @@ class PictureCompletion(MatrixCompletion):
         "Completion of a photograph",
         "f(X, Y) = mean of (X Yᵀ − M)² over observed pixels",
         500,
-        gradient_descent(0.5, "alternating-gd", "alternating GD"),
-        newton(1.0, "als", "alternating least squares"),
-        polargrad_lr=1.0,
-        momentum_lr=2.0,
-        muon_lr=(0.1, 0.9, 0.2),
-        adam_lr=(0.08, 0.9, 0.2),
+        {
+            "polargrad": 1.0,
+            "polargradm": 2.0,
+            "muon-ns": 0.1,
+            "muon-ns-decay": (0.2, 0.9),
+            "adam": 0.08,
+            "adam-decay": (0.2, 0.9),
+            "alternating-gd": 0.5,
+            "als": 1.0,
+        },
     )
 
     @classmethod

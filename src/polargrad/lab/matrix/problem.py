@@ -320,16 +320,27 @@ def check_matrix(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} holds {bad} entries that are NaN or infinite; remove or impute them first")
 
 
-def check_product(**shapes: tuple[Tensor, tuple[int | None, int | None]]) -> None:
-    """Refuse a matrix that does not fit its neighbours: name=(matrix, (rows, columns)), None for any number.
+def check_shapes(**matrices: tuple[Tensor, str]) -> None:
+    """Refuse matrices that are not real and finite, or do not fit together: name=(matrix, its dimensions by name).
 
     Raises:
-        ValueError: naming the matrix, its shape and the one wanted.
+        TypeError: as `check_matrix`.
+        ValueError: as `check_matrix`; or naming the matrix, its shape and the one wanted.
+
+    Example:
+        >>> check_shapes(A=(torch.ones(2, 3), "p m"), X=(torch.ones(4, 1), "m n"))
+        Traceback (most recent call last):
+        ...
+        ValueError: X has shape (4, 1), which does not fit: 3 x any is needed
     """
-    for name, (value, wanted) in shapes.items():
-        if any(w is not None and w != s for s, w in zip(value.shape, wanted, strict=True)):
-            text = " x ".join("any" if w is None else str(w) for w in wanted)
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, which does not fit: {text} is needed")
+    known: dict[str, int] = {}
+    for name, (value, dimensions) in matrices.items():
+        check_matrix(name, value)
+        wanted = [known.get(dimension) for dimension in dimensions.split()]
+        if any(size not in (None, given) for size, given in zip(wanted, value.shape, strict=True)):
+            needed = " x ".join("any" if size is None else str(size) for size in wanted)
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, which does not fit: {needed} is needed")
+        known.update(zip(dimensions.split(), value.shape, strict=True))
 
 
 def check_sizes(**sizes: int) -> None:

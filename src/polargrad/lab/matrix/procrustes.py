@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from polargrad.lab.matrix.configurations import gradient_descent, tuned
+from polargrad.lab.matrix.configurations import tuned
 from polargrad.lab.matrix.problem import (
     Matrices,
     Problem,
-    check_matrix,
-    check_product,
+    check_shapes,
     check_sizes,
     generator,
     normal_smoothness,
@@ -51,11 +50,15 @@ class OrthogonalProcrustes(Problem):
         "Orthogonal Procrustes",
         "f(X) = ½ ‖A X − B‖², XᵀX = I by projection",
         500,
-        gradient_descent(0.96, "projected-gd", "projected gradient descent"),
-        polargrad_lr=1.6,
-        momentum_lr=3.2,
-        muon_lr=(0.1, 0.7, 0.4),
-        adam_lr=(0.04, 0.8, 1.6),
+        {
+            "polargrad": 1.6,
+            "polargradm": 3.2,
+            "muon-ns": 0.1,
+            "muon-ns-decay": (0.4, 0.7),
+            "adam": 0.04,
+            "adam-decay": (1.6, 0.8),
+            "projected-gd": 0.96,
+        },
         notes=(
             "The minimum is one polar factor away, that of AᵀB. Projected steps along a polar factor or along signs "
             "have fixed points that are not minima: U may be normal to the orthogonal matrices where G is not.",
@@ -63,11 +66,9 @@ class OrthogonalProcrustes(Problem):
     )
 
     def __init__(self, A: Tensor, B: Tensor, X: Tensor) -> None:
-        check_matrix("A", A)
-        check_matrix("B", B)
+        check_shapes(A=(A, "p n"), B=(B, "p n"), X=(X, "n n"))
         super().__init__({"X": X})
         n = A.shape[1]
-        check_product(B=(B, (A.shape[0], n)), X=(X, (n, n)))
         defect = float((X.mT @ X - torch.eye(n, dtype=X.dtype)).abs().max())
         if defect > 100.0 * n * torch.finfo(X.dtype).eps:
             raise ValueError(f"X is not orthogonal, X^T X differs from I by {defect:.2g}; take its polar factor")

@@ -10,60 +10,42 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from polargrad.lab.matrix.configurations import (
-    Configuration,
-    Experiment,
-    adam,
-    momentum_first,
-    muon,
-    muon_newton_schulz,
-    muon_qdwh,
-    newton,
-    polar_first,
-    polargrad,
-    polargrad_qdwh,
-    with_decay,
-)
+from polargrad.lab.matrix.configurations import Experiment, configurations
 from polargrad.lab.matrix.problem import (
     Matrices,
     Problem,
-    check_matrix,
-    check_product,
+    check_shapes,
     check_sizes,
     generator,
     register,
     uniform,
 )
 
-
-def _configurations(
-    steps: int | None, plain: float, first: float, second: float, *decaying: float
-) -> tuple[Configuration, ...]:
-    """Every configuration with this many QDWH steps (None: converged), and PolarGrad's step sizes.
-
-    These are of PolarGrad without momentum, polar first and momentum first; `decaying` are the same with a decay.
-    """
-    without, polar, momentum = (
-        polargrad_qdwh(plain, steps),
-        polar_first(first, steps, 0.95),
-        momentum_first(second, steps, 0.9),
-    )
-    return (
-        without,
-        with_decay(without, 0.99, decaying[0]),
-        Configuration("polargrad-zolo", "PolarGrad (ZOLO-PD)", "PolarGrad", polargrad(3e-8, "zolo-pd", None)),
-        muon_newton_schulz(0.1),
-        muon_qdwh(0.1, steps),
-        with_decay(muon_qdwh(0.05, steps), 0.99),
-        Configuration("muon-zolo", "Muon (ZOLO-PD)", "Muon", muon(0.1, "zolo-pd", None), scaled=False),
-        adam(0.05),
-        with_decay(adam(0.05), 0.99),
-        newton(0.25),
-        polar,
-        with_decay(polar, 0.99, decaying[1]),
-        momentum,
-        with_decay(momentum, 0.99, decaying[2]),
-    )
+_PAPER = {
+    "polargrad": 4e-8,
+    "polargrad-decay": 4.75e-8,
+    "polargrad-zolo": 3e-8,
+    "muon-ns": 0.1,
+    "muon-qdwh": 0.1,
+    "muon-qdwh-decay": 0.05,
+    "muon-zolo": 0.1,
+    "adam": 0.05,
+    "adam-decay": 0.05,
+    "newton": 0.25,
+    "polar-first": 4e-7,
+    "polar-first-decay": 5e-7,
+    "momentum-first": 2e-7,
+    "momentum-first-decay": 2.5e-7,
+}
+_EXACT = {
+    **_PAPER,
+    "polargrad": 3e-8,
+    "polargrad-decay": 3.25e-8,
+    "polar-first": 3e-7,
+    "polar-first-decay": 3.75e-7,
+    "momentum-first": 1.5e-7,
+    "momentum-first-decay": 1.9e-7,
+}
 
 
 def normal_curvature(rows: int, sizes: Any) -> tuple[float, int]:
@@ -107,8 +89,8 @@ class MatrixQuadratic(Problem):
         steps=4000,
         eval_every=10,
         presets={
-            "paper": _configurations(2, 4e-8, 4e-7, 2e-7, 4.75e-8, 5e-7, 2.5e-7),
-            "exact": _configurations(None, 3e-8, 3e-7, 1.5e-7, 3.25e-8, 3.75e-7, 1.9e-7),
+            "paper": configurations(_PAPER, max_steps=2, decay=0.99),
+            "exact": configurations(_EXACT, decay=0.99),
         },
         notes={
             "paper": (
@@ -124,11 +106,8 @@ class MatrixQuadratic(Problem):
     )
 
     def __init__(self, A: Tensor, B: Tensor, C: Tensor, X: Tensor) -> None:
-        for key, value in (("A", A), ("B", B), ("C", C)):
-            check_matrix(key, value)
+        check_shapes(A=(A, "p m"), B=(B, "n q"), C=(C, "p q"), X=(X, "m n"))
         super().__init__({"X": X})
-        m, n = A.shape[1], B.shape[0]
-        check_product(C=(C, (A.shape[0], B.shape[1])), X=(X, (m, n)))
         self.A, self.B, self.C = A, B, C
 
     @classmethod

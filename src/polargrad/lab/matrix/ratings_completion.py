@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from polargrad.lab.matrix.completion import MatrixCompletion, Observations
-from polargrad.lab.matrix.configurations import gradient_descent, newton, tuned
+from polargrad.lab.matrix.configurations import tuned
 from polargrad.lab.matrix.problem import generator, register
 
 # The names of columns in files in circulation.
@@ -32,12 +32,16 @@ class RatingsCompletion(MatrixCompletion):
         "Completion of ratings",
         "f(X, Y) = mean of (X Yᵀ − M)² over observed ratings, less their mean",
         500,
-        gradient_descent(2.5 / 3.0, "alternating-gd", "alternating GD"),
-        newton(1.0, "als", "alternating least squares"),
-        polargrad_lr=0.5,
-        momentum_lr=2.0,
-        muon_lr=(0.2, 0.9, 0.4),
-        adam_lr=(0.02, 0.9, 0.1),
+        {
+            "polargrad": 0.5,
+            "polargradm": 2.0,
+            "muon-ns": 0.2,
+            "muon-ns-decay": (0.4, 0.9),
+            "adam": 0.02,
+            "adam-decay": (0.1, 0.9),
+            "alternating-gd": 2.5 / 3.0,
+            "als": 1.0,
+        },
     )
 
     @classmethod

@@ -9,13 +9,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from polargrad.lab.matrix.configurations import gradient_descent, newton, tuned
+from polargrad.lab.matrix.configurations import tuned
 from polargrad.lab.matrix.problem import (
     Matrices,
     Problem,
-    check_matrix,
-    check_product,
     check_ridge,
+    check_shapes,
     check_sizes,
     generator,
     normal_smoothness,
@@ -52,19 +51,21 @@ class MultiResponseRegression(Problem):
         "Multi-response regression",
         "f(X) = ‖A X − Y‖² / 2N",
         500,
-        gradient_descent(1.28),
-        newton(0.25),
-        polargrad_lr=2.5,
-        momentum_lr=20.0,
-        muon_lr=(0.1, 0.7, 0.8),
-        adam_lr=(0.08, 0.9, 0.4),
+        {
+            "polargrad": 2.5,
+            "polargradm": 20.0,
+            "muon-ns": 0.1,
+            "muon-ns-decay": (0.8, 0.7),
+            "adam": 0.08,
+            "adam-decay": (0.4, 0.9),
+            "gd": 1.28,
+            "newton": 0.25,
+        },
     )
 
     def __init__(self, A: Tensor, Y: Tensor, X: Tensor, *, ridge: float = 0.0) -> None:
-        check_matrix("A", A)
-        check_matrix("Y", Y)
+        check_shapes(A=(A, "N m"), Y=(Y, "N q"), X=(X, "m q"))
         super().__init__({"X": X})
-        check_product(Y=(Y, (A.shape[0], None)), X=(X, (A.shape[1], Y.shape[1])))
         check_ridge(ridge)
         self.A, self.Y, self.ridge = A, Y, ridge
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ from typing import Any, Self
 
 import torch
 
-from polargrad.lab.report.page import PAGE, Section, write_page
+from polargrad.lab.report.page import PAGE, Section, Table, write_page
 from polargrad.lab.run.environment import environment
 from polargrad.lab.run.folder import ENVIRONMENT, RECORDS, SUMMARY, create_folder
 
-__all__ = ["STUDY", "StageProgress", "StudyFolder", "StudyResult", "one_thread"]
+__all__ = ["STUDY", "StageProgress", "StudyFolder", "StudyResult", "one_thread", "table_of"]
 
 STUDY = "study.json"
 
@@ -94,6 +94,16 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def table_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[tuple[str, str]], note: str = "") -> Table:
+    """A table of records: each column is its head and the format of a record's values.
+
+    Example:
+        >>> table_of([{"x": 0.25}], [("share", "{x:.0%}")]).rows
+        [['25%']]
+    """
+    return Table([head for head, _ in columns], [[form.format_map(row) for _, form in columns] for row in rows], note)
 
 
 def _finite(value: Any) -> Any:

@@ -24,7 +24,7 @@ from polargrad.lab.train import Constant, LoopConfig, StepDecay
 if TYPE_CHECKING:
     from polargrad.lab.train import Progress
 
-__all__ = ["ExperimentOptions", "is_experiment", "report", "resume_experiment", "run_experiment"]
+__all__ = ["ExperimentOptions", "report", "resume_experiment", "run_experiment"]
 
 SIZES = ("full", "small")
 
@@ -193,17 +193,12 @@ def resume_experiment(
         Interrupted: as in `run_experiment`.
     """
     path = Path(path)
-    if not is_experiment(path):
+    if not (path / EXPERIMENT).is_file():
         raise FileNotFoundError(f"{path} has no {EXPERIMENT}; give a folder that `polargrad run` made")
     record = json.loads((path / EXPERIMENT).read_text(encoding="utf-8"))
     options = ExperimentOptions(**{**record["choices"], "jobs": jobs})
     specs = options.specs(ProblemSpec(record["experiment"]).problem)
     return _carry_out(specs, path, options, progress)
-
-
-def is_experiment(folder: Path) -> bool:
-    """Whether a folder is one that `run_experiment` made."""
-    return (folder / EXPERIMENT).is_file()
 
 
 def _carry_out(

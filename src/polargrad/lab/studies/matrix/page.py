@@ -1,18 +1,20 @@
-"""The page of a matrix experiment, made from its run folders alone."""
+"""The page of a matrix experiment, made from its run folders alone: tables, sentences and the paper's figures."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from polargrad.lab.matrix import Experiment, ProblemSpec
+from polargrad.lab.matrix import Configuration, Experiment, ProblemSpec
 from polargrad.lab.report import page as report
-from polargrad.lab.report.page import Section, Table
+from polargrad.lab.report.curves import over_seeds
+from polargrad.lab.report.figures import LIGHT, MUTED, Figure, Line, line_figure, style
+from polargrad.lab.report.page import UNKNOWN, Section, Table
 from polargrad.lab.run.folder import Run
-from polargrad.lab.studies.matrix.figures import figures
 
-__all__ = ["final_gaps", "results", "sentences", "write_page"]
+__all__ = ["figures", "final_gaps", "results", "sentences", "write_page"]
 
 COLUMNS = ("configuration", "step size", "start", "quarter", "half", "end", "lowest", "ms/step", "optimizer", "status")
 _HELD_OUT = "held_out_rmse"
@@ -92,13 +94,14 @@ def sentences(runs: Sequence[Run]) -> list[str]:
             for event in run.of_kind("event")
             if event["event"] == "diverged"
         ]
-    if skipping := [run.spec.name for run in runs if run.status != "diverged" and _skipped(run)]:
+    skipping = [
+        run.spec.name
+        for run in runs
+        if run.status != "diverged" and any(event["event"] == "skipped" for event in run.of_kind("event"))
+    ]
+    if skipping:
         said.append(f"Gradients with NaN or infinity were left out in {', '.join(skipping)}.")
     return said
-
-
-def _skipped(run: Run) -> bool:
-    return any(event["event"] == "skipped" for event in run.of_kind("event"))
 
 
 def _row(run: Run) -> list[str]:
@@ -107,7 +110,7 @@ def _row(run: Run) -> list[str]:
 
     def at(step: float) -> str:
         near = [record for record in evaluations if record["step"] <= step]
-        return _gap(near[-1]["gap"]) if near and evaluations[-1]["step"] >= step else "–"
+        return _gap(near[-1]["gap"]) if near and evaluations[-1]["step"] >= step else UNKNOWN
 
     gaps = [record["gap"] for record in evaluations if record["gap"] is not None]
     count, seconds = (steps[-1]["step"], steps[-1]["seconds"]) if steps else (0, 0.0)
@@ -120,11 +123,84 @@ def _row(run: Run) -> list[str]:
         at(total / 2),
         at(total),
         _gap(min(gaps, default=None)),
-        f"{1e3 * seconds / count:.2f}" if count else "–",
-        "–" if share is None else f"{share:.0%}",
+        f"{1e3 * seconds / count:.2f}" if count else UNKNOWN,
+        UNKNOWN if share is None else f"{share:.0%}",
         run.status,
     ]
 
 
 def _gap(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2e}"
+    return UNKNOWN if value is None else f"{value:.2e}"
+
+
+# One colour for each family of optimizers, in the order of `LIGHT`.
+_FAMILIES = ("PolarGrad", "Muon", "polar first", "momentum first", "Newton", "Adam")
+_DASHES = ("-", (0, (4.5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (9, 2)))
+
+
+def figures(experiment: Experiment, runs: Sequence[Run]) -> list[Figure]:
+    """Every figure that the records allow: first without momentum, then its variants beside plain PolarGrad."""
+    known = {c.name: c for every in experiment.presets.values() for c in every}
+    ran = [known[name] for name in dict.fromkeys(run.spec.recipe for run in runs) if name in known]
+    momentum, first = [c for c in ran if c.momentum], [c for c in ran if not c.momentum]
+    groups = [("", "", first)]
+    if momentum:
+        groups.append(("momentum-", " with momentum", [*[c for c in first if c.family == "PolarGrad"][:2], *momentum]))
+    with style():
+        drawn = [
+            _figure(prefix + key, title + suffix, ylabel, group, runs, what)
+            for prefix, suffix, group in groups
+            for key, title, ylabel, what in _panels(runs)
+        ]
+    return [figure for figure in drawn if figure is not None]
+
+
+def _panels(runs: Sequence[Run]) -> list[tuple[str, str, str, dict[str, str]]]:
+    """Key, title and y axis of each figure, and what `over_seeds` takes for it."""
+    label, gap = runs[0].spec.objective.metric_label, {"kind": "eval", "key": "gap"}
+    kappa = "condition number"
+    panels = [
+        ("objective", "Objective", label, gap),
+        ("objective-seconds", "Objective against time", label, {**gap, "x": "seconds"}),
+        ("residual-condition", "Condition number of the residual", kappa, {**gap, "key": "residual_condition_number"}),
+        ("held-out", "Held-out entries", "root mean squared error", {**gap, "key": _HELD_OUT}),
+    ]
+    parameters = dict.fromkeys(record["parameter"] for run in runs for record in run.of_kind("matrix"))
+    for parameter in parameters:
+        where = f" in {parameter}" if len(parameters) > 1 else ""
+        for name in (kappa, "nuclear norm", "stable rank", "alignment"):
+            what = {"kind": "matrix", "key": name.replace(" ", "_"), "parameter": parameter}
+            key = f"gradient-{name.replace(' ', '-')}-{parameter}"
+            panels.append((key, f"{name.capitalize()} of the gradient{where}", name, what))
+    return panels
+
+
+def _figure(
+    key: str, title: str, ylabel: str, group: Sequence[Configuration], runs: Sequence[Run], what: Mapping[str, Any]
+) -> Figure | None:
+    """One line for each configuration, a band where it ran on several seeds, a cross where it diverged."""
+    seen: dict[str, int] = {}
+    lines, momentum_ends = [], []
+    for c in group:
+        same = [run for run in runs if run.spec.recipe == c.name]
+        curve = over_seeds(same, **what, positive=True, center=statistics.median)
+        if not curve.x:
+            continue
+        # A family beyond the palette is grey, and told from the dark one by its dashes.
+        in_palette = c.family in _FAMILIES
+        variant = seen.get(c.family, 0 if in_palette else 3)
+        seen[c.family] = variant + 1
+        look = {
+            "color": LIGHT[_FAMILIES.index(c.family)] if in_palette else MUTED,
+            "linestyle": _DASHES[variant % len(_DASHES)],
+            "linewidth": 1.5,
+        }
+        lines.append(Line(c.label, curve, look, diverged=any(run.status == "diverged" for run in same)))
+        momentum_ends += [curve.x[-1]] if c.momentum else []
+    if not lines:
+        return None
+    xlabel = what.get("x", "iteration")
+    figure = line_figure(key, title, lines, xlabel=xlabel, ylabel=ylabel, size=(6.6, 4.0), log=True, legend_beside=True)
+    if momentum_ends:  # what stands beside them may have run for longer
+        figure.canvas.axes[0].set_xlim(-0.02 * max(momentum_ends), 1.02 * max(momentum_ends))
+    return figure

@@ -15,7 +15,7 @@ from polargrad.lab.report.figures import INK, LIGHT, MUTED, Figure, style, title
 from polargrad.lab.report.page import Section, Table
 from polargrad.lab.studies.preconditioning.measure import Course, measure, regression
 from polargrad.lab.studies.preconditioning.views import VIEWS
-from polargrad.lab.studies.study import StageProgress, StudyFolder, StudyResult, one_thread
+from polargrad.lab.studies.study import StageProgress, StudyFolder, StudyResult, one_thread, table_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,36 +115,33 @@ def _steps(course: Course) -> str:
 
 
 def _described() -> Table:
-    rows = [
-        (name, view.norm, view.operator, view.form, view.sees, view.targets, view.vanishes)
-        for name, view in VIEWS.items()
-    ]
-    columns = ("optimizer", "norm", "preconditioner P", "form", "sees", "targets", "update vanishes with the gradient")
-    return Table(
-        columns, rows, "For a tall gradient; a wide one swaps sides. ⊗ on the rows of X: left factor ⊗ right factor."
+    columns = (
+        ("optimizer", "{name}"),
+        ("norm", "{norm}"),
+        ("preconditioner P", "{operator}"),
+        ("form", "{form}"),
+        ("sees", "{sees}"),
+        ("targets", "{targets}"),
+        ("update vanishes with the gradient", "{vanishes}"),
     )
+    note = "For a tall gradient; a wide one swaps sides. ⊗ on the rows of X: left factor ⊗ right factor."
+    return table_of(({"name": name, **view._asdict()} for name, view in VIEWS.items()), columns, note)
 
 
 def _measured(courses: Sequence[Course]) -> Table:
-    # What is measured, its head in the table, and how it is written.
-    columns = {
-        "hessian_kappa": ("κ Hessian before", ".0f"),
-        "preconditioned_kappa": ("after", ".3g"),
-        "gradient_kappa": ("κ gradient before", ".3g"),
-        "direction_kappa": ("after", ".3g"),
-        "share": ("descent per step, of the gap", ".1%"),
-        "efficiency": ("of the best step", ".2f"),
-    }
-    rows = [
-        (
-            course.optimizer,
-            *(f"{_median(course, key):{form}}" for key, (_, form) in columns.items()),
-            _steps(course),
-        )
-        for course in courses
-    ]
-    heads = ("optimizer", *(head for head, _ in columns.values()), "steps to 0.1% of the gap")
-    return Table(heads, rows, "Medians over the iterates measured along each one's own run.")
+    keys = ("hessian_kappa", "preconditioned_kappa", "gradient_kappa", "direction_kappa", "share", "efficiency")
+    rows = ({"optimizer": c.optimizer, "steps": _steps(c), **{key: _median(c, key) for key in keys}} for c in courses)
+    columns = (
+        ("optimizer", "{optimizer}"),
+        ("κ Hessian before", "{hessian_kappa:.0f}"),
+        ("after", "{preconditioned_kappa:.3g}"),
+        ("κ gradient before", "{gradient_kappa:.3g}"),
+        ("after", "{direction_kappa:.3g}"),
+        ("descent per step, of the gap", "{share:.1%}"),
+        ("of the best step", "{efficiency:.2f}"),
+        ("steps to 0.1% of the gap", "{steps}"),
+    )
+    return table_of(rows, columns, "Medians over the iterates measured along each one's own run.")
 
 
 _BEFORE: dict[str, Any] = {"marker": "o", "color": MUTED, "markerfacecolor": "white"}

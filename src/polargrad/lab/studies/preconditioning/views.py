@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -56,14 +57,22 @@ class _Ellipsoid(Memory):
         """P, and the averaged gradient that it is applied to."""
 
 
-class GradientDescent(Memory):
-    def __call__(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> Direction:
-        return Direction(G, pre.identity(G), Ball("frobenius"))
+class Memoryless(Memory):
+    """A direction of the gradient alone.
 
+    Args:
+        direction: G -> D.
+        operator: G -> P.
+        shape: of the ball, see `Ball`.
+    """
 
-class SignDescent(Memory):
+    def __init__(
+        self, direction: Callable[[Tensor], Tensor], operator: Callable[[Tensor], pre.Preconditioner], shape: str
+    ) -> None:
+        self.direction, self.operator, self.shape = direction, operator, shape
+
     def __call__(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> Direction:
-        return Direction(G.sign(), pre.sign_preconditioner(G), Ball("entrywise"))
+        return Direction(self.direction(G), self.operator(G), Ball(self.shape))
 
 
 class Adam(_Ellipsoid):
@@ -79,32 +88,24 @@ class Adam(_Ellipsoid):
         return pre.adam(self.v / (1 - self.beta2**self.k)), self.m / (1 - self.beta1**self.k)
 
 
-class AdaGrad(_Ellipsoid):
-    def __init__(self) -> None:
-        self.squares: Tensor | float = 0.0
+class Accumulated(_Ellipsoid):
+    """The operator of sums over all gradients: AdaGrad, Shampoo.
+
+    Args:
+        statistics: G -> the tensors that are summed.
+        of_sums: the sums -> P.
+    """
+
+    def __init__(
+        self, statistics: Callable[[Tensor], tuple[Tensor, ...]], of_sums: Callable[..., pre.Preconditioner]
+    ) -> None:
+        self.statistics, self.of_sums = statistics, of_sums
+        self.sums: tuple[Tensor, ...] = ()
 
     def operator(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> tuple[pre.Preconditioner, Tensor]:
-        self.squares = self.squares + G.square()
-        return pre.adagrad(self.squares), G
-
-
-class FullAdaGrad(_Ellipsoid):
-    def __init__(self) -> None:
-        self.outer: Tensor | float = 0.0
-
-    def operator(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> tuple[pre.Preconditioner, Tensor]:
-        self.outer = self.outer + torch.outer(G.flatten(), G.flatten())
-        return pre.adagrad_full(self.outer, DAMPING), G
-
-
-class Shampoo(_Ellipsoid):
-    def __init__(self) -> None:
-        self.left: Tensor | float = 0.0
-        self.right: Tensor | float = 0.0
-
-    def operator(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> tuple[pre.Preconditioner, Tensor]:
-        self.left, self.right = self.left + G @ G.mT, self.right + G.mT @ G
-        return pre.shampoo(self.left, self.right, DAMPING), G
+        new = self.statistics(G)
+        self.sums = tuple(old + term for old, term in zip(self.sums, new, strict=True)) if self.sums else new
+        return self.of_sums(*self.sums), G
 
 
 class KFac(_Ellipsoid):
@@ -147,32 +148,23 @@ class Polar(Memory):
         return Direction(D, pre.polar_preconditioner(ahead, with_size=self.with_size), Ball("spectral"))
 
 
-def empirical_kfac() -> KFac:
-    """Output gradients from the data."""
-    return KFac(empirical=True)
+def _one_sided(G: Tensor) -> Tensor:
+    """Through the Gram matrix of the shorter side, which is all that is decomposed."""
+    return (RightPolar() if G.shape[0] >= G.shape[1] else LeftPolar()).sharp(G)
 
 
-def polargrad() -> Polar:
-    """The exact factor of the gradient itself, with its nuclear norm."""
-    return Polar(Spectral("svd"))
-
-
-def muon() -> Polar:
-    """Momentum 0.95 with Nesterov, five quintic Newton-Schulz steps in bfloat16, no size."""
-    return Polar(Spectral(NewtonSchulz()), beta=0.95, with_size=False)
-
-
-class OneSidedPolar(Memory):
-    """The polar factor through the Gram matrix of the shorter side, which is all that is decomposed."""
-
-    def __call__(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> Direction:
-        geometry = RightPolar() if G.shape[0] >= G.shape[1] else LeftPolar()
-        return Direction(geometry.sharp(G), pre.polar_preconditioner(G), Ball("spectral"))
-
-
-class RowNorm(Memory):
-    def __call__(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> Direction:
-        return Direction(Rows().sharp(G), pre.row_norm(G), Ball("rows"))
+gradient_descent = partial(Memoryless, torch.clone, pre.identity, "frobenius")
+sign_descent = partial(Memoryless, torch.sign, pre.sign_preconditioner, "entrywise")
+row_norm = partial(Memoryless, Rows().sharp, pre.row_norm, "rows")
+one_sided_polar = partial(Memoryless, _one_sided, pre.polar_preconditioner, "spectral")
+adagrad = partial(Accumulated, lambda G: (G.square(),), pre.adagrad)
+full_adagrad = partial(
+    Accumulated, lambda G: (torch.outer(G.flatten(), G.flatten()),), lambda S: pre.adagrad_full(S, DAMPING)
+)
+shampoo = partial(Accumulated, lambda G: (G @ G.mT, G.mT @ G), lambda L, R: pre.shampoo(L, R, DAMPING))
+empirical_kfac = partial(KFac, empirical=True)
+polargrad = partial(Polar, Spectral("svd"))
+muon = partial(Polar, Spectral(NewtonSchulz()), beta=0.95, with_size=False)
 
 
 class View(NamedTuple):
@@ -199,24 +191,24 @@ class View(NamedTuple):
 
 VIEWS: Mapping[str, View] = MappingProxyType(
     {
-        "gradient descent": View("Frobenius", "I", "explicit", "vector", "-", "yes", GradientDescent),
-        "sign descent": View("largest entry", "diag |g|", "implicit", "vector", "curvature", "no", SignDescent),
+        "gradient descent": View("Frobenius", "I", "explicit", "vector", "-", "yes", gradient_descent),
+        "sign descent": View("largest entry", "diag |g|", "implicit", "vector", "curvature", "no", sign_descent),
         "Adam": View("diagonal ellipsoid", "diag v^½", "explicit", "vector", "curvature", "no", Adam),
         "AdaGrad, diagonal": View(
-            "diagonal ellipsoid", "diag (Σ g²)^½", "explicit", "vector", "curvature", "by memory", AdaGrad
+            "diagonal ellipsoid", "diag (Σ g²)^½", "explicit", "vector", "curvature", "by memory", adagrad
         ),
-        "AdaGrad, full": View("ellipsoid", "(Σ g gᵀ)^½", "explicit", "vector", "curvature", "by memory", FullAdaGrad),
+        "AdaGrad, full": View("ellipsoid", "(Σ g gᵀ)^½", "explicit", "vector", "curvature", "by memory", full_adagrad),
         "Shampoo": View(
-            "Kronecker ellipsoid", "(Σ G Gᵀ)^¼ ⊗ (Σ GᵀG)^¼", "explicit", "vector", "curvature", "by memory", Shampoo
+            "Kronecker ellipsoid", "(Σ G Gᵀ)^¼ ⊗ (Σ GᵀG)^¼", "explicit", "vector", "curvature", "by memory", shampoo
         ),
         "K-FAC": View("Kronecker ellipsoid", "E[a aᵀ] ⊗ E[d dᵀ]", "explicit", "vector", "curvature", "yes", KFac),
         "K-FAC, empirical": View(
             "Kronecker ellipsoid", "the same, d from the data", "explicit", "vector", "curvature", "no", empirical_kfac
         ),
         "Newton": View("the Hessian's ellipsoid", "AᵀA ⊗ B Bᵀ", "explicit", "vector", "curvature", "yes", Newton),
-        "row norm": View("largest row", "diag ‖gᵢ‖ ⊗ I", "implicit", "matrix", "gradient", "with dual norm", RowNorm),
+        "row norm": View("largest row", "diag ‖gᵢ‖ ⊗ I", "implicit", "matrix", "gradient", "with dual norm", row_norm),
         "one-sided polar": View(
-            "spectral", "I ⊗ (GᵀG)^½", "explicit", "matrix", "gradient", "with dual norm", OneSidedPolar
+            "spectral", "I ⊗ (GᵀG)^½", "explicit", "matrix", "gradient", "with dual norm", one_sided_polar
         ),
         "Muon": View("spectral", "I ⊗ (MᵀM)^½", "implicit", "matrix", "gradient", "no", muon),
         "PolarGrad": View("spectral", "I ⊗ (GᵀG)^½ / ν", "implicit", "matrix", "gradient", "yes", polargrad),

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polargrad.geometry import Columns, Entrywise, Frobenius, Geometry, RightPolar, Rows, Spectral
 from polargrad.lab.studies.theory.levels import log_slope
 from polargrad.optim import PolarGrad
 from polargrad.optim.update import SCALES
@@ -20,42 +19,19 @@ __all__ = ["OPTIMIZERS", "Response", "response"]
 MakeOptimizer = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
-class _SteepestDescent(torch.optim.Optimizer):
-    """X <- X - lr * sharp(G), or lmo(G) where `normalized`: a geometry as an optimizer."""
-
-    def __init__(self, params: list[torch.nn.Parameter], geometry: Geometry, normalized: bool) -> None:
-        self.geometry, self.normalized = geometry, normalized
-        super().__init__(params, {"lr": 0.01})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        direction = self.geometry.lmo if self.normalized else self.geometry.sharp
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.sub_(direction(p.grad), alpha=group["lr"])
+def _polargrad(**options: Any) -> MakeOptimizer:
+    return lambda p: PolarGrad(p, lr=0.01, **options)
 
 
-def _geometries() -> dict[str, MakeOptimizer]:
-    named = {
-        "Frobenius": Frobenius(),
-        "entrywise": Entrywise(),
-        "rows": Rows(),
-        "columns": Columns(),
-        "spectral": Spectral("svd"),
-        "one-sided spectral": RightPolar(),
-    }
-    found: dict[str, MakeOptimizer] = {}
-    for name, geometry in named.items():
-        found[f"{name} norm, with dual norm"] = lambda p, g=geometry: _SteepestDescent(p, g, normalized=False)
-        found[f"{name} norm, without"] = lambda p, g=geometry: _SteepestDescent(p, g, normalized=True)
-    return found
-
-
-def _polargrad_scales() -> dict[str, MakeOptimizer]:
-    return {
-        f"PolarGrad, scale {scale}": lambda p, s=scale: PolarGrad(p, lr=0.01, momentum=0.95, scale=s)
-        for scale in SCALES
-    }
+# Steepest descent in each norm: the geometry, and the polar method of those that have one.
+_NORMS: Mapping[str, Mapping[str, str]] = {
+    "Frobenius": {"geometry": "frobenius"},
+    "entrywise": {"geometry": "entrywise"},
+    "rows": {"geometry": "rows"},
+    "columns": {"geometry": "columns"},
+    "spectral": {"geometry": "spectral", "method": "svd"},
+    "one-sided spectral": {"geometry": "right-polar"},
+}
 
 
 OPTIMIZERS: Mapping[str, MakeOptimizer] = MappingProxyType(
@@ -67,11 +43,13 @@ OPTIMIZERS: Mapping[str, MakeOptimizer] = MappingProxyType(
         "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
         "AdaGrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
         "torch Muon": lambda p: torch.optim.Muon(p, lr=0.01, weight_decay=0.0),
-        "Muon": lambda p: PolarGrad(
-            p, lr=0.01, momentum=0.95, nesterov=True, scale="spectral", method="newton-schulz", max_steps=5
-        ),
-        **_polargrad_scales(),
-        **_geometries(),
+        "Muon": _polargrad(momentum=0.95, nesterov=True, scale="spectral", method="newton-schulz", max_steps=5),
+        **{f"PolarGrad, scale {scale}": _polargrad(momentum=0.95, scale=scale) for scale in SCALES},
+        **{
+            f"{norm} norm, {size}": _polargrad(momentum=0.0, scale=scale, **options)
+            for norm, options in _NORMS.items()
+            for size, scale in (("with dual norm", "nuclear"), ("without", "none"))
+        },
     }
 )
 

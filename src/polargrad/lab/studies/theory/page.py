@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from polargrad.lab.report.figures import INK, LIGHT, MUTED, Figure, line_style, style, titled_canvas
-from polargrad.lab.report.page import Section, Table
+from polargrad.lab.report.page import UNKNOWN, Section, Table
+from polargrad.lab.studies.study import table_of
 from polargrad.lab.studies.theory.levels import log_slope
 
 if TYPE_CHECKING:
@@ -83,34 +84,6 @@ def sections(records: Records) -> list[Section]:
     ]
 
 
-def _families(records: Records) -> Table:
-    rows = []
-    for family in dict.fromkeys(r["family"] for r in of_kind(records, "descent")):
-        for exact in (True, False):
-            runs = [r for r in of_kind(records, "descent", family=family) if (r["claim"] == "exact") == exact]
-            kappas, ranks = [r["kappa"] for r in runs], [r["rank"] for r in runs]
-            gains = sorted(_gain(r) for r in runs)
-            rows.append(
-                (
-                    family,
-                    "exact" if exact else "inexact",
-                    str(len(runs)),
-                    f"{min(kappas):.3g} to {max(kappas):.3g}",
-                    f"{min(ranks)} to {max(ranks)}",
-                    f"{gains[len(gains) // 2]:.2g}",
-                    f"{tightest(runs):.2f}",
-                    f"{sum(r['comparisons'] for r in runs):,}",
-                    str(sum(r["violations"] for r in runs)),
-                )
-            )
-    columns = ("family", "factor", "runs", "κ", "rank", "median gain", "slowest step", "comparisons", "violations")
-    note = (
-        "Gain: the measured rate in units of the guaranteed one, log(measured)/log(guaranteed). Slowest step: the "
-        "least decrease of any step in units of the guaranteed one."
-    )
-    return Table(columns, rows, note)
-
-
 def tightest(runs: Records) -> float:
     """The least decrease of any step in units of the guaranteed one."""
     return min((r["tightest_step"] for r in runs if r["tightest_step"] is not None), default=float("nan"))
@@ -121,73 +94,110 @@ def _gain(record: Mapping[str, Any]) -> float:
     return math.log(record["measured_rate"]) / math.log(guaranteed) if 0.0 < guaranteed < 1.0 else math.inf
 
 
+def _families(records: Records) -> Table:
+    rows = []
+    for family in dict.fromkeys(r["family"] for r in of_kind(records, "descent")):
+        for factor in ("exact", "inexact"):
+            descents = of_kind(records, "descent", family=family)
+            runs = [r for r in descents if (r["claim"] == "exact") == (factor == "exact")]
+            kappas, ranks = [r["kappa"] for r in runs], [r["rank"] for r in runs]
+            rows.append(
+                {
+                    "family": family,
+                    "factor": factor,
+                    "runs": len(runs),
+                    "low": min(kappas),
+                    "high": max(kappas),
+                    "least": min(ranks),
+                    "most": max(ranks),
+                    "gain": sorted(_gain(r) for r in runs)[len(runs) // 2],
+                    "slowest": tightest(runs),
+                    **{key: sum(r[key] for r in runs) for key in ("comparisons", "violations")},
+                }
+            )
+    columns = (
+        ("family", "{family}"),
+        ("factor", "{factor}"),
+        ("runs", "{runs}"),
+        ("κ", "{low:.3g} to {high:.3g}"),
+        ("rank", "{least} to {most}"),
+        ("median gain", "{gain:.2g}"),
+        ("slowest step", "{slowest:.2f}"),
+        ("comparisons", "{comparisons:,}"),
+        ("violations", "{violations}"),
+    )
+    note = (
+        "Gain: the measured rate in units of the guaranteed one, log(measured)/log(guaranteed). Slowest step: the "
+        "least decrease of any step in units of the guaranteed one."
+    )
+    return table_of(rows, columns, note)
+
+
 def _oracle_table(records: Records) -> Table:
     rows = [
-        (
-            r["method"],
-            "to convergence" if r["max_steps"] is None else str(r["max_steps"]),
-            f"{r['eps']:.1e}",
-            f"{r['delta']:+.1e}",
-            f"{r['kept']:.3f}",
-            f"{r['measured_rate']:.4f}",
-            f"{r['guaranteed_rate']:.4f}",
-            str(r["violations"]),
-        )
+        {**r, "steps": r["max_steps"] or "to convergence"}
         for r in of_kind(records, "oracle")
         if r["max_steps"] in (None, 1, 2, 3, 5, 8)
     ]
-    columns = ("method", "steps", "ε", "δ", "share of rate kept", "measured rate", "guaranteed rate", "violations")
-    return Table(
-        columns, rows, "Medians over the steps of four quadratics; the records hold every step count from 1 to 8."
+    columns = (
+        ("method", "{method}"),
+        ("steps", "{steps}"),
+        ("ε", "{eps:.1e}"),
+        ("δ", "{delta:+.1e}"),
+        ("share of rate kept", "{kept:.3f}"),
+        ("measured rate", "{measured_rate:.4f}"),
+        ("guaranteed rate", "{guaranteed_rate:.4f}"),
+        ("violations", "{violations}"),
     )
+    note = "Medians over the steps of four quadratics; the records hold every step count from 1 to 8."
+    return table_of(rows, columns, note)
 
 
 def _plateau_table(records: Records) -> Table:
     rows = [
-        (
-            f"{r['family']} {r['shape'][0]}×{r['shape'][1]}",
-            f"{r['kappa']:.3g}",
-            f"{r['slope']:.3f}",
-            f"{max(ratios_of(r, 'bounds')):.2g}",
-            f"{max(ratios_of(r, 'fixed_points')):.2g}",
-            str(r["violations"]),
-        )
+        {**r, "bound": max(ratios_of(r, "bounds")), "point": max(ratios_of(r, "fixed_points"))}
         for r in of_kind(records, "plateau")
     ]
-    return Table(("quadratic", "κ", "slope", "level / bound", "level / (L²γ²r²/8μ)", "violations"), rows)
+    columns = (
+        ("quadratic", "{family} {shape[0]}×{shape[1]}"),
+        ("κ", "{kappa:.3g}"),
+        ("slope", "{slope:.3f}"),
+        ("level / bound", "{bound:.2g}"),
+        ("level / (L²γ²r²/8μ)", "{point:.2g}"),
+        ("violations", "{violations}"),
+    )
+    return table_of(rows, columns)
 
 
 def _consistency_table(records: Records) -> Table:
     rows = [
-        (
-            r["optimizer"],
-            f"{r['slope']:.3f}",
-            f"{min(r['local_slopes']):.3f} to {max(r['local_slopes']):.3f}",
-            r["verdict"],
-        )
-        for r in of_kind(records, "consistency")
+        {**r, "low": min(r["local_slopes"]), "high": max(r["local_slopes"])} for r in of_kind(records, "consistency")
     ]
-    return Table(("optimizer", "slope", "slope within a decade", "vanishes with the gradient"), rows)
+    columns = (
+        ("optimizer", "{optimizer}"),
+        ("slope", "{slope:.3f}"),
+        ("slope within a decade", "{low:.3f} to {high:.3f}"),
+        ("vanishes with the gradient", "{verdict}"),
+    )
+    return table_of(rows, columns)
 
 
 def _noise_table(records: Records) -> Table:
     rows = []
     for r in of_kind(records, "noise"):
-        x = r["steps"] if r["against"] == "step" else r["variances"]
-        bounded = r["optimizer"] == "PolarSGD"
-        rows.append(
-            (
-                f"{r['optimizer']}, {r['noise']}",
-                r["against"],
-                f"{log_slope(x, r['levels']):.2f}",
-                f"{log_slope(x[-3:], r['levels'][-3:]):.2f}",
-                f"{max(ratios_of(r, 'bounds')):.3f}" if bounded else "–",
-                str(r["violations"]) if bounded else "–",
-            )
-        )
-    return Table(
-        ("optimizer, noise", "against", "slope", "slope, last three", "largest level / bound", "violations"), rows
+        x, bounded = r["steps"] if r["against"] == "step" else r["variances"], r["optimizer"] == "PolarSGD"
+        slopes = {"slope": log_slope(x, r["levels"]), "last": log_slope(x[-3:], r["levels"][-3:])}
+        bound = f"{max(ratios_of(r, 'bounds')):.3f}" if bounded else UNKNOWN
+        rows.append({**r, **slopes, "bound": bound, "violations": r["violations"] if bounded else UNKNOWN})
+    columns = (
+        ("optimizer, noise", "{optimizer}, {noise}"),
+        ("against", "{against}"),
+        ("slope", "{slope:.2f}"),
+        ("slope, last three", "{last:.2f}"),
+        ("largest level / bound", "{bound}"),
+        ("violations", "{violations}"),
     )
+    return table_of(rows, columns)
 
 
 def figures(records: Records) -> dict[str, Figure]:
