@@ -9,13 +9,14 @@ import sys
 import pytest
 
 from polargrad.lab.matrix import PROBLEMS, MatrixQuadratic, Problem, register
+from polargrad.lab.matrix.configurations import tuned
 
 # As CONTRIBUTING walks it.
 SHRINKAGE = '''
 import torch
 from polargrad.lab.matrix import Problem, register
-from polargrad.lab.matrix.configurations import gradient_descent, tuned
-from polargrad.lab.matrix.problem import check_sizes, generator, uniform
+from polargrad.lab.matrix.configurations import tuned
+from polargrad.lab.matrix.problem import check_shapes, check_sizes, generator, uniform
 
 @register
 class Shrinkage(Problem):
@@ -24,11 +25,11 @@ class Shrinkage(Problem):
     kind = "shrinkage"
     small = {"rows": 6, "columns": 4}
     experiment = tuned(
-        "Shrinkage", "f(X) = ½ ‖X − M‖² + w/2 ‖X‖²", 60, gradient_descent(1.0),
-        polargrad_lr=1.0, momentum_lr=1.0, muon_lr=(0.1, 0.7, 0.2), adam_lr=(0.1, 0.7, 0.2),
+        "Shrinkage", "f(X) = ½ ‖X − M‖² + w/2 ‖X‖²", 60, {"polargrad": 1.0, "adam": 0.1, "gd": 1.0}
     )
 
     def __init__(self, M, X, w):
+        check_shapes(M=(M, "p q"), X=(X, "p q"))
         super().__init__({"X": X})
         self.M, self.w = M, w
 
@@ -81,7 +82,7 @@ codes = [
 assert codes == [0, 0, 0, 0], codes
 """,
     )
-    assert "Shrinkage, 7" in said
+    assert "Shrinkage, 3" in said
     assert "Lowest at the end" in said
     spec = json.loads((outside / "out" / "gd" / "spec.json").read_text())
     assert spec["objective"] == {"kind": "shrinkage", "rows": 6, "columns": 4, "weight": 0.25}
@@ -107,6 +108,11 @@ import sys, pickle; sys.path.insert(0, ".")
 print(pickle.load(open("spec.pickle", "rb")).objective.build(0).kind)
 """
     assert _run(outside, read).strip() == "shrinkage"
+
+
+def test_an_unknown_optimizer_in_its_table_is_refused():
+    with pytest.raises(ValueError, match=r"no optimizer 'lion' to give a step size; the names are polargrad, "):
+        tuned("Shrinkage", "", 10, {"lion": 1.0})
 
 
 def test_a_kind_that_is_taken_is_refused():
