@@ -13,8 +13,8 @@ Parts, the most valuable first. One that fails, or runs over its time, is record
     steps        optimizer steps of three models beside torch.optim.Muon and fused AdamW, with and without a graph
     train        GPT-2 Small under a plain loop with fused AdamW and three recipes: loss, tokens per second, share
     qwen         Qwen2.5 of 540 million parameters, 20 steps
-    capture      a CUDA graph of each method's step, in a process of its own (a failed capture spoils the process)
     tests        `pytest -m gpu`
+    capture      a CUDA graph of each method's step; last, since a capture that fails spoils the process
 
 Results: OUT/results.jsonl, a line each, with the seconds since the start. Text for the training parts: a file of uint16
 token ids, `--tokens`, made by benchmarks/gpu_text.py; random ids otherwise.
@@ -380,12 +380,161 @@ def steps(bench: Bench) -> None:
             torch.cuda.empty_cache()
 
 
+def _batches(bench: Bench, sequence: int, vocabulary: int, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs and targets (size, sequence) of random places in the text; the same for every caller."""
+    import numpy as np
+
+    draw = np.random.default_rng(1)
+    if bench.tokens is not None:
+        ids = np.fromfile(bench.tokens, dtype=np.uint16).astype(np.int64) % vocabulary
+    else:
+        ids = np.random.default_rng(0).zipf(1.3, 2_000_000) % vocabulary
+    while True:
+        places = draw.integers(0, len(ids) - sequence - 1, size)
+        windows = torch.from_numpy(np.stack([ids[place : place + sequence + 1] for place in places]))
+        if not bench.tiny:
+            windows = windows.pin_memory().to(bench.device, non_blocking=True)
+        yield windows[:, :-1], windows[:, 1:]
+
+
+def _recipe(name: str, lr: float, adamw_lr: float) -> Callable[[torch.nn.Module], torch.optim.Optimizer]:
+    """A recipe of the laboratory, with one rate for its polar groups and one for its AdamW groups."""
+    from polargrad.lab.recipes import optimizer_for
+
+    def make(model: torch.nn.Module) -> torch.optim.Optimizer:
+        groups = polargrad.parameter_groups(model)
+        options = optimizer_for(name, {group["role"] for group in groups})
+        made = []
+        for group in groups:
+            chosen = dict(options[group["role"]])
+            chosen["lr"] = adamw_lr if chosen.get("rule") == "adamw" else lr
+            made.append({**{key: group[key] for key in ("params", "role", "layout") if key in group}, **chosen})
+        return polargrad.PolarGrad(made)
+
+    return make
+
+
+def _train(
+    bench: Bench,
+    name: str,
+    make: Callable[[torch.nn.Module], torch.optim.Optimizer],
+    *,
+    model: str,
+    steps: int,
+    batch: int,
+    accumulation: int,
+    seconds: float,
+) -> None:
+    """A plain loop under bfloat16 autocast; warm-up over a tenth, linear decay over the last 60%."""
+    from polargrad.lab import lm
+
+    sizes = lm.architecture("demo" if bench.tiny else model)
+    with bench.guarded("train", seconds + 20, model=model, optimizer=name):
+        net = sizes.build(seed=0, device=bench.device)
+        optimizer = make(net)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        text = _batches(bench, sizes.sequence, sizes.vocab_size, batch // accumulation)
+        losses, marks = [], []
+        begin = time.monotonic()
+        for step in range(steps):
+            factor = min((step + 1) / (0.1 * steps), 1.0, (steps - step) / (0.6 * steps))
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            marks.append([_mark(bench)])
+            total = torch.zeros((), device=bench.device)
+            for _ in range(accumulation):
+                inputs, targets = next(text)
+                with torch.autocast(bench.device, torch.bfloat16):
+                    logits = net(input_ids=inputs).logits
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+                (loss / accumulation).backward()
+                total += loss.detach() / accumulation
+            marks[-1].append(_mark(bench))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            marks[-1].append(_mark(bench))
+            losses.append(total)
+            if time.monotonic() - begin > seconds:
+                break
+        bench.synchronize()
+        late = marks[len(marks) // 2 :]
+        model_ms = statistics.median(_between(bench, a, b) for a, b, _ in late)
+        optimizer_ms = statistics.median(_between(bench, b, c) for _, b, c in late)
+        values = [loss.item() for loss in losses]
+        skipped = getattr(optimizer, "skipped", 0)
+        bench.say(
+            "train", model=model, optimizer=name, steps=len(values), first=values[0],
+            last=statistics.mean(values[-10:]), curve=[round(v, 3) for v in values[:: max(1, len(values) // 25)]],
+            model_ms=model_ms, optimizer_ms=optimizer_ms, share=optimizer_ms / (model_ms + optimizer_ms),
+            tokens_per_s=batch * sizes.sequence / (model_ms + optimizer_ms) * 1e3, skipped=skipped,
+            peak_gb=None if bench.tiny else torch.cuda.max_memory_allocated() / 1e9,
+        )  # fmt: skip
+    net = optimizer = None
+    gc.collect()
+    if not bench.tiny:
+        torch.cuda.empty_cache()
+
+
+def _mark(bench: Bench) -> Any:
+    if bench.tiny:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(bench: Bench, begin: Any, end: Any) -> float:
+    """Milliseconds."""
+    return (end - begin) * 1e3 if bench.tiny else begin.elapsed_time(end)
+
+
+def train(bench: Bench) -> None:
+    """GPT-2 Small: the same text and steps under fused AdamW and three recipes."""
+
+    def fused(net: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(net.parameters(), lr=6e-4, betas=(0.9, 0.95), fused=not bench.tiny)
+
+    makers = {
+        "plain loop, torch AdamW fused": fused,
+        "adamw": _recipe("adamw", 6e-4, 6e-4),
+        "muon+adamw": _recipe("muon+adamw", 2e-2, 6e-4),
+        "muon+normalized-rows": _recipe("muon+normalized-rows", 2e-2, 6e-4),
+    }
+    for name, make in makers.items():
+        steps, batch, parts = (3, 4, 2) if bench.tiny else (100, 64, 4)
+        _train(bench, name, make, model="gpt2-small", steps=steps, batch=batch, accumulation=parts, seconds=60)
+
+
+def qwen(bench: Bench) -> None:
+    """Qwen2.5 of 540 million parameters for 20 steps."""
+    steps, batch = (2, 4) if bench.tiny else (20, 16)
+    make = _recipe("muon+polargrad", 1e-3, 1e-3)
+    _train(bench, "muon+polargrad", make, model="qwen2.5-540m", steps=steps, batch=batch, accumulation=1, seconds=40)
+
+
+def elsewhere(*command: str) -> Callable[[Bench], None]:
+    """A part that is run by another process, whose output is kept."""
+
+    def part(bench: Bench) -> None:
+        if bench.tiny:
+            return
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=False)
+        (bench.out / f"{Path(command[-1]).name}.txt").write_text(done.stdout[-200_000:] + done.stderr[-20_000:])
+        bench.say(command[-1], code=done.returncode, tail=done.stdout.strip().splitlines()[-4:])
+
+    return part
+
+
 PARTS: dict[str, tuple[Callable[[Bench], None], float]] = {  # with the latest second at which each may begin
     "ceilings": (ceilings, 60),
     "reads": (reads, 90),
     "accuracy": (accuracy, 120),
     "engine": (engine, 180),
     "steps": (steps, 270),
+    "train": (train, 330),
+    "qwen": (qwen, 450),
+    "tests": (elsewhere("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"), 500),
+    "capture": (capture, 530),
 }
 
 
