@@ -20,6 +20,9 @@ __all__ = ["AdamWRule"]
 class AdamWRule:
     """The resolved options of an AdamW group, and its step (Loshchilov and Hutter 2019).
 
+    On a CPU, parameters whose gradient is not finite are left out. On a device, and with `capturable`, where the host
+    may not look, the whole group keeps its weights and state if one gradient is not finite: one fused call for all.
+
     Args:
         betas: decays of the first and of the second moment.
         eps: added to the root of the second moment.
@@ -55,18 +58,15 @@ class AdamWRule:
             limit = self.gradient_limit(dtype)
             keep = context.executor.finite_mask(None, parameters, gradients, limit, masked=masked)
             chosen = range(len(members))
+            if keep is not None and masked:
+                keep = keep.all().expand(len(members))
             if keep is not None:
                 context.skips.add(context.group_index, tuple(members), keep, unread=masked)
                 if not masked:
                     chosen = keep.nonzero().flatten().tolist()
-            self._move(
-                group["lr"],
-                [parameters[i] for i in chosen],
-                [gradients[i] for i in chosen],
-                [context.states[parameters[i]] for i in chosen],
-                list(keep.unbind()) if masked and keep is not None else None,
-                context.executor,
-            )
+            parameters, gradients = [parameters[i] for i in chosen], [gradients[i] for i in chosen]
+            states = [context.states[p] for p in parameters]
+            self._move(group["lr"], parameters, gradients, states, keep if masked else None, context.executor)
 
     def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:
         """Give a parameter the state before its first step, zeros, where it is missing."""
@@ -84,10 +84,10 @@ class AdamWRule:
         parameters: list[Tensor],
         gradients: list[Tensor],
         states: list[dict[str, Any]],
-        keep: list[Tensor] | None,
+        keep: Tensor | None,
         executor: Executor,
     ) -> None:
-        """Step parameters on one device; where `keep`, boolean scalars there, is False, nothing changes."""
+        """Step parameters on one device; where `keep`, equal booleans (P,) there, is False, nothing changes."""
         for p, state in zip(parameters, states, strict=True):
             self.add_state(p, state, executor)
         W, steps = executor.local(parameters), [state["step"] for state in states]
@@ -96,15 +96,12 @@ class AdamWRule:
         if decay and self.cautious:
             # The step goes along the new first moment, whose sign is known before the step.
             moments = [old.lerp(g, 1 - self.betas[0]) for g, old in zip(gradients, m, strict=True)]
-            decay_(W, moments, lr * decay, cautious=True, sign=-1.0 if self.maximize else 1.0, keep=keep)
+            step = None if keep is None else list(keep.unbind())
+            decay_(W, moments, lr * decay, cautious=True, sign=-1.0 if self.maximize else 1.0, keep=step)
             decay = 0.0
-        if keep is None:
-            self._torch_adamw(lr, W, gradients, m, v, steps, decay)
-            return
-        # The fused kernel leaves parameter, moments and step alone where found_inf is 1, without asking the host.
-        for w, g, one, two, step, usable in zip(W, gradients, m, v, steps, keep, strict=True):
-            found_inf = 1 - usable.to(torch.float32)
-            self._torch_adamw(lr, [w], [g], [one], [two], [step], decay, found_inf)
+        # Where found_inf is 1 the fused kernel leaves parameters, moments and steps alone, without asking the host.
+        found_inf = None if keep is None else 1 - keep[0].to(torch.float32)
+        self._torch_adamw(lr, W, gradients, m, v, steps, decay, found_inf)
 
     def _torch_adamw(
         self,

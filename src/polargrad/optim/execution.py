@@ -30,9 +30,11 @@ __all__ = [
     "all_within",
     "apply_lmo",
     "concatenate",
+    "default_workspace",
     "executor_for",
     "make_batches",
     "register_executor",
+    "stack",
     "statistics_dtype",
 ]
 
@@ -290,7 +292,9 @@ class SingleProcess:
         """The mask; where the host may read, one pass usually finds everything finite."""
         if not masked and all_within(gradients, limit):
             return None
-        batches = [g.reshape(1, 1, -1) for g in gradients] if view is None else _split(view, gradients)
+        if view is None or view.count == 1:
+            return torch.stack(torch._foreach_norm(list(gradients), torch.inf)) <= limit
+        batches = _split(view, gradients)
         return torch.cat([torch.linalg.vector_norm(batch, torch.inf, dim=(-2, -1)) <= limit for batch in batches])
 
     def compute_directions(
@@ -337,6 +341,21 @@ def concatenate(vectors: list[Tensor]) -> Tensor:
     return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
 
 
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """(P, *shape) of P tensors; their own memory where they are the consecutive slices of one tensor."""
+    first = tensors[0]
+    whole = None if torch.compiler.is_compiling() else first._base
+    if whole is None or whole.dtype != first.dtype or whole.numel() != len(tensors) * first.numel():
+        return torch.stack(list(tensors))
+    shape = (len(tensors), *first.shape)
+    if not (whole.is_contiguous() and first.is_contiguous() and whole.storage_offset() == first.storage_offset()):
+        return torch.stack(list(tensors))
+    for i, tensor in enumerate(tensors):
+        if tensor._base is not whole or tensor.storage_offset() != first.storage_offset() + i * first.numel():
+            return torch.stack(list(tensors))
+    return whole.view(shape)
+
+
 def apply_lmo(lmo: LMO, batches: Sequence[Tensor], workspace: int) -> list[LMOResult]:
     """The result for each batch (k_i, m_i, n_i); batches of one shape are stacked, up to `workspace` bytes."""
     if len(batches) == 1:
@@ -348,7 +367,8 @@ def apply_lmo(lmo: LMO, batches: Sequence[Tensor], workspace: int) -> list[LMORe
         alike.setdefault((batch.shape[1:], batch.dtype, batch.device, alone), []).append(i)
     found: dict[int, LMOResult] = {}
     for members in alike.values():
-        stacked = concatenate([batches[i] for i in members])
+        chosen = [batches[i] for i in members]
+        stacked = stack(chosen).flatten(0, 1) if all(len(batch) == 1 for batch in chosen) else torch.cat(chosen)
         whole = _in_pieces(stacked, lmo, workspace)
         sizes = [len(batches[i]) for i in members]
         parts = [[None] * len(sizes) if field is None else field.split(sizes) for field in whole]
@@ -431,14 +451,29 @@ class Batch:
         self.gradients = executor.gradients(parameters)
         self.buffers = executor.local([state["momentum_buffer"] for state in states])
         self.count = view.count * len(parameters)
+        # On a device a line of the step is one operation for all parameters, however many.
+        self._folded = masked and len(parameters) > 1
         self.keep: Tensor | None = None
         self.sources: list[Tensor] | None = None
         self.update_rms: Tensor | None = None
 
+    def fold(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Local tensors, one for each parameter, as the lines of a step take them: on a device stacked into one."""
+        return [stack(tensors)] if self._folded else list(tensors)
+
+    def unfold(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The inverse of `fold`: a local tensor for each parameter."""
+        return list(tensors[0].unbind()) if self._folded else tensors
+
+    def store(self, targets: list[Tensor], tensors: list[Tensor]) -> None:
+        """Copy what `fold` copied of `targets`, and the step has changed since, back into them."""
+        if self._folded:
+            torch._foreach_copy_(targets, self.unfold(tensors))
+
     def spread(
         self, values: Tensor | None, factors: Sequence[float] | None = None, *, momentum: bool = False
     ) -> list[Tensor] | None:
-        """Numbers (K,) as one tensor for each parameter that broadcasts against its local tensor.
+        """Numbers (K,) as tensors that broadcast against folded local tensors.
 
         Args:
             values: the numbers; None gives None.
@@ -450,11 +485,22 @@ class Batch:
         sizes = [k for k, _, _ in self.view.batches]
         if factors is None:
             factors = [1.0] * len(sizes)
+        if self._folded and self.view.count == 1:
+            scaled = values if factors[0] == 1.0 else values * factors[0]
+            return [scaled.view(-1, *(1,) * self.weights[0].ndim)]
         parts = iter(values.split(sizes * len(self.parameters)))
         spread = [
             self.view.spread([next(parts) if f == 1.0 else next(parts) * f for f in factors]) for _ in self.parameters
         ]
-        return self.executor.local_slices(self.parameters, spread, momentum=momentum)
+        return self.fold(self.executor.local_slices(self.parameters, spread, momentum=momentum))
+
+
+def default_workspace(parameters: Sequence[Any]) -> int:
+    """The bound on a step's memory where none is given: 256 MiB, on a GPU a thirty-second of its memory."""
+    device = next((p.device for p in parameters if isinstance(p, Tensor)), torch.device("cpu"))
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(device).total_memory // 32
+    return 2**28 if device.type == "cpu" else 2**31
 
 
 def make_batches(

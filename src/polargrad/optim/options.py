@@ -18,6 +18,7 @@ from torch import Tensor
 from polargrad.geometry import GEOMETRIES, Geometry
 from polargrad.linalg import PolarMethod, available_methods, resolve_method
 from polargrad.optim.adamw import AdamWRule
+from polargrad.optim.execution import default_workspace
 from polargrad.optim.update import (
     MOMENTUM_ORDERS,
     SCALES,
@@ -104,8 +105,8 @@ def _betas(option: str, value: Any) -> None:
 
 
 def _bytes(option: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{option} must be a positive number of bytes, got {value!r}")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{option} must be a positive number of bytes or None, got {value!r}")
 
 
 _CHECKS: dict[str, Callable[[str, Any], object]] = {
@@ -339,7 +340,7 @@ def resolve(group: Mapping[str, Any]) -> Rule:
         row_beta=_row_beta(group["normalize_rows"]),
         sign=-1.0 if group["maximize"] else 1.0,
         momentum_dtype=None if dtype is None else getattr(torch, dtype),
-        workspace=group["workspace"],
+        workspace=group["workspace"] or default_workspace(group["params"]),
         **shared,
     )
     _check_combination(rule)

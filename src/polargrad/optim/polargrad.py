@@ -75,7 +75,7 @@ class PolarGrad(torch.optim.Optimizer):
             counts it in `skipped`; "raise" stops before anything is stepped and names the parameter.
         capturable: never read a number from the device, on a CPU too; needed for CUDA graphs.
         workspace: bound in bytes on the memory that a step holds besides weights, gradients and state; what a single
-            parameter needs may exceed it.
+            parameter needs may exceed it. None is 256 MiB on a CPU and 1/32 of the memory of a GPU.
         process_group: ranks that hold the same parameters, as under DistributedDataParallel, and share the work of a
             step; they must all construct the optimizer and step. None is a single process, unless parameters are
             DTensors (FSDP2, tensor parallelism), whose mesh says who shares. docs/distributed.md says what runs where.
@@ -124,7 +124,7 @@ class PolarGrad(torch.optim.Optimizer):
         momentum_dtype: str | None = None,
         on_nonfinite: str = "skip",
         capturable: bool = False,
-        workspace: int = 2**28,
+        workspace: int | None = None,
         process_group: Any = None,
         shard_momentum: bool = False,
     ) -> None:

@@ -201,11 +201,10 @@ class PolarRule:
 
     def request(self, batch: Batch) -> DirectionRequest:
         """Step 1: take the gradients into the momentum; the request for directions of the result."""
-        executor, M = batch.executor, batch.buffers
-        G = [g.to(buffer.dtype) for g, buffer in zip(batch.gradients, M, strict=True)]
-        limit = self.gradient_limit(batch.parameters[0].dtype)
-        batch.keep = executor.finite_mask(batch.view, batch.parameters, G, limit, masked=batch.masked)
-        G = executor.momentum_shard(batch.parameters, G)
+        executor, limit = batch.executor, self.gradient_limit(batch.parameters[0].dtype)
+        batch.keep = executor.finite_mask(batch.view, batch.parameters, batch.gradients, limit, masked=batch.masked)
+        M, G = batch.fold(batch.buffers), batch.fold(executor.momentum_shard(batch.parameters, batch.gradients))
+        G = [g.to(M[0].dtype) for g in G]
         keep = batch.spread(batch.keep, momentum=True)
         if self.momentum_order == "momentum-first":
             N = _average_(M, G, self.momentum, self.nesterov, keep)
@@ -213,9 +212,11 @@ class PolarRule:
             N = _accumulate_(M, G, self.momentum, self.nesterov, keep)
         else:  # "polar-first" averages the directions, in `move`
             N = G if keep is None else _where(keep, G, 0.0)
+        batch.store(batch.buffers, M)
+        sources = batch.unfold(N)
         if batch.watched:
-            batch.sources = N
-        return DirectionRequest(batch.view, batch.parameters, N)
+            batch.sources = sources
+        return DirectionRequest(batch.view, batch.parameters, sources)
 
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest usable entry of a gradient of `dtype`: no difference of two momentum entries overflows."""
@@ -268,19 +269,22 @@ class PolarRule:
             D: the local tensors of the directions.
             length: gamma times the factor of nu, one number or (K,).
         """
-        W, shape, keep = batch.weights, self.shape_of(batch.view.shape), batch.spread(batch.keep)
+        W, D = batch.fold(batch.weights), batch.fold(D)
+        shape, keep = self.shape_of(batch.view.shape), batch.spread(batch.keep)
         if self.momentum_order == "polar-first":
-            D = _average_(batch.buffers, D, self.momentum, self.nesterov, keep)
+            M = batch.fold(batch.buffers)
+            D = _average_(M, D, self.momentum, self.nesterov, keep)
+            batch.store(batch.buffers, M)
         if keep is not None:
             D = _where(keep, D, 0.0)
         if self.row_beta is not None:
-            D = normalize_rows(batch, D, shape.lengths, self.row_beta)
+            D = batch.fold(normalize_rows(batch, batch.unfold(D), shape.lengths, self.row_beta))
         if self.weight_decay:
             rate = lr * self.weight_decay
             rate = rate.to(W[0].device) if isinstance(rate, Tensor) else rate
             decay_(W, D, rate, cautious=self.cautious, sign=self.sign, keep=keep)
         if batch.watched:
-            batch.update_rms = _root_mean_squares(batch, D, length, shape.factors)
+            batch.update_rms = _root_mean_squares(batch, batch.unfold(D), length, shape.factors)
         if isinstance(length, Tensor) or len(set(shape.factors)) > 1:
             if not isinstance(length, Tensor):
                 length = torch.full((batch.count,), length, dtype=statistics_dtype(D[0].dtype), device=W[0].device)
@@ -289,6 +293,7 @@ class PolarRule:
             torch._foreach_addcmul_(W, D, lengths, value=-self.sign)
         else:
             torch._foreach_add_(W, D, alpha=-self.sign * (length * shape.factors[0]))
+        batch.store(batch.weights, W)
 
     def shape_of(self, shape: tuple[int, ...]) -> Shape:
         """What follows from the shape of a parameter; computed once.
@@ -673,7 +678,7 @@ def normalize_rows(batch: Batch, directions: list[Tensor], lengths: Sequence[flo
     if batch.keep is not None:
         spread = batch.spread(batch.keep)
         assert spread is not None
-        new_rms = _where(spread, new_rms, rms)
+        new_rms = _where(batch.unfold(spread), new_rms, rms)
         new_weights = _where(batch.keep.split(view.count), new_weights, weights)
     torch._foreach_copy_(rms, new_rms)
     torch._foreach_copy_(weights, new_weights)
