@@ -398,8 +398,8 @@ def _batches(bench: Bench, sequence: int, vocabulary: int, size: int) -> Iterato
         yield windows[:, :-1], windows[:, 1:]
 
 
-def _recipe(name: str, lr: float, adamw_lr: float) -> Callable[[torch.nn.Module], torch.optim.Optimizer]:
-    """A recipe of the laboratory, with one rate for its polar groups and one for its AdamW groups."""
+def _recipe(name: str, **rates: float) -> Callable[[torch.nn.Module], torch.optim.Optimizer]:
+    """A recipe of the laboratory with a rate for each role; roles that are not named take 6e-4, AdamW's."""
     from polargrad.lab.recipes import optimizer_for
 
     def make(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -407,9 +407,8 @@ def _recipe(name: str, lr: float, adamw_lr: float) -> Callable[[torch.nn.Module]
         options = optimizer_for(name, {group["role"] for group in groups})
         made = []
         for group in groups:
-            chosen = dict(options[group["role"]])
-            chosen["lr"] = adamw_lr if chosen.get("rule") == "adamw" else lr
-            made.append({**{key: group[key] for key in ("params", "role", "layout") if key in group}, **chosen})
+            facts = {key: group[key] for key in ("params", "role", "layout") if key in group}
+            made.append({**facts, **options[group["role"]], "lr": rates.get(group["role"], 6e-4)})
         return polargrad.PolarGrad(made)
 
     return make
@@ -501,9 +500,9 @@ def train(bench: Bench) -> None:
 
     makers = {
         "plain loop, torch AdamW fused": fused,
-        "adamw": _recipe("adamw", 6e-4, 6e-4),
-        "muon+adamw": _recipe("muon+adamw", 2e-2, 6e-4),
-        "muon+normalized-rows": _recipe("muon+normalized-rows", 2e-2, 6e-4),
+        "adamw": _recipe("adamw"),
+        "muon+adamw": _recipe("muon+adamw", hidden=2e-3),
+        "muon+normalized-rows": _recipe("muon+normalized-rows", hidden=2e-2, head=4e-2),
     }
     for name, make in makers.items():
         steps, batch, parts = (3, 4, 2) if bench.tiny else (100, 64, 4)
@@ -513,7 +512,7 @@ def train(bench: Bench) -> None:
 def qwen(bench: Bench) -> None:
     """Qwen2.5 of 540 million parameters for 20 steps."""
     steps, batch = (2, 4) if bench.tiny else (20, 16)
-    make = _recipe("muon+polargrad", 1e-3, 1e-3)
+    make = _recipe("muon+polargrad", hidden=1e-3, embedding=1e-3, head=1e-3)
     _train(bench, "muon+polargrad", make, model="qwen2.5-540m", steps=steps, batch=batch, accumulation=1, seconds=40)
 
 
@@ -524,8 +523,8 @@ def elsewhere(*command: str) -> Callable[[Bench], None]:
         if bench.tiny:
             return
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=False)
-        (bench.out / f"{Path(command[-1]).name}.txt").write_text(done.stdout[-200_000:] + done.stderr[-20_000:])
-        bench.say(command[-1], code=done.returncode, tail=done.stdout.strip().splitlines()[-4:])
+        (bench.out / f"{command[1]}.txt").write_text(done.stdout[-200_000:] + done.stderr[-20_000:])
+        bench.say(command[1], code=done.returncode, tail=done.stdout.strip().splitlines()[-4:])
 
     return part
 
@@ -538,7 +537,10 @@ PARTS: dict[str, tuple[Callable[[Bench], None], float]] = {  # with the latest s
     "steps": (steps, 270),
     "train": (train, 330),
     "qwen": (qwen, 450),
-    "tests": (elsewhere("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"), 500),
+    "tests": (
+        elsewhere("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/optim", "tests/linalg"),
+        500,
+    ),
     "capture": (capture, 530),
 }
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg import operations
+from polargrad.linalg.arithmetic import arithmetic
 from polargrad.linalg.bounds import largest_eigenvalue, norm_bound, spectral_norm
 from polargrad.linalg.coefficients import CUBIC, QUINTIC, Coefficients, map_interval
 from polargrad.linalg.compilation import compile_constant
@@ -331,6 +332,6 @@ class QDWH(PolarMethod):
         return IterationResult(X if Q is None else product(Q, X.mH), steps)
 
     def _by_gram(self, X: Tensor, weights: Sequence[tuple[float, float, float]]) -> bool:
-        """Whether double precision, which costs no more than twice the single one on a CPU, makes up for X^H X."""
-        single = X.dtype != double_precision(X.dtype) and X.device.type == "cpu"
+        """Whether double precision, where it is fast, makes up for X^H X."""
+        single = X.dtype != double_precision(X.dtype) and arithmetic(X.device).double
         return single and is_tall(X) and weights[0][2] <= _DOUBLE_CHOLESKY_WEIGHT
