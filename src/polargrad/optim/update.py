@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -37,6 +38,7 @@ from polargrad.optim.execution import (
     LMOResult,
     concatenate,
     make_batches,
+    stack,
     statistics_dtype,
 )
 from polargrad.optim.matrix_view import MatrixView, matrix_view
@@ -203,7 +205,14 @@ class PolarRule:
         """Step 1: take the gradients into the momentum; the request for directions of the result."""
         executor, limit = batch.executor, self.gradient_limit(batch.parameters[0].dtype)
         batch.keep = executor.finite_mask(batch.view, batch.parameters, batch.gradients, limit, masked=batch.masked)
-        M, G = batch.fold(batch.buffers), batch.fold(executor.momentum_shard(batch.parameters, batch.gradients))
+        G = executor.momentum_shard(batch.parameters, batch.gradients)
+        if batch.keep is not None and self.momentum_order != "polar-first" and _fuses(batch, [*G, *batch.buffers]):
+            N = _fused().momentum(
+                G, batch.buffers, batch.keep,
+                beta=self.momentum, heavy=self.momentum_order == "heavy-ball", nesterov=self.nesterov,
+            )  # fmt: skip
+            return self._request(batch, list(N.unbind()))
+        M, G = batch.fold(batch.buffers), batch.fold(G)
         G = [g.to(M[0].dtype) for g in G]
         keep = batch.spread(batch.keep, momentum=True)
         if self.momentum_order == "momentum-first":
@@ -213,10 +222,12 @@ class PolarRule:
         else:  # "polar-first" averages the directions, in `move`
             N = G if keep is None else _where(keep, G, 0.0)
         batch.store(batch.buffers, M)
-        sources = batch.unfold(N)
+        return self._request(batch, batch.unfold(N))
+
+    def _request(self, batch: Batch, N: list[Tensor]) -> DirectionRequest:
         if batch.watched:
-            batch.sources = sources
-        return DirectionRequest(batch.view, batch.parameters, sources)
+            batch.sources = N
+        return DirectionRequest(batch.view, batch.parameters, N)
 
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest usable entry of a gradient of `dtype`: no difference of two momentum entries overflows."""
@@ -269,6 +280,9 @@ class PolarRule:
             D: the local tensors of the directions.
             length: gamma times the factor of nu, one number or (K,).
         """
+        if self.momentum_order != "polar-first" and self.row_beta is None and _fuses(batch, [*batch.weights, *D]):
+            self._fused_move(lr, batch, D, length)
+            return
         W, D = batch.fold(batch.weights), batch.fold(D)
         shape, keep = self.shape_of(batch.view.shape), batch.spread(batch.keep)
         if self.momentum_order == "polar-first":
@@ -294,6 +308,19 @@ class PolarRule:
         else:
             torch._foreach_add_(W, D, alpha=-self.sign * (length * shape.factors[0]))
         batch.store(batch.weights, W)
+
+    def _fused_move(self, lr: float | Tensor, batch: Batch, D: list[Tensor], length: float | Tensor) -> None:
+        """Steps 5 and 6 in one pass over W and D, for parameters that are one matrix each."""
+        factor, like = self.shape_of(batch.view.shape).factors[0], batch.weights[0]
+        if batch.watched:
+            batch.update_rms = _root_mean_squares(batch, D, length, [factor])
+        keep = torch.ones(batch.count, dtype=torch.bool, device=like.device) if batch.keep is None else batch.keep
+        steps = keep.to(torch.float32)
+        decay = steps * lr * self.weight_decay
+        length = torch.where(keep, length * factor, steps)
+        _fused().update(
+            batch.weights, stack(D), length.to(torch.float32), decay, cautious=self.cautious, sign=self.sign
+        )
 
     def shape_of(self, shape: tuple[int, ...]) -> Shape:
         """What follows from the shape of a parameter; computed once.
@@ -329,6 +356,18 @@ class PolarRule:
                 state[key] = torch.zeros(count, dtype=statistics_dtype(dtype), device=parameter.device)
         if self.row_beta is not None and "row_rms" not in state:
             state["row_rms"] = executor.row_zeros(self.view_of(parameter.shape), parameter, statistics_dtype(dtype))
+
+
+def _fuses(batch: Batch, tensors: Sequence[Tensor]) -> bool:
+    """Whether kernels take a batch: on a GPU, where each parameter is one matrix."""
+    return batch.masked and batch.view.count == 1 and tensors[0].is_cuda and _fused().can_fuse(tensors)
+
+
+def _fused() -> ModuleType:
+    """The kernels; imported on a GPU alone, since Triton takes its time."""
+    from polargrad.optim import fused
+
+    return fused
 
 
 def _where(keep: Sequence[Tensor], tensors: Sequence[Tensor], other: Sequence[Tensor] | float) -> list[Tensor]:
