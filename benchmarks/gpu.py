@@ -407,8 +407,9 @@ def _recipe(name: str, **rates: float) -> Callable[[torch.nn.Module], torch.opti
         options = optimizer_for(name, {group["role"] for group in groups})
         made = []
         for group in groups:
-            facts = {key: group[key] for key in ("params", "role", "layout") if key in group}
-            made.append({**facts, **options[group["role"]], "lr": rates.get(group["role"], 6e-4)})
+            chosen = {**options[group["role"]], "lr": rates.get(group["role"], 6e-4)}
+            facts = ("params", "role") if chosen["rule"] == "adamw" else ("params", "role", "layout")
+            made.append({**{key: group[key] for key in facts if key in group}, **chosen})
         return polargrad.PolarGrad(made)
 
     return make
@@ -538,7 +539,17 @@ PARTS: dict[str, tuple[Callable[[Bench], None], float]] = {  # with the latest s
     "train": (train, 330),
     "qwen": (qwen, 450),
     "tests": (
-        elsewhere("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/optim", "tests/linalg"),
+        elsewhere(
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "gpu",
+            "-p",
+            "no:cacheprovider",
+            "tests/optim/test_capture.py",
+            "tests/optim/test_fused.py",
+        ),
         500,
     ),
     "capture": (capture, 530),

@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from polargrad.geometry.base import Geometry, Reduction, register
+from polargrad.linalg import GramPolynomials, polar_factor
+from polargrad.linalg.decomposition import on_host
 from polargrad.linalg.kernels import gram, product
 from polargrad.linalg.precision import at_least_single, double_precision
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
 
 __all__ = ["LeftPolar", "RightPolar"]
+
+
+# Products alone: an eigendecomposition reads its status from the device.
+_ON_A_DEVICE = GramPolynomials()
 
 
 def _inverse_square_root(S: Tensor) -> Tensor:
@@ -79,7 +85,9 @@ class RightPolar(_OneSided):
             )
 
     def lmo(self, G: Tensor) -> Tensor:
-        """The polar factor of each tall matrix of G (*batch, m, n); zero on the null space of G, NaN if not finite.
+        """The polar factor of each tall matrix of G (*batch, m, n); NaN if not finite; zero on the null space of G.
+
+        On a device other than a CPU, and under torch.compile, somewhere between zero and an isometry there.
 
         Raises:
             ValueError: G is wide.
@@ -87,6 +95,8 @@ class RightPolar(_OneSided):
         self.check_shape(*G.shape[-2:])
         if G.numel() == 0:
             return torch.zeros_like(G)
+        if not on_host(G):
+            return polar_factor(G, _ON_A_DEVICE)
         X = G.flatten(0, -3) if G.ndim > 2 else G.unsqueeze(0)
         # In float64, which holds the reciprocal of every float32 number.
         X = (X * power_of_two_scale(largest_entry(X).double())).to(at_least_single(X.dtype))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polargrad.linalg.derivative import attach_gradient
 from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, resolve_method
-from polargrad.linalg.precision import at_least_single
+from polargrad.linalg.precision import HALF, at_least_single
 from polargrad.linalg.result import PolarResult, Status
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
 
@@ -29,6 +29,7 @@ class _Canonical(NamedTuple):
     X: Tensor  # (k, m, n), scaled, in the working dtype, non-finite matrices replaced by zero
     scale: Tensor | None  # (k, 1, 1) power of two with X = scale * A; None where every scale is 1
     finite: Tensor | None  # bool (k,); None where every matrix is finite
+    confined: bool  # whether X keeps non-finite matrices, whose factor is NaN by itself
     wide: bool
 
 
@@ -54,7 +55,7 @@ def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
     oriented = oriented.flatten(0, -3) if A.ndim > 2 else oriented.unsqueeze(0)
     oriented = oriented.resolve_conj().resolve_neg()
     # Detached: nothing that a method computes from it is recorded.
-    X, scale, finite = oriented.detach(), None, None
+    X, scale, finite, confined = oriented.detach(), None, None, False
     if not _is_moderate(X, work):
         largest = largest_entry(X)
         finite = largest.isfinite()
@@ -66,13 +67,21 @@ def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
             finite = None if bool(finite.all()) else finite
             scale = None if bool((scale == 1).all()) else scale
         if scale is not None:
-            X = X * scale
-        if finite is not None:
+            X = _scaled(X, scale, work)
+        confined = method.confines_nonfinite and not on_host(X)
+        if finite is not None and not confined:
             X = torch.where(finite, X, 0.0)
     X = X.to(work)
     if not (X.is_contiguous() or X.mT.is_contiguous()):
         X = X.contiguous()
-    return _Canonical(oriented, X, scale, None if finite is None else finite.flatten(), wide)
+    return _Canonical(oriented, X, scale, None if finite is None else finite.flatten(), confined, wide)
+
+
+def _scaled(X: Tensor, scale: Tensor, work: torch.dtype) -> Tensor:
+    """X * scale; rounded to half precision in the same pass over memory on a GPU."""
+    if X.is_cuda and work in HALF and X.dtype == torch.float32:
+        return torch.mul(X, scale, out=torch.empty_like(X, dtype=work))
+    return X * scale
 
 
 def on_host(X: Tensor) -> bool:
@@ -110,14 +119,15 @@ def _run(A: Tensor, method: PolarMethod) -> tuple[_Canonical, IterationResult]:
 def _restore(factor: Tensor, canonical: _Canonical, dtype: torch.dtype) -> Tensor:
     """`factor` of the canonical batch in the dtype of the input, NaN where a matrix was not finite."""
     factor = factor.to(dtype)
-    if canonical.finite is None:
+    if canonical.finite is None or canonical.confined:
         return factor
     return factor * torch.where(canonical.finite, 1.0, math.nan).to(dtype)[:, None, None]
 
 
 def _unitary(result: IterationResult, canonical: _Canonical, A: Tensor) -> Tensor:
-    U = _restore(result.unitary, canonical, A.dtype)
-    return (U.mH if canonical.wide else U).resolve_conj().contiguous().view(A.shape)
+    U = result.unitary.mH.resolve_conj() if canonical.wide else result.unitary
+    U = _restore(U.to(A.dtype, memory_format=torch.contiguous_format), canonical, A.dtype)
+    return U.view(A.shape)
 
 
 def polar_factor(

@@ -80,6 +80,7 @@ class GramPolynomials(PolarMethod):
     """
 
     name: ClassVar[str] = "gram-polynomials"
+    confines_nonfinite: ClassVar[bool] = True
     peak_memory: ClassVar[float] = 24.0
 
     def bounds(self, dtype: torch.dtype) -> tuple[float, float]:

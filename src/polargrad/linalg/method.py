@@ -64,6 +64,9 @@ class PolarMethod(ABC):
     """
 
     name: ClassVar[str]
+    # Whether NaN and infinity make all of their own matrix's factor NaN, leave the others of the batch alone and raise
+    # nothing, as in a sequence of products: then nobody has to replace them beforehand.
+    confines_nonfinite: ClassVar[bool] = False
     peak_memory: ClassVar[float] = 36.0
 
     @abstractmethod

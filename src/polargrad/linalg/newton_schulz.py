@@ -81,6 +81,7 @@ def _with_dtype(method: PolynomialMethod, dtype: str | None) -> PolynomialMethod
 class PolynomialMethod(PolarMethod):
     """A method with a fixed schedule of odd polynomials: only products, no host synchronization."""
 
+    confines_nonfinite: ClassVar[bool] = True
     peak_memory: ClassVar[float] = 6.0
     dtype: str | None
 

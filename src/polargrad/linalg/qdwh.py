@@ -144,6 +144,16 @@ def _plan(lower: float, eps: float) -> tuple[tuple[tuple[float, float, float], .
     return tuple(weights), *_polynomials(_GRID * math.floor(lower / _GRID + 1e-9), eps)
 
 
+def _inverse(M: Tensor) -> Tensor:
+    """M^{-1} of positive definite matrices; on a GPU by calls that neither wait nor loop, which torch's own does."""
+    if not M.is_cuda:
+        return torch.cholesky_inverse(torch.linalg.cholesky_ex(M)[0])
+    R, _ = torch.linalg.cholesky_ex(M, upper=True)
+    eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device).expand_as(M)
+    R = torch.linalg.solve_triangular(R, eye, upper=True)
+    return R @ R.mH
+
+
 def _short_run(X: Tensor, size: Tensor, weights: Sequence[tuple[float, float, float]]) -> Tensor:
     """Halley steps on X / size (k, m, n) and a cubic Newton-Schulz step, with one product that involves X.
 
@@ -160,7 +170,7 @@ def _short_run(X: Tensor, size: Tensor, weights: Sequence[tuple[float, float, fl
         q = a - p
         M = c * G
         M.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        S = torch.cholesky_inverse(torch.linalg.cholesky_ex(M)[0])
+        S = _inverse(M)
         G = hermitian_product(S, S, G, beta=p * p, alpha=-q * q / c).add_(S, alpha=(q * q - 2.0 * p * q) / c)
         G.diagonal(dim1=-2, dim2=-1).add_(2.0 * p * q / c)
         S.mul_(q).diagonal(dim1=-2, dim2=-1).add_(p)

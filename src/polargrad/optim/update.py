@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -180,7 +180,8 @@ class PolarRule:
     _shapes: dict[tuple[int, ...], Shape] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lmo", GeometryLMO(self.geometry, self.step_rule.needs_squared_lengths))
+        lmo = GeometryLMO(self.geometry, self.step_rule.needs_squared_lengths, self.scale.uses_dual_norm)
+        object.__setattr__(self, "lmo", lmo)
         # Besides what the oracle holds there are the matrices that it is applied to and the stack of them.
         bound = max(1, int(self.workspace / (self.geometry.peak_memory + 2.0)))
         object.__setattr__(self, "stack_bytes", bound)
@@ -193,7 +194,8 @@ class PolarRule:
         """
         watched = context.observer is not None
         batches = make_batches(self, group, positions, context.states, context.executor, watched=watched)
-        answers = context.executor.compute_directions(map(self.request, batches), self.lmo, self.stack_bytes)
+        lmo = replace(self.lmo, dual_norms=True) if watched else self.lmo
+        answers = context.executor.compute_directions(map(self.request, batches), lmo, self.stack_bytes)
         if self.share_norms or self.step_rule.couples_matrices:
             self.advance(group, list(zip(batches, answers, strict=True)), context)
             return
@@ -404,6 +406,8 @@ class GeometryLMO:
     Args:
         geometry: the norm.
         squared_lengths: whether to measure ||D||_F^2.
+        dual_norms: whether to measure nu; otherwise the result holds the sum of D in its place, which costs less and
+            says as well whether D is finite.
 
     Example:
         >>> from polargrad.geometry import Spectral
@@ -413,6 +417,7 @@ class GeometryLMO:
 
     geometry: Geometry
     squared_lengths: bool = False
+    dual_norms: bool = True
     _resolved: dict[tuple[torch.dtype, torch.device], Callable[[Tensor], Tensor]] = field(
         init=False, default_factory=dict, compare=False, repr=False
     )
@@ -424,7 +429,7 @@ class GeometryLMO:
         D = self._resolved[key](M)
         dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
         wide = D.to(dtype)
-        nu = (M.to(dtype) * wide).sum(dim=(-2, -1))
+        nu = ((M.to(dtype) * wide) if self.dual_norms else wide).sum(dim=(-2, -1))
         return LMOResult(D, nu, wide.square().sum((-2, -1)) if self.squared_lengths else None)
 
 

@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from polargrad import parameter_groups
+from polargrad.lab.lm import architecture
+from polargrad.lab.recipes import optimizer_for
 from polargrad.lab.run import runner
 from polargrad.lab.run.build import build_objective, build_optimizer, torch_device
 from tests.runs import tiny_spec, tiny_text
@@ -133,3 +137,12 @@ def test_text_shorter_than_a_batch_is_an_error(spec, tmp_path, words, message):
     (path,) = (tmp_path / "cache").rglob("tokenizer.json")
     with pytest.raises(ValueError, match=message):
         build_objective(changed(spec, corpus=str(short), tokenizer=str(path), batch=64))
+
+
+@pytest.mark.parametrize("recipe", ["adamw", "muon+adamw", "muon+normalized-rows"])
+def test_a_model_that_stores_its_weights_transposed_takes_every_recipe(recipe):
+    model = architecture("gpt2-small").build(device="meta")
+    options = optimizer_for(recipe, {group["role"] for group in parameter_groups(model)})
+    optimizer = build_optimizer(SimpleNamespace(name=recipe, optimizer=options), model)
+    hidden = next(group for group in optimizer.param_groups if group["role"] == "hidden")
+    assert hidden.get("layout", "auto") == ("auto" if hidden["rule"] == "adamw" else "transposed")

@@ -215,9 +215,12 @@ def build_optimizer(spec: RunSpec, module: torch.nn.Module, process_group: Any =
             f"the model has the roles {', '.join(sorted(present))}, and {spec.name} has options for "
             f"{', '.join(sorted(spec.optimizer))}; give options for just the roles of the model"
         )
-    # How the weights are stored is a fact of the model and not a default.
-    facts = [{key: g[key] for key in ("params", "role", "layout") if key in g} for g in groups]
-    built = [{**fact, **spec.optimizer[fact["role"]]} for fact in facts]
+    built = []
+    for group in groups:
+        chosen = spec.optimizer[group["role"]]
+        # How the weights are stored is a fact of the model and not a default; AdamW has no use for it.
+        facts = ("params", "role", "layout") if chosen["rule"] == "polar" else ("params", "role")
+        built.append({**{key: group[key] for key in facts if key in group}, **chosen})
     rule = foreign_rule(spec.optimizer)
     if rule is None:
         return PolarGrad(built, process_group=process_group)
