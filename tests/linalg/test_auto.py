@@ -51,6 +51,7 @@ def test_a_device_that_lives_on_products_gets_them_at_every_accuracy_they_reach(
     assert isinstance(coarse, PolarExpress)
     assert isinstance(fine, PolarExpress)
     assert coarse.max_steps < fine.max_steps
+    assert Auto(accuracy=1e-3).explain((2000, 500), device="cuda").method == GramPolynomials()
     assert finest == GramPolynomials()
 
 

@@ -24,6 +24,8 @@ __all__ = ["Auto", "Choice"]
 # Up to so many columns one SVD of LAPACK costs less than the calls of the other methods: each of a batch, and a single
 # matrix, which cannot share them (benchmarks/small.py).
 _SMALL, _SMALL_ALONE = 24, 192
+# From this ratio of rows to columns on, full accuracy costs less on a GPU than float32 polynomials (benchmarks/gpu.py).
+_TALL = 2
 # What float32 polynomials can still lift, where there is no fast double precision.
 _SINGLE_FLOOR = 1e-6
 # Polynomials are asked to reach accuracy a for singular values from min(this, a) * ||A||_F on, ...
@@ -102,7 +104,7 @@ class Auto(PolarMethod):
         return self._choose(shape, self.working_dtype(dtype or torch.float32), torch.device(device or "cpu"))
 
     def _choose(self, shape: Sequence[int], work: torch.dtype, device: torch.device) -> Choice:
-        polynomials = self._polynomials(work, device)
+        polynomials = self._polynomials(shape, work, device)
         if polynomials is not None:
             return Choice(polynomials, f"products alone bring singular values within {self.accuracy:g} of 1")
         single = work in (torch.float32, torch.complex64)
@@ -131,7 +133,7 @@ class Auto(PolarMethod):
             return ""
         return f"; full accuracy, since polynomials within {self.accuracy:g} cost more or cannot be promised"
 
-    def _polynomials(self, work: torch.dtype, device: torch.device) -> PolarMethod | None:
+    def _polynomials(self, shape: Sequence[int], work: torch.dtype, device: torch.device) -> PolarMethod | None:
         """Polar Express with the fewest steps for the accuracy, or None where it costs more or cannot promise it."""
         if self.accuracy == "full" or self.accuracy < _FINEST_POLYNOMIAL:
             return None
@@ -140,8 +142,12 @@ class Auto(PolarMethod):
             # Not in the Gram form: in half precision that fails for matrices near singular.
             with contextlib.suppress(ValueError):  # the rounding of bfloat16 alone may be coarser
                 return PolarExpress(lower_bound=lower, dtype="bfloat16").with_accuracy(self.accuracy, work)
-        if device.type == "cpu" and work in (torch.float32, torch.complex64):
-            return None  # DoubleGram costs no more than six or seven quintic steps of the same precision
+        if work in (torch.float32, torch.complex64):
+            # DoubleGram costs no more than six or seven quintic steps of the same precision, and GramPolynomials forms
+            # no more than four products with the rows of a tall matrix.
+            tall = max(shape[-2:]) >= _TALL * min(shape[-2:])
+            if device.type == "cpu" or (tall and arithmetic(device).double):
+                return None
         return PolarExpress(lower_bound=lower, safety=1.001).with_accuracy(self.accuracy, work)
 
     def with_accuracy(self, accuracy: Accuracy, dtype: torch.dtype) -> Auto:
