@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from polargrad.lab.compare.sweep import Axis
 from polargrad.lab.run.folder import Run
@@ -20,14 +20,8 @@ from polargrad.lab.run.spec import Plain
 BASELINE_RECIPE = "adamw"
 
 
-@dataclass(frozen=True)
-class Reach:
-    """Where a curve first came down to a target, between two evaluations on the straight line that joins them.
-
-    Args:
-        step: steps taken, in general not an integer.
-        seconds: time taken by forward, backward and optimizer.
-    """
+class Reach(NamedTuple):
+    """Where a curve first came down to a target: steps, in general no integer, and seconds of a run's own time."""
 
     step: float
     seconds: float
@@ -166,10 +160,7 @@ def first_reach(evaluations: Sequence[Mapping[str, Any]], metric: str, target: f
     Args:
         evaluations: records of kind "eval" in order; no line leads to or from one whose metric is null.
         metric: the key of a metric that falls.
-        target: the value to reach.
-
-    Returns:
-        The crossing, or None if the curve never comes down to the target.
+        target: the value to reach; None is returned if the curve never comes down to it.
 
     Example:
         >>> curve = [{"step": 0, "seconds": 0.0, "gap": 8.0}, {"step": 10, "seconds": 5.0, "gap": 4.0}]

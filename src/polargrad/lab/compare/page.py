@@ -159,7 +159,7 @@ class Findings:
             final = UNKNOWN if one.final.mean is None else one.final.text()
             ends = ["diverged" if end is None else f"{end:.4f}" for end in map(final_metric, one.runs)]
             row = {
-                "Run": Cell(one.name, status, swatch=index),
+                "Recipe" if self.is_replicated else "Run": Cell(one.name, status, swatch=index),
                 f"Final\n{objective.metric_label}": Cell(final, best=lowest is not None and one.final.mean == lowest),
                 "Each seed": " ".join(ends),
                 best: UNKNOWN if low is None else f"{low[0]:.4f} ({low[1]})",

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from polargrad.lab.report.figures import Curve, Figure, Line, line_figure, line_style, save, style
+from polargrad.lab.report.figures import Curve, Figure, Line, line_figure, line_style, save
 from polargrad.lab.report.page import Section
 from polargrad.lab.run.folder import FIGURES, Run
 from polargrad.lab.run.spec import LanguageModel
@@ -77,20 +77,19 @@ def loss_figures(shown: Mapping[str, Sequence[Run]], level: float | None = None)
             behind = None if len(runs) > 1 else _training(runs[0], x)
             lines.append(Line(name, curve, line_style(index, len(curve.x)), behind))
         starts = [line.curve.high[0] for line in lines if line.curve.x]
-        with style():
-            drawn.append(
-                line_figure(
-                    f"loss-{short}",
-                    f"{label.capitalize()} against {short}",
-                    lines,
-                    subtitle="mean, and band from the lowest to the highest seed" if several else "",
-                    xlabel=xlabel,
-                    ylabel=f"{label} ({objective.metric_unit})",
-                    # a run that blows up must not flatten the others
-                    top=max(starts) + 0.06 * abs(max(starts)) if starts else None,
-                    level=level,
-                )
+        drawn.append(
+            line_figure(
+                f"loss-{short}",
+                f"{label.capitalize()} against {short}",
+                lines,
+                subtitle="mean, and band from the lowest to the highest seed" if several else "",
+                xlabel=xlabel,
+                ylabel=f"{label} ({objective.metric_unit})",
+                # a run that blows up must not flatten the others
+                top=max(starts) + 0.06 * abs(max(starts)) if starts else None,
+                level=level,
             )
+        )
     return drawn
 
 
@@ -139,14 +138,13 @@ def _gradient_figures(shown: Mapping[str, Run], key: str, name: str) -> Iterator
             lines.append(Line(label, curve, line_style(index, len(curve.x))))
         if not any(len(line.curve.x) for line in lines):
             continue
-        with style():
-            figure = line_figure(
-                f"{key.replace('_', '-')}-{number}",
-                f"{role}: {name} of the gradient",
-                lines,
-                subtitle=parameter,
-                xlabel="steps",
-                ylabel=name,
-                log=True,
-            )
+        figure = line_figure(
+            f"{key.replace('_', '-')}-{number}",
+            f"{role}: {name} of the gradient",
+            lines,
+            subtitle=parameter,
+            xlabel="steps",
+            ylabel=name,
+            log=True,
+        )
         yield Figure(figure.key, f"{name.capitalize()} of the gradient of {parameter} ({role})", figure.canvas)

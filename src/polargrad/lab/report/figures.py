@@ -120,7 +120,7 @@ def line_figure(
     level: float | None = None,
     legend_beside: bool = False,
 ) -> Figure:
-    """Lines over one pair of axes, with a legend below or beside them. Call it within `style()`.
+    """Lines over one pair of axes, with a legend below or beside them.
 
     Args:
         key: of the figure.
@@ -135,27 +135,31 @@ def line_figure(
         level: where a dotted horizontal line stands.
         legend_beside: whether the legend stands to the right.
     """
-    canvas, axes = figure_axes(title, subtitle, size)
     lines = [line for line in lines if len(line.curve.x)]
-    handles = []
-    for line in lines:
-        if line.behind is not None:
-            axes.plot(*line.behind, color=line.style["color"], linewidth=0.7, alpha=0.28)
-        handles.append(draw_line(axes, line.curve, line.style))
-    if level is not None:
-        axes.axhline(level, color=MUTED, linewidth=1.1, linestyle=(0, (1, 1.5)), zorder=1)
-    if log and lines:
-        _logarithmic_frame(axes, lines)
-    if top is not None and axes.get_ylim()[1] > top:
-        axes.set_ylim(top=top)
-    for line in lines:
-        if line.diverged:
-            y = min(line.curve.middle[-1], axes.get_ylim()[1])
-            axes.plot(line.curve.x[-1], y, marker="X", markersize=7, color=line.style["color"], clip_on=False)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    names = [line.name + (" (diverged)" if line.diverged else "") for line in lines]
-    legend(canvas, handles, names, beside=legend_beside)
+    with style():
+        canvas = titled_canvas(title, size)
+        axes = canvas.add_subplot()
+        if subtitle:
+            axes.set_title(subtitle, loc="left", fontsize=8, color=MUTED, parse_math=False)
+        handles = []
+        for line in lines:
+            if line.behind is not None:
+                axes.plot(*line.behind, color=line.style["color"], linewidth=0.7, alpha=0.28)
+            handles.append(draw_line(axes, line.curve, line.style))
+        if level is not None:
+            axes.axhline(level, color=MUTED, linewidth=1.1, linestyle=(0, (1, 1.5)), zorder=1)
+        if log and lines:
+            _logarithmic_frame(axes, lines)
+        if top is not None and axes.get_ylim()[1] > top:
+            axes.set_ylim(top=top)
+        for line in lines:
+            if line.diverged:
+                y = min(line.curve.middle[-1], axes.get_ylim()[1])
+                axes.plot(line.curve.x[-1], y, marker="X", markersize=7, color=line.style["color"], clip_on=False)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        names = [line.name + (" (diverged)" if line.diverged else "") for line in lines]
+        legend(canvas, handles, names, beside=legend_beside)
     return Figure(key, title, canvas)
 
 
@@ -165,15 +169,6 @@ def draw_line(axes: Axes, curve: Curve, style: Mapping[str, Any]) -> Line2D:
     if any(high > low for low, high in zip(curve.low, curve.high, strict=True)):
         axes.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.2, linewidth=0)
     return handle
-
-
-def figure_axes(title: str, subtitle: str = "", size: tuple[float, float] = SIZE) -> tuple[Canvas, Axes]:
-    """An empty figure with its title at the left. Call it within `style()`."""
-    canvas = titled_canvas(title, size)
-    axes = canvas.add_subplot()
-    if subtitle:
-        axes.set_title(subtitle, loc="left", fontsize=8, color=MUTED, parse_math=False)
-    return canvas, axes
 
 
 def titled_canvas(title: str, size: tuple[float, float]) -> Canvas:

@@ -76,7 +76,7 @@ class Table:
     @property
     def is_stacked(self) -> bool:
         """Whether a narrow screen shows each row as a card, rather than a table that scrolls sideways."""
-        return len(self.columns) > 4 and len(self.rows) <= 12
+        return len(self.columns) > 3 and len(self.rows) <= 12
 
 
 @dataclass(frozen=True)
