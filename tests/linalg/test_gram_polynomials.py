@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from polargrad.linalg import GramPolynomials, polar_factor
+from polargrad.linalg import GramPolynomials, gram_polynomials, polar_factor
 from polargrad.linalg.gram_polynomials import FIRST_PASS, SECOND_PASS, _gram
 from tests.assertions import assert_close, assert_polar_factor
 from tests.matrices import GALLERY, make, with_singular_values
@@ -57,6 +57,14 @@ def test_a_wrong_table_is_noticed():
     assert abs(_value(row, mpmath.mpf("0.9")) - polynomial(mpmath.mpf("0.9"))) > 1e-12
 
 
+@pytest.fixture(params=["polynomials", "Halley"])
+def first_pass(request, monkeypatch):
+    """Both ways of the first pass at small sizes."""
+    if request.param == "Halley":
+        monkeypatch.setattr(gram_polynomials, "_HALLEY_FROM", 1)
+
+
+@pytest.mark.usefixtures("first_pass")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (9, 1), (40, 40), (160, 40), (40, 90), (600, 400)], ids=str)
 @pytest.mark.parametrize("name", FULL_RANK)
@@ -67,6 +75,7 @@ def test_the_gallery(name, shape, dtype):
     assert_polar_factor(A, polar_factor(A, "gram-polynomials"))
 
 
+@pytest.mark.usefixtures("first_pass")
 @pytest.mark.parametrize("name", GALLERY)
 def test_every_matrix_gives_a_contraction_and_small_backward_error(name):
     A = make(name, 120, 60).double()
@@ -78,6 +87,7 @@ def test_every_matrix_gives_a_contraction_and_small_backward_error(name):
     assert error <= 16 * torch.finfo(torch.float32).eps * torch.linalg.matrix_norm(A)
 
 
+@pytest.mark.usefixtures("first_pass")
 @pytest.mark.parametrize("sigma", [1.0, 1e-2, 1e-4, 1e-6, 6e-7])
 def test_singular_values_above_the_floor_reach_one(sigma):
     spectrum = torch.ones(50, dtype=torch.float64)
@@ -87,6 +97,7 @@ def test_singular_values_above_the_floor_reach_one(sigma):
     assert_close(torch.linalg.svdvals(U), torch.ones(50, dtype=torch.float64), c=1e9)
 
 
+@pytest.mark.usefixtures("first_pass")
 def test_a_zero_matrix_gives_zero_and_a_bad_one_nan():
     A = torch.randn(3, 6, 4)
     A[0], A[1, 2, 3] = 0.0, torch.nan

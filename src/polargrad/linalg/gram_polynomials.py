@@ -13,6 +13,7 @@ from torch import Tensor
 from polargrad.linalg import operations
 from polargrad.linalg.method import IterationResult, PolarMethod, register
 from polargrad.linalg.precision import double_precision
+from polargrad.linalg.qdwh import halley_on_gram, halley_weights
 
 __all__ = ["FIRST_PASS", "SECOND_PASS", "GramPolynomials"]
 
@@ -27,9 +28,10 @@ class Nonic(NamedTuple):
     u: float
 
 
-# The greedy composition of minimax polynomials of degree 9 for singular values in [2e-7, 1]: each is the best one on
+# The greedy composition of minimax polynomials of degree 9 for singular values in [_LOWER, 1]: each is the best one on
 # the interval that the previous ones left. The first six leave [0.0739, 1.9261], all nine [1 - 3.2e-8, 1 + 3.2e-8].
 # tests/linalg/test_gram_polynomials.py generates them.
+_LOWER = 2e-7
 _ROWS: tuple[Nonic, ...] = (
     Nonic(279.8977101286838, -0.5267873166503539, 0.06937627403486415, -1.770486084493136, 0.7836552737317212),
     Nonic(0.5466725176456355, -2.1071427018426148, 1.110019261366312, -7.0819260632751115, 12.538422829649493),
@@ -45,6 +47,8 @@ _ROWS: tuple[Nonic, ...] = (
 _SIGMA_FLOOR, _DEVIATION = 4e-7, 3.2e-8
 FIRST_PASS, SECOND_PASS = _ROWS[:6], _ROWS[6:]
 
+# From so many columns on a factorization costs less than the products that it saves (benchmarks/gpu.py).
+_HALLEY_FROM = 2048
 # A Gram matrix of at least this ratio of rows to columns is formed by so many block rows of its lower triangle.
 _TALL = 8
 _BLOCK_ROWS = 3
@@ -64,10 +68,11 @@ class GramPolynomials(PolarMethod):
         U = Y Q_7 Q_8 Q_9
 
     The first pass brings singular values from 2e-7 ||X||_F on into [0.07, 1.93]; M_7, formed anew, knows nothing of
-    what rounding did to M_6. Three polynomials then reach 1 to within 3.2e-8. About 38 products of n x n matrices and
-    4 of m x n ones. Singular values above 4 eps ||X||_F go to 1, within rounding; those of null directions end
-    somewhere in [0, 1], as with QDWH. For devices on which float64 products are as fast as float32 ones (GPUs of the
-    data centre), where it is the choice of `auto`; it runs anywhere.
+    what rounding did to M_6. Three polynomials then reach 1 to within 3.2e-8: about 38 products of n x n matrices and 4
+    of m x n ones. From n = 2048 on two Halley steps by Cholesky factorization take the place of the first seven
+    polynomials, since they cost less there. Singular values above 4 eps ||X||_F go to 1, within rounding; those of null
+    directions end somewhere in [0, 1], as with QDWH. For devices on which float64 products are as fast as float32 ones
+    (GPUs of the data centre), where it is the choice of `auto`; it runs anywhere.
 
     Example:
         >>> import torch
@@ -92,8 +97,14 @@ class GramPolynomials(PolarMethod):
         return super().rounding(single, n)
 
     def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
-        """Two Gram matrices and two products of m rows, and 4 or 5 products of n x n matrices for every polynomial."""
-        small = sum(5 * len(rows) - 3 for rows in (FIRST_PASS, SECOND_PASS))
+        """Two Gram matrices and two products of m rows, and 4 or 5 products of n x n matrices for every polynomial.
+
+        A Halley step counts as 5 products: factorization and inverse, two products, and passes over memory.
+        """
+        if n < _HALLEY_FROM:
+            small = sum(5 * len(rows) - 3 for rows in (FIRST_PASS, SECOND_PASS))
+        else:
+            small = 10 + 5 * len(SECOND_PASS[1:]) - 3 + 1
         return 2 * (operations.gram(m, n) + operations.product(m, n)) + small * operations.product(n, n)
 
     def sigma_floor(self, dtype: torch.dtype) -> float:
@@ -105,9 +116,16 @@ class GramPolynomials(PolarMethod):
         G2 = G @ G
         tau = torch.linalg.matrix_norm(G2, keepdim=True).sqrt()
         tau = torch.where(tau > 0, tau, 1.0)
-        Y = double @ (_inverse_root(G / tau, FIRST_PASS, G2 / tau.square()) / tau.sqrt())
-        del double, G, G2
-        return IterationResult((Y @ _inverse_root(_gram(Y), SECOND_PASS)).to(X.dtype), steps=len(_ROWS))
+        if X.shape[-1] < _HALLEY_FROM:
+            root, second = _inverse_root(G / tau, FIRST_PASS, G2 / tau.square()), SECOND_PASS
+        else:
+            weights = halley_weights(_LOWER, _DEVIATION)[:2]
+            root = torch.cat([halley_on_gram(g[None], weights)[0] for g in G.div_(tau)])
+            second = SECOND_PASS[1:]
+        del G, G2
+        Y = double @ root.div_(tau.sqrt())
+        del double, root
+        return IterationResult((Y @ _inverse_root(_gram(Y), second)).to(X.dtype), steps=len(_ROWS))
 
 
 def _gram(X: Tensor) -> Tensor:

@@ -154,16 +154,17 @@ def _inverse(M: Tensor) -> Tensor:
     return R @ R.mH
 
 
-def _short_run(X: Tensor, size: Tensor, weights: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Halley steps on X / size (k, m, n) and a cubic Newton-Schulz step, with one product that involves X.
+def halley_on_gram(G: Tensor, weights: Sequence[tuple[float, float, float]]) -> tuple[Tensor, Tensor]:
+    """Halley steps on X by way of its Gram matrix alone: W and W G W such that they take X to X W.
 
-    All else is done on (n, n) matrices: with S = (I + c G)^{-1}, p = b / c and q = a - p, a step takes X to
-    X (p I + q S) and, since c G S = I - S, the Gram matrix G to p^2 G + 2 p q / c (I - S) + q^2 / c (S - S^2). In
-    double precision c eps is far below 1. Nothing corrects the loss of 1e-16 / sigma^2 in the singular values, so that
+    With S = (I + c G)^{-1}, p = b / c and q = a - p, a step takes X to X (p I + q S) and, since c G S = I - S, its Gram
+    matrix G to p^2 G + 2 p q / c (I - S) + q^2 / c (S - S^2). Rounding costs eps / sigma^2 in a singular value sigma:
     a run to convergence should not end like this.
+
+    Args:
+        G: (k, n, n), X^H X with singular values of X at most 1, in double precision.
+        weights: (a, b, c) of each step, with c eps far below 1.
     """
-    size = torch.where(size > 0, size, 1.0)[:, None, None].to(torch.float64)
-    G = gram(X, double_precision(X.dtype)).div_(size * size)
     W = None
     for a, b, c in weights:
         p = b / c
@@ -174,9 +175,16 @@ def _short_run(X: Tensor, size: Tensor, weights: Sequence[tuple[float, float, fl
         G = hermitian_product(S, S, G, beta=p * p, alpha=-q * q / c).add_(S, alpha=(q * q - 2.0 * p * q) / c)
         G.diagonal(dim1=-2, dim2=-1).add_(2.0 * p * q / c)
         S.mul_(q).diagonal(dim1=-2, dim2=-1).add_(p)
-        W = S.div_(size) if W is None else hermitian_product(W, S)
+        W = S if W is None else hermitian_product(W, S)
     assert W is not None
-    return product(X, hermitian_product(W, G, W, beta=1.5, alpha=-0.5))
+    return W, G
+
+
+def _short_run(X: Tensor, size: Tensor, weights: Sequence[tuple[float, float, float]]) -> Tensor:
+    """Halley steps on X / size (k, m, n) and a cubic Newton-Schulz step, with one product that involves X."""
+    size = torch.where(size > 0, size, 1.0)[:, None, None].to(torch.float64)
+    W, G = halley_on_gram(gram(X, double_precision(X.dtype)).div_(size * size), weights)
+    return product(X, hermitian_product(W, G, W, beta=1.5, alpha=-0.5).div_(size))
 
 
 def _polynomial_step(X: Tensor, G: Tensor, row: Coefficients) -> Tensor:
