@@ -21,7 +21,7 @@ from polargrad.lab.matrix import (
     ProblemSpec,
 )
 from polargrad.lab.matrix.configurations import polargrad
-from polargrad.lab.matrix.optimizers import build_optimizer
+from polargrad.lab.matrix.training import build_optimizer
 from polargrad.lab.report.curves import over_seeds
 from polargrad.lab.run import runner
 from polargrad.lab.run.spec import RunSpec

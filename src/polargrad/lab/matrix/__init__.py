@@ -18,11 +18,11 @@ from polargrad.lab.matrix.picture_completion import PictureCompletion as Picture
 from polargrad.lab.matrix.ratings_completion import RatingsCompletion as RatingsCompletion, ratings as ratings
 
 from polargrad.lab.matrix.configurations import Configuration as Configuration, Experiment as Experiment
-from polargrad.lab.matrix.objective import ProblemObjective as ProblemObjective
-from polargrad.lab.matrix.optimizers import (
+from polargrad.lab.matrix.training import (
     AlternatingGradientDescent as AlternatingGradientDescent,
     AlternatingNewton as AlternatingNewton,
     MultiplicativeUpdates as MultiplicativeUpdates,
+    ProblemObjective as ProblemObjective,
 )
 from polargrad.lab.matrix.problem import (
     PROBLEMS as PROBLEMS,

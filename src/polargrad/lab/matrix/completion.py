@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from polargrad.lab.matrix.configurations import Configuration, Experiment, configurations
+from polargrad.lab.matrix.configurations import STOPPED_EARLY, Configuration, Experiment, configurations
 from polargrad.lab.matrix.problem import (
     Matrices,
     Problem,
@@ -82,11 +82,7 @@ class MatrixCompletion(Problem):
         eval_every=1,
         presets={"paper": _configurations(2, 50.0), "exact": _configurations(None, 25.0)},
         notes={
-            "paper": (
-                "QDWH is stopped after 2 steps in float32, as in the authors' experiments: it leaves singular values "
-                "of about 0.73 to 1, and the step sizes are tuned to that. With exact factors PolarGrad diverges at "
-                "50.",
-            ),
+            "paper": (f"{STOPPED_EARLY} With exact factors PolarGrad diverges at 50.",),
             "exact": (
                 "QDWH runs to convergence. PolarGrad's step sizes are half the paper's, which diverge with exact "
                 "factors.",

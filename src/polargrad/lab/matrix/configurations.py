@@ -11,6 +11,10 @@ from typing import Any
 __all__ = ["DECAY_EVERY", "Configuration", "Experiment", "configurations", "polargrad", "tuned"]
 
 DECAY_EVERY = 25
+STOPPED_EARLY = (
+    "QDWH is stopped after 2 steps in float32, as in the authors' experiments: it leaves singular values of about 0.73 "
+    "to 1, and the step sizes are tuned to that."
+)
 
 Options = Mapping[str, Any]
 

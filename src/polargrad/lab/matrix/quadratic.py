@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from polargrad.lab.matrix.configurations import Experiment, configurations
+from polargrad.lab.matrix.configurations import STOPPED_EARLY, Experiment, configurations
 from polargrad.lab.matrix.problem import (
     Matrices,
     Problem,
@@ -93,11 +93,7 @@ class MatrixQuadratic(Problem):
             "exact": configurations(_EXACT, decay=0.99),
         },
         notes={
-            "paper": (
-                "QDWH is stopped after 2 steps in float32, as in the authors' experiments: it leaves singular values "
-                "of about 0.73 to 1, and the step sizes are tuned to that. With exact factors PolarGrad diverges at "
-                "4e-8.",
-            ),
+            "paper": (f"{STOPPED_EARLY} With exact factors PolarGrad diverges at 4e-8.",),
             "exact": (
                 "QDWH runs to convergence. PolarGrad's step sizes are smaller than the paper's, which diverge with "
                 "exact factors.",

@@ -70,8 +70,8 @@ def build(spec: RunSpec, parallel: Parallel | None = None) -> BuiltRun:
         group = None if parallel is None else parallel.optimizer_group
         optimizer = build_optimizer(spec, objective.module, group)
     else:
-        from polargrad.lab.matrix.objective import ProblemObjective
-        from polargrad.lab.matrix.optimizers import build_optimizer as build_for_matrices
+        from polargrad.lab.matrix.training import ProblemObjective
+        from polargrad.lab.matrix.training import build_optimizer as build_for_matrices
 
         assert isinstance(objective, ProblemObjective)
         optimizer = build_for_matrices(spec.optimizer, objective)

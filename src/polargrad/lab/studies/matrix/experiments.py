@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from polargrad.lab.matrix import PROBLEMS, Configuration, Experiment, Problem, ProblemSpec
+from polargrad.lab.matrix import PROBLEMS, Experiment, Problem, ProblemSpec
 from polargrad.lab.matrix.configurations import DECAY_EVERY
-from polargrad.lab.matrix.optimizers import ROLE
+from polargrad.lab.matrix.training import ROLE
 from polargrad.lab.report.page import PAGE
 from polargrad.lab.run.folder import EXPERIMENT, Run, create_folder, read_run, refuse_existing, write_json
 from polargrad.lab.run.spec import RunSpec
@@ -84,48 +84,37 @@ class ExperimentOptions:
             ValueError: an unknown preset or configuration, or settings that the problem does not have.
         """
         experiment, objective = experiment_of(problem), self.problem_spec(problem)
-        chosen = experiment.chosen(self.preset, self.only)
-        scales = _step_scales(experiment, problem.spec(), objective)
-        return [
-            self._spec(experiment, configuration, objective, scales, seed)
-            for seed in range(self.seed, self.seed + self.repeat)
-            for configuration in chosen
-        ]
-
-    def _spec(
-        self,
-        experiment: Experiment,
-        configuration: Configuration,
-        objective: ProblemSpec,
-        scales: tuple[float, float],
-        seed: int,
-    ) -> RunSpec:
-        options = dict(configuration.options)
-        if configuration.scaled:
-            scale, rank = scales
-            options["lr"] = (options["lr"] * rank if configuration.by_smoothness_alone else options["lr"]) * scale
-        total = self.steps or configuration.steps or experiment.steps
-        eval_every = self.eval_every or experiment.eval_every
-        probe_every = max(1, total // 100) if self.diagnostics_every is None else self.diagnostics_every
-        preset = self.preset or experiment.default_preset
-        return RunSpec(
-            name=f"{configuration.name}@seed={seed}" if self.repeat > 1 else configuration.name,
-            recipe=configuration.name,
-            description=f"{configuration.label}, {objective.kind}, preset {preset}",
-            objective=objective,
-            optimizer={ROLE: options},
-            schedule=Constant() if configuration.decay is None else StepDecay(DECAY_EVERY, configuration.decay),
-            loop=LoopConfig(
-                steps=total,
-                eval_every=eval_every,
-                log_every=min(eval_every, 10),
-                probe_every=probe_every,
-                nonfinite_limit=1,  # the same gradient comes again
-                spike_threshold=None,  # losses fall by orders of magnitude
-            ),
-            seed=seed,
-            probe=objective.problem.matrices if probe_every else (),
-        )
+        preset, eval_every = self.preset or experiment.default_preset, self.eval_every or experiment.eval_every
+        scale, rank = _step_scales(experiment, problem.spec(), objective)
+        runs = []
+        for seed in range(self.seed, self.seed + self.repeat):
+            for c in experiment.chosen(preset, self.only):
+                options = dict(c.options)
+                if c.scaled:
+                    options["lr"] = (options["lr"] * rank if c.by_smoothness_alone else options["lr"]) * scale
+                steps = self.steps or c.steps or experiment.steps
+                probe_every = max(1, steps // 100) if self.diagnostics_every is None else self.diagnostics_every
+                loop = LoopConfig(
+                    steps=steps,
+                    eval_every=eval_every,
+                    log_every=min(eval_every, 10),
+                    probe_every=probe_every,
+                    nonfinite_limit=1,  # the same gradient comes again
+                    spike_threshold=None,  # losses fall by orders of magnitude
+                )
+                run = RunSpec(
+                    name=f"{c.name}@seed={seed}" if self.repeat > 1 else c.name,
+                    recipe=c.name,
+                    description=f"{c.label}, {objective.kind}, preset {preset}",
+                    objective=objective,
+                    optimizer={ROLE: options},
+                    schedule=Constant() if c.decay is None else StepDecay(DECAY_EVERY, c.decay),
+                    loop=loop,
+                    seed=seed,
+                    probe=problem.matrices if probe_every else (),
+                )
+                runs.append(run)
+        return runs
 
 
 def experiment_of(problem: type[Problem]) -> Experiment:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -17,11 +17,11 @@ import torch
 
 from polargrad.lab.studies.study import StageProgress, StudyFolder, StudyResult, one_thread
 from polargrad.lab.studies.theory.consistency import OPTIMIZERS, response
-from polargrad.lab.studies.theory.descent import Check, Descent, Oracle, check, descend, exact_oracle, oracle_of
+from polargrad.lab.studies.theory.descent import Check, Descent, check, descend, exact_oracle, oracle_of
 from polargrad.lab.studies.theory.levels import NOISES, Levels, floors, plateau, skewed_bias_gap
 from polargrad.lab.studies.theory.page import of_kind, ratios_of, sections, tightest
 from polargrad.lab.studies.theory.quadratics import FAMILIES, SPECTRA, Quadratic, random_quadratic
-from polargrad.linalg import NewtonSchulz, available_methods, resolve_method
+from polargrad.linalg import NewtonSchulz, PolarMethod, available_methods, resolve_method
 
 __all__ = [
     "Tally",
@@ -38,6 +38,13 @@ __all__ = [
 # Runs whose whole course is recorded, for the figure.
 SHOWN = 24
 MOST_STEPS = 8
+# The inexact oracles of the sweep, in turn: methods and step counts.
+_INEXACT: tuple[tuple[str | PolarMethod, int | None], ...] = (
+    ("newton-schulz", None),
+    (NewtonSchulz.cubic(4), None),
+    *(("qdwh", steps) for steps in (1, 2, 3, None)),
+    *(("polar-express", steps) for steps in (3, 5, 8)),
+)
 
 
 @dataclass
@@ -91,22 +98,11 @@ def draw_quadratic(index: int, generator: torch.Generator) -> tuple[Quadratic, d
     }
 
 
-def _inexact(index: int, quadratic: Quadratic) -> Oracle:
-    """The inexact oracle of quadratic number `index`: methods and step counts in turn."""
-    pool: list[Callable[[], Oracle]] = [
-        lambda: oracle_of("newton-schulz"),
-        lambda: oracle_of(NewtonSchulz.cubic(4)),
-        *(lambda s=s: oracle_of("qdwh", s) for s in (1, 2, 3, None)),
-        *(lambda s=s: oracle_of("polar-express", s) for s in (3, 5, 8)),
-    ]
-    return pool[index % len(pool)]()
-
-
 def convergence(folder: StudyFolder, tally: Tally, generator: torch.Generator, *, quadratics: int, steps: int) -> None:
     """Each quadratic with the exact oracle against the exact bound, with an inexact one against the inexact bound."""
     for index in range(quadratics):
         quadratic, where = draw_quadratic(index, generator)
-        for oracle in (exact_oracle(quadratic.rank_tolerance), _inexact(index, quadratic)):
+        for oracle in (exact_oracle(quadratic.rank_tolerance), oracle_of(*_INEXACT[index % len(_INEXACT)])):
             run = descend(quadratic, oracle, steps)
             checked = check(run)
             tally.add(folder, checked, **where, oracle=oracle.name)
