@@ -1,5 +1,6 @@
 """`polargrad pretrain` as a person meets it."""
 
+import dataclasses
 import json
 import sys
 
@@ -11,6 +12,7 @@ from polargrad.lab.launch import Launch
 from polargrad.lab.recipes import RECIPES
 from polargrad.lab.run import build
 from polargrad.lab.run.folder import read_run
+from polargrad.lab.run.spec import LanguageModel
 from polargrad.lab.train import Checkpoints, Cosine, WarmupLinearDecay
 from polargrad.optim.roles import roles
 from tests.runs import tiny_text
@@ -72,6 +74,32 @@ def test_a_run_ends_with_a_report(capsys, small, tmp_path):
     assert run.summary["units"] == 4 * 4 * 16
     looked = {record["parameter"] for record in run.of_kind("matrix")}
     assert {"model.embed_tokens.weight", "lm_head.weight"} < looked
+
+
+def test_every_field_of_a_model_is_a_flag_and_a_key_of_a_launch_file(tmp_path):
+    """An option is declared once, in the spec: one field, and its entry under Args."""
+    wanted = LanguageModel(
+        *("mixtral", 24, 2, 4, 2, 40, 300, 32, 4, 3, False),
+        *("essays/", "small", "test", "body", 7, 0.1, "gpt2", "windows"),
+        *(8, 2, "bfloat16", True, True, "cpu"),
+        9,
+    )
+    flags, tables = [], {}
+    for table in dataclasses.fields(Launch):
+        for entry in dataclasses.fields(table.default_factory):
+            if not hasattr(wanted, entry.name):
+                continue
+            key, value = entry.metadata.get("flag", entry.name), getattr(wanted, entry.name)
+            assert value != getattr(Launch().language_model(), entry.name) or entry.name == "device"
+            tables.setdefault(table.name, []).append(f"{key} = {json.dumps(value)}")
+            flag = key.replace("_", "-")
+            flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    assert sum(map(len, tables.values())) == len(dataclasses.fields(LanguageModel))
+    path = tmp_path / "all.toml"
+    path.write_text("".join(f"[{name}]\n" + "\n".join(lines) + "\n" for name, lines in tables.items()))
+    assert Launch.from_file(path).language_model() == wanted
+    assert Pretrain.read(flags).language_model() == wanted
+    assert {entry.name for entry in dataclasses.fields(wanted)} < set(wanted.to_dict())
 
 
 def test_it_explains_itself(capsys):

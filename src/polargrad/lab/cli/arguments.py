@@ -33,10 +33,10 @@ _METAVARS = {int: "N", float: "X", str: "NAME", Path: "DIR"}
 
 @dataclasses.dataclass(frozen=True)
 class Parallelism:
-    """Several processes: torchrun --nproc-per-node 2 -m polargrad run NAME --parallel ddp.
+    """Options of several processes: torchrun --nproc-per-node 2 -m polargrad run NAME --parallel ddp.
 
     Args:
-        parallel: how a language model lives on the processes: copied, cut, both, or each matrix cut
+        parallel: how a language model is divided: copies, shards, both, or tensor parallelism
         mesh: copies x shards x tensor-parallel ranks; by default all ranks along the mode's axis
     """
 
@@ -61,7 +61,7 @@ class Jobs:
 
     Args:
         jobs: runs at a time, each in a process of its own
-        threads: of each run; by default one if there are several jobs
+        threads: threads of each run; one by default where there are several jobs
     """
 
     jobs: int = 1

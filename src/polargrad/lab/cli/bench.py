@@ -20,17 +20,17 @@ __all__ = ["Bench"]
 class Bench:
     """Measure every polar method: time against one matrix product of the same shape, residuals, memory.
 
-    Example: polargrad bench polar --shapes 4096x1024 --spectra gaussian log-1e6 --out runs/polar
+    Example: polargrad bench polar --shapes 4096x1024 --spectra gaussian log-1e6
 
     Args:
         what: what to measure
-        shapes: of the matrices; BxMxN for a batch
-        dtypes: of torch
+        shapes: shapes of the matrices; BxMxN is a batch
+        dtypes: torch dtypes
         spectra: gaussian, log-1e6, log-1e12, rank-deficient, clustered, powers-of-two
         methods: methods and peers; all by default
-        repeats: runs of which the fastest counts
+        repeats: number of runs, of which the fastest counts
         device: cpu or cuda
-        out: the new folder; runs/bench-polar-DATE-TIME by default
+        out: new folder; runs/bench-polar-DATE-TIME by default
     """
 
     what: Positional[Literal["polar"]]

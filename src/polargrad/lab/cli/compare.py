@@ -23,34 +23,34 @@ class Compare(Jobs):
 
     Example: polargrad compare adamw muon+polargrad --steps 100
 
-    A sweep tries every combination of the values given; it concerns the recipes that have the role. Roles joined by +
-    move together. `rates` are multiples of a recipe's own learning rates, `warmup` is the schedule's, in steps.
+    A sweep runs every combination of the values given, for the recipes that have the role. Roles joined by + change
+    together. `rates` are multiples of a recipe's own learning rates, `warmup` is the schedule's, in steps.
 
-    Example: polargrad compare muon+adamw --sweep hidden.lr=0.005,0.01 --sweep embedding+head.lr=0.01,0.03
+    Example: polargrad compare muon+adamw --sweep embedding+head.lr=0.01,0.03
 
-    Example: polargrad compare adamw muon+adamw --sweep rates=0.5,1,2 --sweep warmup=0,20
+    Example: polargrad compare adamw --sweep rates=0.5,1,2 --sweep warmup=0,20
 
-    A comparison that has a name brings recipes, grid and steps; --sweep takes the place of its grid.
+    A named comparison brings recipes, grid and steps; --sweep replaces its grid.
 
     Example: polargrad compare phenomena --jobs 2
 
     --tune searches for every recipe's rates, by successive halving and then until no neighbouring rate is better;
     then the recipes run with the seeds that count. `polargrad resume DIR` continues a comparison that was stopped.
 
-    Example: polargrad compare adamw muon+adamw muon+polargrad --tune --seeds 3 --steps 200 --jobs 2
+    Example: polargrad compare adamw muon+adamw --tune --seeds 3 --jobs 2
 
     Args:
         names: recipes, spec.json files of runs, or one named comparison
-        sweep: ROLE.OPTION, rates or warmup, with values; may be given several times
+        sweep: values of ROLE.OPTION, rates or warmup; may be given several times
         tune: search for the learning rates of every recipe first
-        ratio: between neighbouring rates of --tune
-        extend: rounds in which --tune may go beyond its first grid
-        halving: whether --tune begins with a grid of shortened runs, or at the recipe's own rates
-        seeds: how many, from --seed on; figures show bands
-        seed: of the initial weights and of the batches
+        ratio: ratio of neighbouring rates in the search
+        extend: number of rounds in which the search may go beyond its first grid
+        halving: whether the search begins with a grid of shortened runs, or at the recipe's own rates
+        seeds: number of seeds, from --seed on; figures show bands
+        seed: seed of the initial weights and of the batches
         steps: optimizer steps; the recipe's own number by default
-        minutes: of forward, backward and optimizer for every recipe, in place of --steps
-        out: the new folder of the comparison; runs/compare-DATE-TIME by default
+        minutes: minutes of forward, backward and optimizer for every recipe, in place of --steps
+        out: new folder of the comparison; runs/compare-DATE-TIME by default
     """
 
     names: Positional[tuple[str, ...]]

@@ -20,17 +20,32 @@ class List:
     """
 
     def __call__(self) -> None:
-        """Print each with what it is, its learning rates and its steps."""
-        rows: list[tuple[object, ...]] = []
-        for name in RECIPES:
-            spec = spec_of(name)
-            rows.append((name, spec.description, terminal.rates(spec), spec.loop.steps))
-        for name, experiment in ((name, problem.experiment) for name, problem in PROBLEMS.items()):
-            if experiment is not None:
-                about = f"{experiment.title}, {len(experiment.chosen())} configurations."
-                rows.append((name, about, "", experiment.steps))
-        rows += [(name, study.description, "", "") for name, study in STUDIES.items()]
-        rows += [(name, comparison.description, "", comparison.steps) for name, comparison in COMPARISONS.items()]
-        terminal.print_table(("recipe", "what it is", "learning rates", "steps"), rows)
-        print("`polargrad run NAME` runs one of them; `polargrad compare NAME NAME` those with learning rates.")
-        print(f"`polargrad compare {' | '.join(COMPARISONS)}` makes a whole comparison.")
+        """Print a table of each, and by which command they run."""
+        specs = [spec_of(name) for name in RECIPES]
+        roles = ", ".join(specs[0].learning_rates)
+        _section(
+            f"Recipes, with the learning rates of {roles}:",
+            [(s.name, s.description, " ".join(f"{rate:g}" for rate in s.learning_rates.values())) for s in specs],
+            "`polargrad run NAME`, `compare NAME NAME` or `pretrain --recipe NAME`",
+        )
+        problems = {name: problem.experiment for name, problem in PROBLEMS.items() if problem.experiment is not None}
+        _section(
+            "Matrix problems:",
+            [
+                (name, f"{experiment.title}, {len(experiment.chosen())} configurations.", f"{experiment.steps} steps")
+                for name, experiment in problems.items()
+            ],
+            "`polargrad run NAME`",
+        )
+        _section("Studies:", [(name, study.description) for name, study in STUDIES.items()], "`polargrad run NAME`")
+        _section(
+            "Comparisons of several recipes:",
+            [(name, whole.description, f"{whole.steps} steps") for name, whole in COMPARISONS.items()],
+            f"`polargrad compare {' | '.join(COMPARISONS)}`",
+        )
+
+
+def _section(title: str, rows: list[tuple[str, ...]], commands: str) -> None:
+    terminal.console().print(title)
+    terminal.print_table([""] * len(rows[0]), rows)
+    terminal.console().print(f"Run with {commands}.\n")

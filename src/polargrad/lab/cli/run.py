@@ -23,20 +23,20 @@ __all__ = ["Run"]
 
 @dataclass(frozen=True)
 class MatrixOptions:
-    """Of the matrix problems, which `polargrad list` names.
+    """Options of the matrix problems, which `polargrad list` names.
 
     Args:
         only: configurations to run; all by default
-        preset: of the paper's problems: paper, the authors' settings (default), or exact, converged polar factors with
-            step sizes that converge
-        size: of the problem
+        preset: settings of the paper's problems: paper (the authors', the default), or exact (converged polar factors
+            with step sizes that converge)
+        size: size of the problem
         set: settings of the problem, such as rows=2000 rank=3 observed=0.2
-        repeat: how many seeds, from --seed on; figures show bands
+        repeat: number of seeds, from --seed on; figures show bands
         eval_every: steps between evaluations of the gap in float64
-        diagnostics: steps between looks at the singular values of gradient and residual, outside the timed path; 0:
-            never; by default a hundred looks
-        picture: which one the problem `picture` completes
-        ratings: what the problem `ratings` completes: a CSV of user, item, rating
+        diagnostics: steps between computations of the singular values of gradient and residual, outside the timed
+            path; 0: never; by default a hundred of them
+        picture: photograph that the problem `picture` completes
+        ratings: ratings that the problem `ratings` completes: a CSV of user, item, rating
         jobs: configurations at a time, each in a process of its own with its share of the cores
     """
 
@@ -89,15 +89,15 @@ class Run:
 
     Example: polargrad run muon+polargrad --steps 50 --out runs/first
 
-    A matrix problem runs under every optimizer in turn, each run into a folder of its own, with a page.
+    A matrix problem runs under each of its configurations, into a folder with a page.
 
     Example: polargrad run quadratic --only polargrad muon-ns adam
 
     Args:
         name: a recipe, a matrix problem, a study, or the spec.json of a run
         steps: optimizer steps; the recipe's own number by default
-        seed: of the initial weights and of the batches
-        out: the new run folder; runs/NAME-DATE-TIME by default
+        seed: seed of the initial weights and of the batches
+        out: new run folder; runs/NAME-DATE-TIME by default
     """
 
     name: Positional[str]
