@@ -9,9 +9,9 @@ from torch import nn
 import polargrad
 from polargrad.distributed.cost import Machine, gram_is_cheaper, gram_traffic, operations
 from polargrad.distributed.layout import Layout
-from polargrad.distributed.plan import plan
 from polargrad.distributed.strategy import Strategy, choose_strategy
 from polargrad.geometry import Rows, Spectral
+from polargrad.lab.estimate import optimizer_step
 from polargrad.optim.matrix_view import matrix_view
 from tests.distributed.layouts import Place, arguments_of
 from tests.distributed.traffic import counted
@@ -60,8 +60,8 @@ def steps(layout, world, options):
     optimizer.step()
     with counted() as traffic:
         optimizer.step()
-    made = plan(optimizer.param_groups, layouts)
-    return traffic.bytes(), made.sent, {line.name: line.strategy.value for line in made.lines if line.strategy}
+    made = optimizer_step(optimizer.param_groups, layouts)
+    return traffic.bytes(), made.sent, {cost.name: cost.strategy.value for cost in made.costs if cost.strategy}
 
 
 def compare(rank, world, names):
@@ -117,18 +117,18 @@ def test_a_thousand_ranks_on_paper():
     parameters = [nn.Parameter(torch.empty(768, 768, device="meta")) for _ in range(8)]
     parameters.append(nn.Parameter(torch.empty(50304, 768, device="meta")))
     optimizer = polargrad.PolarGrad(parameters, method="newton-schulz", max_steps=5)
-    made = plan(optimizer.param_groups, {p: Layout(tuple(p.shape), (16, 64), (None, 0)) for p in parameters})
+    made = optimizer_step(optimizer.param_groups, {p: Layout(tuple(p.shape), (16, 64), (None, 0)) for p in parameters})
     assert made.world == len(made.sent) == 1024
-    assert [line.strategy for line in made.lines] == [Strategy.OWNER] * 8 + [Strategy.GRAM]
+    assert [cost.strategy for cost in made.costs] == [Strategy.OWNER] * 8 + [Strategy.GRAM]
     assert sum(made.sent) == sum(made.received)
     assert made.seconds > 0
     owners = [
         rank
-        for rank, work in enumerate(zip(*(line.operations for line in made.lines[:8]), strict=True))
+        for rank, work in enumerate(zip(*(cost.operations for cost in made.costs[:8]), strict=True))
         if any(one.half for one in work)
     ]
     assert len(owners) == 8
-    slower = plan(
+    slower = optimizer_step(
         optimizer.param_groups,
         {p: Layout(tuple(p.shape), (16, 64), (None, 0)) for p in parameters},
         Machine(bandwidth=4e9),
@@ -138,8 +138,8 @@ def test_a_thousand_ranks_on_paper():
 
 def test_alone_nothing_travels():
     W = nn.Parameter(torch.empty(64, 64, device="meta"))
-    made = plan(polargrad.PolarGrad([W]).param_groups, {W: Layout((64, 64), (1,), (None,))})
-    assert made.lines[0].strategy is Strategy.REPLICATED
+    made = optimizer_step(polargrad.PolarGrad([W]).param_groups, {W: Layout((64, 64), (1,), (None,))})
+    assert made.costs[0].strategy is Strategy.REPLICATED
     assert made.sent == (0.0,)
     assert made.collectives == 0
 
@@ -149,7 +149,9 @@ def test_running_figures_of_rows_live_with_the_rows():
     held = {}
     for dims in ((0,), (1,), (None,)):
         layouts = {W: Layout((64, 16), (4,), dims)}
-        plain, even = (plan(polargrad.PolarGrad([W], normalize_rows=b).param_groups, layouts) for b in (None, 0.9))
+        plain, even = (
+            optimizer_step(polargrad.PolarGrad([W], normalize_rows=b).param_groups, layouts) for b in (None, 0.9)
+        )
         assert sum(even.sent) - sum(plain.sent) == (4 * 2 * (3 / 4) * 8 * 64 if dims == (1,) else 0)
         assert even.collectives - plain.collectives == (dims == (1,))
         held[dims] = even.state - plain.state
@@ -163,7 +165,7 @@ def test_impossible_machines_and_mixed_meshes_are_refused():
     pair = [nn.Parameter(torch.empty(8, 8)) for _ in range(2)]
     layouts = {pair[0]: Layout((8, 8), (2,), (0,)), pair[1]: Layout((8, 8), (4,), (0,))}
     with pytest.raises(ValueError, match=r"meshes of \[2, 4\] ranks"):
-        plan(polargrad.PolarGrad(pair).param_groups, layouts)
+        optimizer_step(polargrad.PolarGrad(pair).param_groups, layouts)
 
 
 def test_the_model_sends_embeddings_through_gram_matrices_and_hidden_ones_to_owners():

@@ -9,9 +9,9 @@ import torch
 import polargrad
 from polargrad.distributed.cost import operations
 from polargrad.distributed.layout import Layout
-from polargrad.distributed.plan import plan
 from polargrad.distributed.strategy import Strategy, choose_strategy
 from polargrad.geometry import GEOMETRIES, Frobenius
+from polargrad.lab.estimate import optimizer_step
 from polargrad.optim.matrix_view import matrix_view
 from tests.geometry.outside import RankOne
 
@@ -59,8 +59,10 @@ def test_it_is_priced_and_placed_as_it_declares():
     assert operations(RankOne(), 640, 8, torch.float32).single == 1000.0 * 640 * 8
     assert choose_strategy(view, layout, RankOne()) is Strategy.GRAM
     W = torch.nn.Parameter(torch.empty(64, 64, device="meta"))
-    planned = plan(polargrad.PolarGrad([W], geometry="rank-one").param_groups, {W: Layout((64, 64), (4,), (0,))})
-    assert planned.lines[0].strategy is Strategy.OWNER
+    planned = optimizer_step(
+        polargrad.PolarGrad([W], geometry="rank-one").param_groups, {W: Layout((64, 64), (4,), (0,))}
+    )
+    assert planned.costs[0].strategy is Strategy.OWNER
     assert planned.operations.single == 1000.0 * 64 * 64
 
 

@@ -176,7 +176,7 @@ class RunOptions:
         dry_run: train nothing: print what would run, and an estimate of its memory and time.
         devices: of a dry run: number of GPUs that share each batch.
         tflops: of a dry run: teraflops a second that a GPU reaches in bfloat16 products.
-        optimizer_tflops: of a dry run: the same in float32.
+        optimizer_tflops: of a dry run: the same in float32, in which most polar factors are computed.
     """
 
     name: str = ""

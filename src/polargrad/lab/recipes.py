@@ -17,7 +17,7 @@ from polargrad.lab.checks import unknown_name
 from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
 
-__all__ = ["COMPARISONS", "RECIPES", "NamedComparison", "Recipe", "optimizer_for", "register", "spec_of"]
+__all__ = ["COMPARISONS", "RECIPES", "NamedComparison", "Recipe", "optimizer_for", "recipe", "register", "spec_of"]
 
 Options = dict[str, Plain]
 Optimizer = dict[str, Options]
@@ -110,22 +110,22 @@ def spec_of(name: str, *, steps: int | None = None, seed: int = 42) -> RunSpec:
         >>> spec_of("adamw", steps=20).loop.steps
         20
     """
-    return _recipe(name)(steps=steps, seed=seed)
+    return recipe(name)(steps=steps, seed=seed)
 
 
-def optimizer_for(recipe: str, roles: Collection[str], changes: Sequence[str] = ()) -> Optimizer:
+def optimizer_for(name: str, roles: Collection[str], changes: Sequence[str] = ()) -> Optimizer:
     """The options of a recipe for the roles that a model has.
 
     Args:
-        recipe: one of `RECIPES`.
-        roles: of the model.
+        name: name of the recipe.
+        roles: roles of the model.
         changes: "ROLE.OPTION=VALUE", the value as in JSON or a bare word; roles joined by + change together, and * is
             all of them.
 
     Raises:
         ValueError: an unknown recipe, a role that the model does not have, or a change that cannot be read.
     """
-    options = {role: chosen for role, chosen in _recipe(recipe).optimizer().items() if role in roles}
+    options = {role: chosen for role, chosen in recipe(name).optimizer().items() if role in roles}
     for change in changes:
         named, option, value = _read_change(change)
         for role in options if named == ["*"] else named:
@@ -135,7 +135,12 @@ def optimizer_for(recipe: str, roles: Collection[str], changes: Sequence[str] = 
     return options
 
 
-def _recipe(name: str) -> Recipe:
+def recipe(name: str) -> Recipe:
+    """A recipe by its name.
+
+    Raises:
+        ValueError: if none is called so.
+    """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     return RECIPES[name]

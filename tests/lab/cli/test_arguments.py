@@ -110,7 +110,5 @@ def _tables(kind):
 def test_every_option_of_every_command_has_a_meaning(command):
     kind = getattr(importlib.import_module(f"polargrad.lab.cli.{command}"), command.capitalize())
     for table in _tables(kind):
-        options = {
-            entry.name for entry in dataclasses.fields(table) if not dataclasses.is_dataclass(entry.default_factory)
-        }
+        entries = [entry for entry in dataclasses.fields(table) if not dataclasses.is_dataclass(entry.default_factory)]
         assert {entry.name for entry in entries} == {name for name, words in _meanings(table).items() if words}, table

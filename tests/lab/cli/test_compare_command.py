@@ -8,7 +8,6 @@ from polargrad.lab import recipes
 from polargrad.lab.cli import compare
 from polargrad.lab.cli import main as cli
 from polargrad.lab.recipes import NamedComparison
-from polargrad.lab.run import budget
 from polargrad.lab.run.folder import find_runs, read_run
 from tests.runs import tiny_spec, tiny_text
 
@@ -141,16 +140,6 @@ def test_a_spec_of_an_earlier_run_can_be_compared(capsys, tiny_recipes):
     code, _, err = _run(capsys, "compare", "earlier/spec.json", "--steps", "9", "--out", "d")
     assert code == 2
     assert "fixes its 2 steps" in err
-
-
-def test_minutes_become_steps(tiny_recipes, monkeypatch):
-    steps = [{"kind": "step", "seconds": 100.0 + 2.0 * k} for k in range(13)]
-    steps[0]["seconds"] = 0.0
-    monkeypatch.setattr("polargrad.lab.run.runner.train_unrecorded", lambda spec: steps)
-    spec = recipes.spec_of("adamw")
-    assert budget.steps_within(spec, 3.0) == 90
-    with pytest.raises(ValueError, match="do not suffice"):
-        budget.steps_within(spec, 0.001)
 
 
 def test_minutes_are_of_every_recipe(capsys, tiny_recipes):

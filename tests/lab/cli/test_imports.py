@@ -24,7 +24,7 @@ COMMANDS = {
     "resume": (["resume", "begun"], TRAINED),
     "report": (["report", "ended"], {"lab.compare", "lab.report"}),
     "bench": (BENCH, {"lab.studies", "lab.report"}),
-    "plan": (["plan", "--model", "demo", "--mesh", "1x2x1"], {"lab.planning", "lab.recipes", "lab.lm.tensor_parallel"}),
+    "plan": (["plan", "--model", "demo", "--mesh", "1x2x1"], {"lab.estimate", "lab.recipes", "lab.lm.tensor_parallel"}),
     "info": (["info"], set()),
 }
 SLOW = ("run", "pretrain", "resume")  # like `compare`, they load transformers and matplotlib

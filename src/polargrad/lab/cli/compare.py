@@ -11,7 +11,7 @@ from polargrad.lab.cli import report, terminal
 from polargrad.lab.cli.arguments import Jobs, Parallelism, Positional
 from polargrad.lab.compare.comparison import Comparison, run_comparison
 from polargrad.lab.recipes import COMPARISONS, spec_of
-from polargrad.lab.run import budget, runner
+from polargrad.lab.run import runner
 from polargrad.lab.run.spec import RunSpec
 
 __all__ = ["Compare"]
@@ -119,4 +119,6 @@ class Compare(Jobs):
         spec = spec_of(name, steps=steps, seed=self.seed)
         if self.minutes is None:
             return spec
-        return spec_of(name, steps=budget.steps_within(spec, self.minutes), seed=self.seed)
+        from polargrad.lab.estimate import steps_within
+
+        return spec_of(name, steps=steps_within(spec, self.minutes), seed=self.seed)

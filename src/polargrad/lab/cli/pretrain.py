@@ -16,6 +16,7 @@ from polargrad.lab.launch import Launch
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 
 if TYPE_CHECKING:
+    from polargrad.lab.estimate import Estimate
     from polargrad.lab.run.folder import Run
     from polargrad.lab.train import Record
 
@@ -80,37 +81,59 @@ class Pretrain(Launch):
         _report(finished)
 
     def _paced(self, spec: RunSpec) -> RunSpec:
-        """The run with as many steps as take the minutes asked for."""
-        from polargrad.lab.run.budget import steps_within
+        """The run with as many steps as take the minutes asked for: measured here, or of a dry run estimated."""
+        from polargrad.lab.estimate import steps_within
 
-        assert self.schedule.minutes is not None
-        self.parallel.refuse("a run of --minutes")
-        if self.checkpoints.resume is not None:
-            raise ValueError(
-                "--minutes may come to another number of steps; resume with --steps, or `polargrad resume`"
-            )
-        steps = steps_within(spec, self.schedule.minutes)
-        terminal.tell(f"{self.schedule.minutes:g} minutes are {steps} steps here")
+        minutes = self.schedule.minutes
+        assert minutes is not None
+        if self.run.dry_run:
+            steps = max(1, int(60 * minutes / self._estimate(spec).seconds))
+        else:
+            self.parallel.refuse("a run of --minutes")
+            if self.checkpoints.resume is not None:
+                raise ValueError(
+                    "--minutes may come to another number of steps; resume with --steps, or `polargrad resume`"
+                )
+            steps = steps_within(spec, minutes)
+            terminal.tell(f"{minutes:g} minutes are {steps} steps here")
         return replace(self, schedule=replace(self.schedule, minutes=None, steps=steps)).spec()
+
+    def _estimate(self, spec: RunSpec) -> Estimate:
+        """A step on the devices of a dry run, which are copies unless --parallel says otherwise."""
+        from polargrad.distributed.cost import Machine
+        from polargrad.lab.estimate import estimate
+        from polargrad.lab.train.parallel import mesh_sizes
+
+        assert isinstance(spec.objective, LanguageModel)
+        mesh = mesh_sizes(self.parallel.parallel or "ddp", self.run.devices, self.parallel.mesh)
+        machine = Machine(half=self.run.tflops * 1e12, single=self.run.optimizer_tflops * 1e12)
+        return estimate(spec.objective, spec.optimizer, mesh, machine)
 
     def _plan(self, spec: RunSpec) -> Iterator[str]:
         """What would run, line by line."""
         from polargrad.lab.compare.analysis import duration
-        from polargrad.lab.run.footprint import footprint
 
-        model, run = spec.objective, self.run
+        model, run, found = spec.objective, self.run, self._estimate(spec)
         assert isinstance(model, LanguageModel)
-        need = footprint(spec, run.devices)
-        seconds = need.seconds(run.devices, run.tflops * 1e12, run.optimizer_tflops * 1e12)
-        parts = {name: getattr(need, name) / 1e9 for name in ("weights", "optimizer", "activations", "logits")}
-        yield f"{spec.name}: {need.parameters:,} parameters, {spec.description}"
+        parts = {
+            "weights": found.weights,
+            "optimizer": found.optimizer.state,
+            "activations": found.activations,
+            "logits": found.logits,
+            "workspace": found.optimizer.workspace,
+        }
+        yield f"{spec.name}: {found.parameters:,} parameters, {spec.description}"
         yield f"rates: {terminal.rates(spec)}; schedule {spec.schedule}"
-        yield f"{spec.loop.steps:,} steps of {model.batch} x {model.sequence} tokens, {need.tokens:,} in all"
-        listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
-        yield f"memory on each of {run.devices} devices, estimated: {need.memory / 1e9:.1f} GB ({listed})"
+        tokens, seconds = spec.loop.steps * found.tokens, spec.loop.steps * found.seconds
+        yield f"{spec.loop.steps:,} steps of {model.batch} x {model.sequence} tokens, {tokens:,} in all"
+        listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
+        devices = "the device" if run.devices == 1 else f"each of {run.devices} devices"
+        yield f"memory on {devices}, estimated: {found.memory / 1e9:.1f} GB ({listed})"
+        work = "" if found.unpriced is None else f", the work of {found.unpriced} not counted"
         yield (
-            f"time, estimated at {run.tflops:g} TFLOP/s in bfloat16 and {run.optimizer_tflops:g} in float32 factors: "
-            f"{duration(seconds)} ({need.tokens / seconds:,.0f} tokens/s)"
+            f"time, estimated at {run.tflops:g} TFLOP/s in bfloat16 and {run.optimizer_tflops:g} in float32: "
+            f"{duration(seconds)} ({tokens / seconds:,.0f} tokens/s), {found.optimizer_share:.0%} of it in the "
+            f"optimizer{work}"
         )
 
     @contextmanager
