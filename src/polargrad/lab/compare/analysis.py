@@ -1,4 +1,4 @@
-"""What records say: how far runs came, when each was where another ended, over one seed or several."""
+"""Metrics of runs over one seed or several, read from records: final loss, time to another's final loss, spikes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Spread:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def text(self, digits: int = 4, percent: bool = False) -> str:
-        """Mean and standard deviation as a person reads them, with "2 of 3 seeds" where some have none.
+        """Mean and standard deviation as text, with "2 of 3 seeds" where some have no value.
 
         Example:
             >>> Spread((4.1, 4.2, 4.3), 3).text(2)
@@ -69,7 +69,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Reached:
-    """When one configuration was where another ended: its steps and seconds, and these over the other's own."""
+    """Steps and seconds until one configuration reached another's final metric, and their ratio to the other's own."""
 
     steps: Spread
     seconds: Spread
@@ -79,12 +79,12 @@ class Reached:
 
 @dataclass(frozen=True)
 class Replicates:
-    """One configuration, with a run for each seed; a run alone is the simplest case.
+    """One configuration, with a run for each seed; a single run is the simplest case.
 
     Args:
-        name: of the recipe, or of a run alone.
+        name: of the recipe, or of a single run.
         runs: at least one, by seed; all else is equal in their specs.
-        settings: where it stands in a grid, a value for each axis.
+        settings: in a grid, a value for each axis.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Replicates:
     settings: tuple[tuple[Axis, Plain], ...] = ()
 
     def value(self, axis: Axis) -> Plain:
-        """What an axis of the grid was set to."""
+        """The value of an axis of the grid."""
         return dict(self.settings)[axis]
 
     @property
@@ -102,7 +102,7 @@ class Replicates:
 
     @property
     def diverged(self) -> int:
-        """How many seeds have no final metric."""
+        """Number of seeds without a final metric."""
         return self.final.of - len(self.final.values)
 
     @property
@@ -131,9 +131,9 @@ class Replicates:
         return self._spread(largest_rise)
 
     def reach(self, other: Replicates) -> Reached:
-        """When this configuration was where another ended, seed by seed: both have seen the same batches.
+        """When this configuration reached another's final metric, seed by seed, since equal seeds see the same batches.
 
-        Of two runs alone the seeds may differ.
+        Two single runs are compared even if their seeds differ.
         """
         theirs = {run.spec.seed: run for run in other.runs}
         pairs = [(run, theirs[run.spec.seed]) for run in self.runs if run.spec.seed in theirs]
@@ -181,7 +181,7 @@ def first_reach(evaluations: Sequence[Mapping[str, Any]], metric: str, target: f
 
 
 def alone(runs: Iterable[Run]) -> list[Replicates]:
-    """Each run by itself, under its own name.
+    """A `Replicates` of each single run, under the run's name.
 
     Raises:
         ValueError: if there are no runs, or if they do not share one metric.
@@ -199,7 +199,7 @@ def alone(runs: Iterable[Run]) -> list[Replicates]:
 
 
 def replicates(runs: Iterable[Run]) -> list[Replicates]:
-    """One configuration of each recipe, in the order in which recipes come.
+    """One configuration of each recipe, in the order of the runs.
 
     Of the configurations that a recipe ran with, the one with the most steps counts, then the one with the most seeds,
     then the one with the fewest seeds that diverged, then the one with the lowest mean of the metric.
@@ -219,7 +219,7 @@ def replicates(runs: Iterable[Run]) -> list[Replicates]:
 
 
 def baseline_of(measured: Sequence[Replicates]) -> Replicates:
-    """What the others are measured against: AdamW with the lowest final metric, else the first."""
+    """The baseline: AdamW with the lowest final metric, else the first."""
     candidates = [one for one in measured if one.runs[0].spec.recipe == BASELINE_RECIPE] or [measured[0]]
     return min(candidates, key=lambda one: _or_infinity(one.final.mean))
 
@@ -245,14 +245,14 @@ def diverged_at(run: Run) -> int | None:
 
 
 def spikes(run: Run) -> int:
-    """How often the training loss stood out from the steps before it, or stopped being finite."""
+    """Number of spikes of the training loss, and of times at which it stopped being finite."""
     events = sum(record["event"] == "spike" for record in run.of_kind("event"))
     lost = [record["loss"] is None for record in run.of_kind("step")]
     return events + sum(now and not before for before, now in zip([False, *lost], lost, strict=False))
 
 
 def largest_rise(run: Run) -> float:
-    """The most by which the training loss stood above its lowest before; infinite if one was not finite.
+    """The largest rise of the training loss above its lowest value before; infinite if a loss was not finite.
 
     `max_k (loss_k - min_{j <= k} loss_j)`
     """
@@ -265,19 +265,19 @@ def largest_rise(run: Run) -> float:
 
 
 def condition_number(run: Run, role: str) -> float | None:
-    """Of the gradients of a role: the median over its measured matrices and all looks at them; None if none has any."""
+    """Median condition number of the gradients of a role, over matrices and steps; None if none was measured."""
     looks = [record.get("condition_number") for record in run.of_kind("matrix") if record["role"] == role]
     finite = [look for look in looks if look is not None and look > 0]
     return statistics.median(finite) if finite else None
 
 
 def recipe_of(run: Run) -> tuple[Path, str]:
-    """What a run is a variant of: the recipe, within the comparison that it belongs to."""
+    """The comparison's folder and the recipe that a run is a variant of."""
     return run.path.resolve().parent, run.spec.recipe
 
 
 def best_of_recipe(runs: Iterable[Run]) -> list[Run]:
-    """Of each recipe of a comparison the run with the lowest final metric, recipes in the order in which they come."""
+    """The run with the lowest final metric of each recipe of each comparison, in the order of their first runs."""
     best: dict[tuple[Path, str], Run] = {}
     for run in runs:
         lowest = best.setdefault(recipe_of(run), run)
@@ -287,7 +287,7 @@ def best_of_recipe(runs: Iterable[Run]) -> list[Run]:
 
 
 def with_distinct_names(runs: Sequence[Run]) -> list[Run]:
-    """The runs, those that share a name told apart by their folders, or else by a number."""
+    """The runs, with the folder or a number added to names that several share."""
     count = Counter(run.spec.name for run in runs)
     named: dict[str, Run] = {}
     for run in runs:
@@ -328,7 +328,7 @@ def cautions(runs: Sequence[Run]) -> list[str]:
 
 
 def sentence(one: Replicates, baseline: Replicates) -> str:
-    """A run alone in words, as in "muon reaches adamw's final loss in 61% of its steps and 66% of its time"."""
+    """One run in a sentence, as in "muon reaches adamw's final loss in 61% of its steps and 66% of its time"."""
     final, reached = one.final.mean, one.reach(baseline)
     if (step := diverged_at(one.runs[0])) is not None:
         return f"{one.name} diverged at step {step}."
@@ -348,7 +348,7 @@ def sentence(one: Replicates, baseline: Replicates) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Seconds in words.
 
     Example:
         >>> duration(4.25), duration(75.2), duration(7384)

@@ -1,6 +1,6 @@
 """A comparison: which runs it consists of, which of them are missing, and running them.
 
-    DIR/comparison.json    what was asked for, so that a comparison that was stopped can be resumed
+    DIR/comparison.json    its recipes, seeds and search, so that it can be resumed
     DIR/NAME/              a run folder for each run
     DIR/report.html
 
@@ -78,7 +78,7 @@ class Comparison:
 
     @property
     def axes(self) -> list[Axis]:
-        """What the grid varies; empty without one."""
+        """The axes of the grid; empty without one."""
         return [parse_axis(text) for text in self.sweep]
 
     @property
@@ -92,7 +92,7 @@ class Comparison:
         return {spec.name: point for point in self.points for spec in self._seeded(point.spec)}
 
     def pending(self, losses: Mapping[str, float | None]) -> list[RunSpec]:
-        """The runs that can be made now, given the final losses of those that have ended, by name.
+        """The runs that can start now, given the final losses of those that have ended, by name.
 
         In the order of the recipes, so that the first of them are complete when a comparison is stopped.
         """
@@ -109,7 +109,7 @@ class Comparison:
         return waiting
 
     def searches(self, losses: Mapping[str, float | None]) -> dict[str, SearchState]:
-        """How far the search has come for each recipe; empty without one."""
+        """The state of each recipe's search; empty without one."""
         return {spec.name: self.search(spec).state(losses) for spec in self.recipes} if self.tune else {}
 
     def _seeded(self, spec: RunSpec) -> list[RunSpec]:
@@ -133,10 +133,10 @@ class Comparison:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
-        """What `to_dict` gave.
+        """The comparison from the output of `to_dict`.
 
         Raises:
-            ValueError: a format of another version, or keys that do not belong.
+            ValueError: a format of another version, or unknown keys.
         """
         plain = dict(data)
         if (written := plain.pop("format", None)) != FORMAT:

@@ -1,6 +1,6 @@
-"""A grid of runs, read from its records: what each recipe made of each learning rate and each warm-up.
+"""A grid of runs, read from its records: final losses and spikes over learning rates, warm-ups and other options.
 
-A run that diverged stays in every figure and table, as one that diverged.
+Runs that diverged stay in every figure and table, marked as such.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Grid:
     Args:
         along: the axis that tables and figures run along: the first of learning rates, else the last.
         axes: every axis.
-        cells: of all recipes, in the order in which they were asked for.
+        cells: of all recipes, in the order of the comparison.
     """
 
     along: Axis
@@ -77,12 +77,12 @@ class Grid:
     cells: tuple[Replicates, ...]
 
     @classmethod
-    def of(cls, asked: Comparison, runs: Iterable[Run]) -> Grid | None:
-        """The grid that a comparison asked for, as far as its runs have been made; None without one."""
-        if not asked.axes:
+    def of(cls, comparison: Comparison, runs: Iterable[Run]) -> Grid | None:
+        """The grid of a comparison, as far as its runs have been made; None without one."""
+        if not comparison.axes:
             return None
-        along = next((axis for axis in asked.axes if axis.is_rate), asked.axes[-1])
-        places, found = asked.places, dict[str, list[Run]]()
+        along = next((axis for axis in comparison.axes if axis.is_rate), comparison.axes[-1])
+        places, found = comparison.places, dict[str, list[Run]]()
         for run in runs:
             if run.spec.name in places and along in dict(places[run.spec.name].settings):
                 found.setdefault(places[run.spec.name].spec.name, []).append(run)
@@ -92,14 +92,14 @@ class Grid:
                 tuple(sorted(found[point.spec.name], key=lambda run: run.spec.seed)),
                 point.settings,
             )
-            for point in asked.points
+            for point in comparison.points
             if point.spec.name in found
         ]
-        return cls(along, tuple(asked.axes), tuple(cells)) if cells else None
+        return cls(along, tuple(comparison.axes), tuple(cells)) if cells else None
 
     @property
     def recipes(self) -> list[str]:
-        """In the order in which they were asked for."""
+        """Names in the order of the comparison."""
         return list(dict.fromkeys(cell.name for cell in self.cells))
 
     @property
@@ -131,7 +131,7 @@ class Grid:
         return [GridRow(name, self._others(cells[0]), tuple(cells)) for (name, _), cells in found.items()]
 
     def best_along(self, axis: Axis) -> list[GridRow]:
-        """For each recipe and each value of an axis the cell that ended lowest, whatever the other axes."""
+        """For each recipe and each value of an axis the best cell over the other axes."""
         rows = []
         for recipe in self.recipes:
             mine = [cell for cell in self.cells if cell.name == recipe and axis in dict(cell.settings)]
@@ -178,7 +178,7 @@ class Grid:
         ]
 
     def sentences(self) -> list[str]:
-        """For each recipe where it ended lowest, what the other axes cost it, and how often it went wrong."""
+        """For each recipe its best cell, the best for other values of the other axes, and how often runs diverged."""
         lines = []
         for recipe in self.recipes:
             mine = [cell for cell in self.cells if cell.name == recipe]
@@ -204,10 +204,10 @@ class Grid:
 
 
 def edge_notes(runs: Sequence[Run], chosen: Sequence[Run] | None = None) -> list[str]:
-    """For each recipe's best run, the learning rates and warm-ups on the edge of what was tried, each in a sentence.
+    """For each recipe's best run, the learning rates and warm-ups on the edge of the values tried, each in a sentence.
 
-    Roles whose rates always moved together, in whatever ratio, are one axis. What was tried at one value alone was not
-    swept, and no warm-up is shorter than none.
+    Roles whose rates were always changed by the same factor are one axis. An axis with a single value has no edge, and
+    a warm-up of 0 steps is not one.
 
     Args:
         runs: all that was tried.

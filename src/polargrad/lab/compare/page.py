@@ -1,4 +1,4 @@
-"""What compared runs show, in tables, sentences and a page: runs side by side, or recipes over seeds or a grid."""
+"""Findings of compared runs as tables, sentences and a page: runs side by side, or recipes over seeds or a grid."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ _SECONDS = "Seconds count forward, backward and optimizer; evaluation, measureme
 
 @dataclass(frozen=True)
 class Findings:
-    """What runs show, measured against each other.
+    """Results of runs compared with each other.
 
     Args:
         runs: at least one, all judged by the same metric; those of a search for rates included.
-        asked: what the comparison asked for that they belong to; None for runs of any origin.
+        comparison: the comparison that they belong to; None for runs of any origin.
 
     Raises:
         ValueError: if there are no runs, or if they do not share a metric.
     """
 
     runs: Sequence[Run]
-    asked: Comparison | None = None
+    comparison: Comparison | None = None
 
     def __post_init__(self) -> None:
         analysis.alone(self.runs)
@@ -65,46 +65,47 @@ class Findings:
         Raises:
             FileNotFoundError: if none has, or if the folder holds no comparison.
         """
-        asked = read_comparison(folder)
+        comparison = read_comparison(folder)
         runs = [read_run(path) for path in find_runs(folder) if status_of(path) in ENDED]
         if not runs:
-            raise FileNotFoundError(f"no run in {folder} has ended yet; `polargrad resume {folder}` goes on")
-        order = list(asked.places)
+            raise FileNotFoundError(f"no run in {folder} has ended yet; `polargrad resume {folder}` continues it")
+        order = list(comparison.places)
         runs.sort(key=lambda run: order.index(run.spec.name) if run.spec.name in order else len(order))
-        return cls(runs, asked)
+        return cls(runs, comparison)
 
     @property
     def is_replicated(self) -> bool:
         """Whether recipes are compared over seeds, a grid or searched rates, rather than runs side by side."""
-        return self.asked is not None and (self.asked.tune or len(self.asked.seeds) > 1 or bool(self.asked.sweep))
+        asked = self.comparison
+        return asked is not None and (asked.tune or len(asked.seeds) > 1 or bool(asked.sweep))
 
     @cached_property
     def searches(self) -> Mapping[str, SearchState]:
-        """How far the search for rates has come for each recipe; empty without one."""
+        """The state of each recipe's search for learning rates; empty without one."""
         losses = {run.spec.name: final_metric(run) for run in self.runs if run.status in ENDED}
-        return self.asked.searches(losses) if self.asked else {}
+        return self.comparison.searches(losses) if self.comparison else {}
 
     @cached_property
     def shown(self) -> list[Replicates]:
-        """The best run of each recipe; over seeds one configuration of each recipe, in the order asked for.
+        """The best run of each recipe; over seeds one configuration of each recipe, in the comparison's order.
 
-        Recipes whose rates are still searched for are left out while others have come further.
+        Recipes whose rates are still being searched for are left out, unless all are.
         """
-        if not self.asked or not self.is_replicated:
+        if not self.comparison or not self.is_replicated:
             return analysis.alone(analysis.best_of_recipe(self.runs))
         waiting = {name for name, state in self.searches.items() if state.pending}
         found = analysis.replicates(self.runs)
         found = [one for one in found if one.name not in waiting] or found
-        order = [spec.recipe for spec in self.asked.recipes]
+        order = [spec.recipe for spec in self.comparison.recipes]
         return sorted(found, key=lambda one: order.index(one.name) if one.name in order else len(order))
 
     @cached_property
     def grid(self) -> Grid | None:
-        """The grid that the comparison asked for; None without one."""
-        return Grid.of(self.asked, self.runs) if self.asked else None
+        """The grid of the comparison; None without one."""
+        return Grid.of(self.comparison, self.runs) if self.comparison else None
 
     def title(self) -> str:
-        """What is compared."""
+        """The title of the page."""
         names, baseline = [one.name for one in self.shown], analysis.baseline_of(self.shown).name
         if self.is_replicated:
             seeds = len(self.shown[0].runs)
@@ -114,7 +115,7 @@ class Findings:
         return f"{against} against {baseline}" if others else baseline
 
     def sentences(self) -> list[str]:
-        """Who came how low, and how soon that was where the others ended."""
+        """Final losses, and how soon the best recipe reached those of the others."""
         if not self.is_replicated:
             baseline = analysis.baseline_of(self.shown)
             ordered = sorted(self.shown, key=lambda one: one is not baseline)  # the other sentences refer to it
@@ -134,7 +135,7 @@ class Findings:
         return lines + [f"{one.name} diverged." for one in self.shown if one.final.mean is None]
 
     def warnings(self) -> list[str]:
-        """Why the comparison may not be fair, and what was tried too little."""
+        """Reasons why the comparison may be unfair, and rates or warm-ups on the edge of the values tried."""
         if not self.is_replicated:
             return [*analysis.cautions(self.runs), *edge_notes(self.runs)]
         final = [run for one in self.shown for run in one.runs]
@@ -180,7 +181,7 @@ class Findings:
         return Table(tuple(rows[0]), [tuple(row.values()) for row in rows], note)
 
     def cross_tables(self) -> list[Table]:
-        """For steps and for seconds: when the recipe of a row was where the recipe of a column ended."""
+        """Steps and seconds until the recipe of a row reached the final loss of the recipe of a column."""
         tables = []
         for name, digits in (("steps", 0), ("seconds", 1)):
             rows = []
@@ -197,7 +198,7 @@ class Findings:
                     cells.append(("never" if spread.mean is None else spread.text(digits)) + part)
                 rows.append((one.name, *cells))
             columns = (f"{name} to the final loss of", *(one.name for one in self.shown))
-            note = "In brackets the share of what the other itself took; seed by seed, on the same batches."
+            note = "In brackets the ratio to the other’s own; seed by seed, on the same batches."
             tables.append(Table(columns, rows, note))
         return tables
 
@@ -224,7 +225,7 @@ class Findings:
         if self.grid:
             sections.append(Section("The grid", self.grid.sentences(), self.grid.tables(), figures(self.grid)))
         if self.is_replicated:
-            sections.append(Section("Who reaches whom", (), self.cross_tables()))
+            sections.append(Section("Steps and seconds to each other’s final loss", (), self.cross_tables()))
         if tried := self.tried():
             notes = [f"{name}: {_search_state(state)}" for name, state in self.searches.items()]
             sections.append(Section("Learning rates tried", notes, [tried]))
@@ -291,7 +292,7 @@ def _what_ran(shown: Sequence[Run], folder: Path) -> Section:
 
 
 def _model(run: Run) -> str:
-    """What was minimized, in words."""
+    """The objective in words."""
     objective = run.spec.objective
     if not isinstance(objective, LanguageModel):
         return f"{objective.kind}: " + ", ".join(f"{key} {value}" for key, value in objective.settings.items())
@@ -307,7 +308,7 @@ def _model(run: Run) -> str:
 
 
 def _events(run: Run) -> list[str]:
-    """What happened: each event and message once, with its first step."""
+    """Each event and message once, with its first step."""
     first: dict[tuple[str, str], int] = {}
     count = Counter()
     for record in run.of_kind("event"):

@@ -1,7 +1,7 @@
 """Learning rates by successive halving, then by a search that ends only where no neighbour is better.
 
-Everything here is a function of the runs that have ended: asked with their losses, it says which runs come next. A
-comparison that was stopped therefore goes on by being asked again.
+The state of a search is a function of the final losses of the runs that have ended, so that a comparison that was
+stopped continues by computing the state again.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Offsets = tuple[int, ...]
 
 @dataclass(frozen=True)
 class SearchState:
-    """What is known of a recipe's rates.
+    """How far the search for a recipe's rates has come.
 
     Args:
-        pending: runs to be made before more can be said; empty when the search is over.
+        pending: the runs to make next; empty when the search is over.
         best: the run with the lowest loss at full length so far; None before there is one.
         bracketed: whether the search ended with a worse neighbour on either side of every rate.
         extensions: rounds that the search took beyond the first grid.
@@ -108,7 +108,7 @@ class RateSearch:
         )
 
     def state(self, losses: Mapping[str, float | None]) -> SearchState:
-        """What to run next, given the final losses of the runs that have ended by name; None for one that diverged."""
+        """The state after runs with these final losses, by name; None for a run that diverged."""
         offsets = (-1, 0, 1) if self.halving else (0,)
         points: Sequence[Offsets] = list(itertools.product(offsets, repeat=len(self.axes)))
         for steps in self.rungs:

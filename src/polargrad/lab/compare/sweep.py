@@ -1,4 +1,4 @@
-"""Sweeps: what a grid of runs varies, and the runs at its points."""
+"""Sweeps: the axes of a grid of runs, and the runs at its points."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Axis", "GridPoint", "expand", "grid_points", "parse_axis", "setting_
 
 @dataclass(frozen=True)
 class Axis:
-    """What a sweep varies: an option of some roles, all learning rates at once, or the length of the warm-up.
+    """An axis of a sweep: an option of some roles, all learning rates at once, or the length of the warm-up.
 
     Args:
         roles: the roles whose option is set, which move together; empty for `rates` and `warmup`.
@@ -79,11 +79,11 @@ class Axis:
         return option == self.option and (not self.roles or role in self.roles)
 
     def concerns(self, spec: RunSpec) -> bool:
-        """Whether the spec has what is varied."""
+        """Whether the spec has one of the roles."""
         return not self.roles or any(role in spec.optimizer for role in self.roles)
 
     def applied(self, spec: RunSpec, value: Plain) -> RunSpec:
-        """The spec with one of the values.
+        """The spec with the axis set to a value.
 
         Raises:
             ValueError: if the value does not fit the spec.
@@ -135,7 +135,7 @@ class GridPoint:
     """A point of a grid.
 
     Args:
-        spec: what runs there.
+        spec: the run at the point.
         settings: a value for each axis that concerns the recipe.
     """
 
@@ -150,7 +150,7 @@ def grid_points(specs: Sequence[RunSpec], axes: Sequence[Axis]) -> list[GridPoin
     roles.
 
     Args:
-        specs: where the grids start; a point keeps the recipe, and its name says what was set.
+        specs: where the grids start; a point keeps the recipe, and its settings are added to the name.
         axes: what is varied.
 
     Raises:
@@ -174,7 +174,7 @@ def expand(spec: RunSpec, axes: Sequence[Axis]) -> list[RunSpec]:
     """The specs at every point of the grid that the axes span over a spec; the spec alone if no axis concerns it.
 
     Args:
-        spec: where the grid starts; its recipe is kept, and the names say what was set.
+        spec: where the grid starts; its recipe is kept, and the settings are added to its name.
         axes: the first varies slowest.
 
     Raises:

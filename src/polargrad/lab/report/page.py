@@ -1,7 +1,7 @@
 """The page of every report: a title, findings, sections of text, tables and figures, and where it ran.
 
-A page is one HTML file that asks for nothing outside itself; links are relative. Everything that comes from a run is
-escaped: jinja2 escapes text, matplotlib what it draws.
+A page is one HTML file without external resources; its links are relative. All text of a run is escaped: by jinja2 in
+the page, by matplotlib in figures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Cell:
     """A cell of a table that is more than text.
 
     Args:
-        text: what it says.
+        text: plain text.
         warning: follows the text in another colour.
         swatch: number of the line in the figures whose colour stands before the text.
         best: whether it is the best of its column, shown in bold.

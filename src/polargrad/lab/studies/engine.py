@@ -1,4 +1,4 @@
-"""The benchmark of the polar engine: time, residuals and memory of every method, and of what stands beside them.
+"""The benchmark of the polar engine: time, residuals and memory of every method and of its peers.
 
 Times are multiples of one matrix product of the same shape.
 """
@@ -59,7 +59,7 @@ class MatrixBatch:
         device: where the matrices are.
 
     Raises:
-        ValueError: a shape, dtype, spectrum or device that there is not.
+        ValueError: an impossible shape, or an unknown dtype, spectrum or device.
     """
 
     shape: tuple[int, ...]
@@ -274,7 +274,7 @@ def measure(
         batch: what A is, for the record.
         A: (*batch, m, n) the matrices.
         reference: of A, where it is known already.
-        repeats: runs of which the fastest counts: what else the machine does only ever adds time.
+        repeats: number of runs, of which the fastest counts, since other load only adds time.
     """
     results: list[Tensor] = []
     about = (contender.name, contender.ours, batch.name, batch.dtype, batch.spectrum)
@@ -354,7 +354,7 @@ def benchmark(
 
 
 def machine() -> dict[str, Any]:
-    """Where the numbers come from: the environment, and the versions of the peers."""
+    """The environment of the measurements, with the versions of the peers."""
     return {**environment(), "scipy": version("scipy"), "jax": version("jax"), "mpmath": version("mpmath")}
 
 

@@ -1,4 +1,4 @@
-"""What a reader sees of the engine's benchmark: the plot of time against error, the tables, and the files of both."""
+"""Results of the engine's benchmark: the plot of time against error, the tables, and their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory that a call holds at its peak, counted from what torch operations hand back."""
+"""Peak memory of a call, counted from the tensors that torch operations return."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["peak_bytes"]
 
 
 class _Allocations(TorchDispatchMode):
-    """Follows the bytes of every storage that torch operations hand back, until it is freed."""
+    """Counts the bytes of every storage that a torch operation returns, until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,13 +49,13 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int:
-    """The largest amount of memory that a call holds on top of what was there.
+    """The largest amount of memory that a call allocates, in bytes.
 
-    On a CPU it is the sum of the storages that torch operations hand back, without what they use inside, such as the
-    workspace of LAPACK; on a CUDA device what its allocator says.
+    On a CPU it is the sum of the storages that torch operations return, without their internal memory such as the
+    workspace of LAPACK; on a CUDA device it is the maximum that the allocator reports.
 
     Args:
-        function: what to call.
+        function: the call.
         device: where it allocates.
 
     Example:

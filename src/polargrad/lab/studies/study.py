@@ -30,7 +30,7 @@ StageProgress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study found.
+    """Findings of a study.
 
     Args:
         page: its report.
@@ -49,7 +49,7 @@ class StudyFolder:
     Args:
         path: the folder; it must not exist.
         name: of the study.
-        options: what it was asked to do, as plain data.
+        options: as plain data.
 
     Raises:
         FileExistsError: if the folder exists. Nothing in it is touched.
