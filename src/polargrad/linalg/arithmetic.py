@@ -23,7 +23,6 @@ class Arithmetic:
         device: name of the device.
         half: "bfloat16" where its products are faster than those of float32, else None.
         double: whether float64 products take at most about twice the time of float32 ones.
-        blocking_lapack: whether a factorization may ask the device for numbers without waiting for a queue (a CPU).
         reason: what was looked at, in a sentence.
     """
 
@@ -33,9 +32,8 @@ class Arithmetic:
     reason: str
 
     def __str__(self) -> str:
-        half = f"products in {self.half} are fast" if self.half else "half-precision products are slow"
-        double = "float64 products are fast" if self.double else "float64 products are slow"
-        return f"{self.device}: {half}, {double} ({self.reason})"
+        fast = ["float32", *filter(None, [self.half]), *(["float64"] if self.double else [])]
+        return f"fast products in {', '.join(fast)}: {self.reason}"
 
 
 def _of_cpu() -> Arithmetic:
@@ -44,8 +42,8 @@ def _of_cpu() -> Arithmetic:
     x86 = torch.cpu._is_avx2_supported()
     native = not x86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if supported and native:
-        return Arithmetic("cpu", "bfloat16", True, "native bfloat16 products" if x86 else "bfloat16 kernels of oneDNN")
-    return Arithmetic("cpu", None, True, "no native bfloat16 products: neither AVX-512 BF16 nor AMX")
+        return Arithmetic("cpu", "bfloat16", True, "native bfloat16" if x86 else "bfloat16 kernels of oneDNN")
+    return Arithmetic("cpu", None, True, "neither AVX-512 BF16 nor AMX")
 
 
 def _of_cuda(device: torch.device) -> Arithmetic:
