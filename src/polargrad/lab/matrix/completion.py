@@ -50,17 +50,17 @@ class MatrixCompletion(Problem):
     grad_X f = 2/sum(mask) (mask * (X Y^T - M)) Y, and alike for Y.
 
     Args:
-        M: (p, q); entries that no mask selects are not looked at, and may be NaN.
+        M: (p, q); entries that no mask selects are ignored, and may be NaN.
         mask: (p, q), bool: the observed entries.
         X: (p, r), the initial point.
         Y: (q, r), the initial point.
-        held_out: (p, q), bool: known entries that were not observed; evaluations give the error on them.
+        held_out: (p, q), bool: known entries that were not observed; evaluations report the error on them.
         exact: whether a fit without error exists, so that f* = 0; else f* counts as unknown.
 
     Raises:
         TypeError: M, X or Y not real floating point, a mask that is not bool.
-        ValueError: shapes that do not fit together, a mask that selects nothing, NaN or infinity where a mask looks, an
-            entry that is observed and held out.
+        ValueError: shapes that do not fit together, a mask that selects nothing, NaN or infinity in a selected
+            entry, an entry that is observed and held out.
 
     Example:
         >>> M, mask = torch.tensor([[1.0, 2.0], [2.0, 4.0]]), torch.tensor([[True, True], [True, False]])

@@ -184,7 +184,7 @@ class MatrixLogistic(Problem):
 
 
 class _Batches:
-    """The rows of each step, drawn in order from one stream and kept, so that any step can be asked for again."""
+    """The rows of each step, drawn in order from one stream and kept, so that any step can be repeated."""
 
     def __init__(self, seed: int, start: torch.Size, rows: int, batch: int) -> None:
         self._draw = generator(seed)

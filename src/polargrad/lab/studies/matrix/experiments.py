@@ -193,7 +193,7 @@ def resume_experiment(
 def _carry_out(
     specs: Sequence[RunSpec], path: Path, options: ExperimentOptions, progress: Callable[[str], Progress | None]
 ) -> tuple[list[Run], Path]:
-    """Make the runs that are not yet made, several at a time if asked, then figures and page."""
+    """Make the runs that do not exist yet, `jobs` at a time, then figures and page."""
     waiting = {spec.name: spec for spec in specs}
     run_all(
         lambda: list(waiting.values()),

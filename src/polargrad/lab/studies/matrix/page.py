@@ -186,7 +186,7 @@ def _figure(
         curve = over_seeds(same, **what, positive=True, center=statistics.median)
         if not curve.x:
             continue
-        # A family beyond the palette is grey, and told from the dark one by its dashes.
+        # A family beyond the palette is grey; its dashes distinguish it from the dark one.
         in_palette = c.family in _FAMILIES
         variant = seen.get(c.family, 0 if in_palette else 3)
         seen[c.family] = variant + 1
@@ -201,6 +201,6 @@ def _figure(
         return None
     xlabel = what.get("x", "iteration")
     figure = line_figure(key, title, lines, xlabel=xlabel, ylabel=ylabel, size=(6.6, 4.0), log=True, legend_beside=True)
-    if momentum_ends:  # what stands beside them may have run for longer
+    if momentum_ends:  # the variants without momentum may have run for longer
         figure.canvas.axes[0].set_xlim(-0.02 * max(momentum_ends), 1.02 * max(momentum_ends))
     return figure

@@ -89,7 +89,7 @@ def best_descent(hessian: Kronecker, G: Tensor, ball: Ball, radius: float, *, to
         G: the gradient (m, n).
         ball: the norm.
         radius: longest step.
-        tolerance: relative; an ellipsoid's answer is exact to rounding.
+        tolerance: relative; in an ellipsoid the result is exact to rounding.
 
     Returns:
         The descent of a step that is admissible, so at most the maximum and at least (1 - tolerance) times it.
@@ -140,4 +140,6 @@ def _in_norm_ball(hessian: Kronecker, G: Tensor, ball: Ball, radius: float, tole
             gap = float(inner(HD - G, D) + radius * ball.geometry.dual_norm(HD - G))
             if gap <= tolerance * descent:
                 return descent
-    raise ArithmeticError(f"no step within {tolerance} of the best was found in the {ball.shape} ball of {radius:.3g}")
+    raise ArithmeticError(
+        f"the search ended before a step within {tolerance} of the best in the {ball.shape} ball of {radius:.3g}"
+    )

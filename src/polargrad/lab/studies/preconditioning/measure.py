@@ -39,7 +39,7 @@ def hessian(problem: MatrixQuadratic) -> Kronecker:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One optimizer at one iterate of its own run with exact line search.
+    """One optimizer at one iterate of its run with exact line search.
 
     Args:
         optimizer: a key of `VIEWS`.
@@ -51,7 +51,7 @@ class Measurement:
         direction_kappa: the same of the direction.
         descent: f(X) - f(X - t D) with the best t.
         share: descent / gap.
-        efficiency: descent over the most that any step no longer in the optimizer's own norm would give.
+        efficiency: descent over the largest descent of any step that is no longer in the optimizer's norm.
     """
 
     optimizer: str
@@ -72,7 +72,7 @@ class Course:
 
     Args:
         optimizer: a key of `VIEWS`.
-        measurements: at the iterates asked for.
+        measurements: at the chosen iterates.
         gaps: f(X_k) - f* for every k.
     """
 
@@ -81,7 +81,7 @@ class Course:
     gaps: list[float] = field(default_factory=list)
 
     def steps_to(self, fraction: float) -> int | None:
-        """The first k with gap at most `fraction` of the first gap; None if there is none."""
+        """The first k with gap at most `fraction` of the first gap; None if the run has no such k."""
         return next((k for k, gap in enumerate(self.gaps) if gap <= fraction * self.gaps[0]), None)
 
 

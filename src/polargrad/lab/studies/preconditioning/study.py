@@ -41,10 +41,10 @@ def preconditioning(
         seed: of the regression's data and first iterate.
         at: iterates to measure at.
         problem: the regression; by default the paper's at a tenth of its size, drawn from the seed.
-        progress: told the name of each optimizer as it begins, and the share of the work before it.
+        progress: called with the name of each optimizer as it begins, and the share of the work before it.
 
     Returns:
-        Where the page is and what was found, in sentences.
+        The page's path and the findings in sentences.
 
     Raises:
         FileExistsError: `out` exists.
@@ -141,7 +141,7 @@ def _measured(courses: Sequence[Course]) -> Table:
         ("of the best step", "{efficiency:.2f}"),
         ("steps to 0.1% of the gap", "{steps}"),
     )
-    return table_of(rows, columns, "Medians over the iterates measured along each one's own run.")
+    return table_of(rows, columns, "Medians over the iterates of each optimizer's run.")
 
 
 _BEFORE: dict[str, Any] = {"marker": "o", "color": MUTED, "markerfacecolor": "white"}
@@ -183,9 +183,9 @@ def _dumbbells(axes: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[st
     """A line from the median before to the median after, on a logarithmic axis."""
     axes.set_xscale("log")
     for y, name in enumerate(names):
-        own = [row for row in rows if row["optimizer"] == name]
-        start = statistics.median(row[before] for row in own)
-        finite = [row[after] for row in own if row[after] is not None and math.isfinite(row[after])]
+        measured = [row for row in rows if row["optimizer"] == name]
+        start = statistics.median(row[before] for row in measured)
+        finite = [row[after] for row in measured if row[after] is not None and math.isfinite(row[after])]
         if finite:
             end = statistics.median(finite)
             axes.plot([start, end], [y, y], color=INK, linewidth=1.0, zorder=1)

@@ -56,7 +56,7 @@ OPTIMIZERS: Mapping[str, MakeOptimizer] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Response:
-    """How an update's size answers to the gradient's.
+    """How the size of an update follows the size of the gradient.
 
     Args:
         optimizer: its name.
@@ -92,7 +92,7 @@ def response(optimizer: str, generator: torch.Generator, *, decades: int = 12, r
     """Feed one gradient, scaled over `decades` powers of ten, `repeats` times each, and measure the last update.
 
     Repeating lets averages of gradients and of their squares settle. The parameter is set to zero before each step, so
-    that its own rounding does not hide a tiny update.
+    that rounding of the parameter does not hide a tiny update.
     """
     G: Tensor = torch.randn(12, 8, dtype=torch.float64, generator=generator)
     G = G / torch.linalg.matrix_norm(G)
@@ -100,11 +100,11 @@ def response(optimizer: str, generator: torch.Generator, *, decades: int = 12, r
     for exponent in range(decades + 1):
         scale = 10.0**-exponent
         p = torch.nn.Parameter(torch.zeros_like(G))
-        made = OPTIMIZERS[optimizer]([p])
+        instance = OPTIMIZERS[optimizer]([p])
         for _ in range(repeats):
             p.data.zero_()
             p.grad = scale * G
-            made.step()
+            instance.step()
         result.gradient_norms.append(scale)
         result.update_norms.append(float(torch.linalg.matrix_norm(p.detach())))
     return result

@@ -89,7 +89,7 @@ class Step(NamedTuple):
         cosine: <G, U~> / (||G||_F ||U~||_F).
         deviation: of the optimizer's step from gamma <G, U~> U~, in units of the rounding that is allowed.
         residuals: symmetry and definiteness of U~^T G in units of eps * dimension of the oracle's arithmetic, looked at
-            in steps 0, 1, 2, 4, 8, ...
+            in steps 0, 1, 2, 4, 8, ...; else None
     """
 
     gap: float
@@ -195,8 +195,8 @@ def descend(
 
 
 def _residuals(G: Tensor, U: Tensor, eps: float) -> tuple[float, float]:
-    found = residuals(G, U)
-    return float(found.symmetry) * _EPS / eps, float(found.definiteness) * _EPS / eps
+    measured = residuals(G, U)
+    return float(measured.symmetry) * _EPS / eps, float(measured.definiteness) * _EPS / eps
 
 
 class Violation(NamedTuple):
@@ -215,7 +215,7 @@ class Check(NamedTuple):
     violations: list[Violation]
 
 
-# Ratios to eps * dimension above which an answer is no function of its gradient's singular values. Correct factors stay
+# Ratios to eps * dimension above which U~ is not a function of its gradient's singular values. Correct factors stay
 # below 1 in float64; a rotation by one hundredth gives about 1e12.
 RESIDUAL_LIMIT = 100.0
 

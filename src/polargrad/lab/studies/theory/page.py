@@ -72,8 +72,9 @@ def sections(records: Records) -> list[Section]:
             "Oracles",
             (
                 "Convergence alone cannot tell a wrong factor from a right one: −γ⟨G, Ũ⟩ Ũ descends along any Ũ, and "
-                "Ũ and −Ũ give the same step. So each answer is also held to what it claims: ŨᵀG symmetric and "
-                "positive semidefinite to rounding, and for converged methods ε = 0.",
+                "Ũ and −Ũ give the same step. So each step of PolarGrad is compared with −γ⟨G, Ũ⟩ Ũ, and each factor "
+                "is held to what it claims: ŨᵀG symmetric and positive semidefinite to rounding, and for converged "
+                "methods ε = 0.",
             ),
             [_oracle_table(records)],
             [drawn["oracles"]],

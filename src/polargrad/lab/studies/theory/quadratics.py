@@ -21,7 +21,7 @@ class Quadratic:
     """f(X) = 1/2 <X - X*, H[X - X*]> + f*, in float64.
 
     Args:
-        family: how it was made, one of `FAMILIES`.
+        family: one of `FAMILIES`.
         smoothness: L, the largest eigenvalue of H.
         convexity: mu, the smallest.
         minimizer: X*, (m, n).

@@ -251,10 +251,10 @@ def theory(
         quadratics: how many random quadratics the convergence theorems are checked on, each with two oracles.
         steps: most steps of PolarGrad on each.
         brief: shorten the other stages to a first look, at which levels and floors have not settled.
-        progress: told the name of each stage as it begins, and the share of the work before it.
+        progress: called with the name of each stage as it begins, and the share of the work before it.
 
     Returns:
-        Where the page is, what was found in sentences, and whether every claim held.
+        The page's path, the findings in sentences, and whether every claim held.
 
     Raises:
         FileExistsError: `out` exists.
