@@ -173,10 +173,10 @@ def test_a_parameter_that_was_never_stepped_starts_afresh():
 def test_an_option_that_the_state_does_not_know_stays():
     parts, optimizers = build("two")
     run(parts, optimizers, [0])
-    state = {key: value for key, value in optimizers.state_dict().items() if not key.endswith(".workspace")}
+    state = {key: value for key, value in optimizers.state_dict().items() if not key.endswith(".on_nonfinite")}
     parts, optimizers = build("two")
     optimizers.load_state_dict(state)
-    assert optimizers.param_groups[0]["workspace"] == 2**28
+    assert optimizers.param_groups[0]["on_nonfinite"] == "skip"
 
 
 def test_what_cannot_be_one_state_is_refused():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from polargrad.optim.execution import Executor
+from polargrad.optim.execution import Executor, check_shapes
 from polargrad.optim.update import StepContext, decay_
 
 __all__ = ["AdamWRule"]
@@ -67,6 +67,10 @@ class AdamWRule:
             parameters, gradients = [parameters[i] for i in chosen], [gradients[i] for i in chosen]
             states = [context.states[p] for p in parameters]
             self._move(group["lr"], parameters, gradients, states, keep if masked else None, context.executor)
+
+    def check_state(self, parameter: Tensor, state: Mapping[str, Any], name: str) -> None:
+        """Refuse a loaded state whose moments are not tensors of the parameter's shape."""
+        check_shapes(parameter, state, ("exp_avg", "exp_avg_sq"), name)
 
     def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:
         """Give a parameter the state before its first step, zeros, where it is missing."""

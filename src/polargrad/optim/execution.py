@@ -29,6 +29,7 @@ __all__ = [
     "SingleProcess",
     "all_within",
     "apply_lmo",
+    "check_shapes",
     "concatenate",
     "default_workspace",
     "executor_for",
@@ -493,6 +494,22 @@ class Batch:
             self.view.spread([next(parts) if f == 1.0 else next(parts) * f for f in factors]) for _ in self.parameters
         ]
         return self.fold(self.executor.local_slices(self.parameters, spread, momentum=momentum))
+
+
+def check_shapes(parameter: Tensor, state: Mapping[str, Any], keys: Sequence[str], name: str) -> None:
+    """Refuse a loaded state in which one of the keys is missing or has another shape than the parameter.
+
+    Raises:
+        ValueError: the message names the parameter and both shapes.
+    """
+    for key in keys if state else ():
+        found = state.get(key)
+        if not isinstance(found, Tensor) or found.shape != parameter.shape:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else found
+            raise ValueError(
+                f"the state of {name} has {key} of shape {shape}, and the parameter {tuple(parameter.shape)}: it was saved "
+                "for another model, or by another optimizer"
+            )
 
 
 def default_workspace(parameters: Sequence[Any]) -> int:

@@ -8,6 +8,7 @@ which: a name, or a mapping of the name and some of the fields. What is given an
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any, TypeVar
@@ -275,6 +276,14 @@ def inherited_options(own: Mapping[str, Any], inherited: Mapping[str, Any]) -> d
     return {option: value for option, value in inherited.items() if option not in unused}
 
 
+# Options of other optimizers, which would do nothing here.
+_OF_OTHERS = frozenset({
+    *("adjust_lr_fn", "algorithm", "amsgrad", "backend", "backend_steps", "beta", "beta1", "beta2", "cautious"),
+    *("dampening", "decoupled_weight_decay", "differentiable", "epsilon", "foreach", "fused", "learning_rate", "mu"),
+    *("ns_coefficients", "ns_steps", "rho", "use_muon"),
+})  # fmt: skip
+
+
 def fill_options(group: dict[str, Any], constructor: Mapping[str, Any], *, strict: bool) -> None:
     """Give a group all options of its rule, in place: its own, else those of the constructor, else the defaults.
 
@@ -295,11 +304,13 @@ def fill_options(group: dict[str, Any], constructor: Mapping[str, Any], *, stric
                 raise ValueError(
                     f"{option} is used by rule={other!r}, not by rule={rule!r} of this group; leave it out"
                 )
-    if unknown:
-        raise ValueError(
-            f"unknown option {', '.join(map(repr, unknown))} in a parameter group with rule={rule!r}; "
-            f"known: {', '.join(sorted(OPTIONS[rule]))}, role"
-        )
+    for option in unknown:
+        # Whatever else a group holds belongs to schedulers and frameworks: a name, a factor of the rate.
+        if option in _OF_OTHERS or difflib.get_close_matches(option, OPTIONS[rule], n=1, cutoff=0.8):
+            raise ValueError(
+                f"unknown option {option!r} in a parameter group with rule={rule!r}; "
+                f"known: {', '.join(sorted(OPTIONS[rule]))}, role"
+            )
     plain_options(group)
     filled = {**_GROUP_DEFAULTS, **_OF_GEOMETRY, "scope": "matrix", **inherited_options(group, constructor)}
     for option, value in filled.items():

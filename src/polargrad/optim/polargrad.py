@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -128,8 +129,9 @@ class PolarGrad(torch.optim.Optimizer):
         process_group: Any = None,
         shard_momentum: bool = False,
     ) -> None:
+        given = dict(locals())
         outside = ("self", "params", "process_group", "shard_momentum", "__class__")
-        defaults = {option: value for option, value in dict(locals()).items() if option not in outside}
+        defaults = {option: value for option, value in given.items() if option not in outside}
         plain_options(defaults)
         check_values(defaults)
         self._ledger = SkipLedger()
@@ -183,16 +185,25 @@ class PolarGrad(torch.optim.Optimizer):
         """Load a state; momentum and running norms keep their own dtype where torch would take the parameter's.
 
         Raises:
-            ValueError: groups of other sizes, or options that are refused; nothing is loaded.
+            ValueError: the state of another optimizer, groups of other sizes, options that are refused, or a tensor of
+                another shape than the parameter's; nothing is loaded.
         """
         loaded: list[dict[str, Any]] = []
 
         def check(_: Any, final: dict[str, Any]) -> None:
             loaded.append(final)
-            for saved in final["param_groups"]:
+            for saved, present in zip(final["param_groups"], self.param_groups, strict=False):
+                if "rule" not in saved:
+                    raise ValueError(
+                        "the state is of another optimizer: its groups have no 'rule'; load it into the kind of "
+                        "optimizer that saved it"
+                    )
                 group = dict(saved)
                 fill_options(group, self.defaults, strict=False)
-                resolve(group)
+                rule = resolve(group)
+                for position, key in enumerate(saved["params"][: len(present["params"])]):
+                    state = final["state"].get(key, {})
+                    rule.check_state(present["params"][position], state, parameter_name(present, position))
 
         before = self.register_load_state_dict_pre_hook(check)
         after = self.register_load_state_dict_post_hook(lambda _: self._restore_dtypes(loaded[-1]), prepend=True)
@@ -250,6 +261,9 @@ class PolarGrad(torch.optim.Optimizer):
     def _current_rules(self) -> list[Rule]:
         """The rule of each group, resolved anew where an option was changed in `param_groups`."""
         for index, group in enumerate(self.param_groups):
+            lr = group["lr"]
+            if not isinstance(lr, Tensor) and not 0.0 <= lr < math.inf:
+                raise ValueError(f"lr of group {index} must be finite and at least 0, got {lr}; nothing was stepped")
             for option, value in self._rules[index].options.items():
                 if group[option] != value:
                     self._rules[index] = resolve(group)

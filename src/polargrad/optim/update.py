@@ -36,6 +36,7 @@ from polargrad.optim.execution import (
     Directions,
     Executor,
     LMOResult,
+    check_shapes,
     concatenate,
     make_batches,
     stack,
@@ -345,6 +346,10 @@ class PolarRule:
     def view_of(self, shape: tuple[int, ...]) -> MatrixView:
         """How a parameter of this shape is split into matrices."""
         return self.shape_of(shape).view
+
+    def check_state(self, parameter: Tensor, state: Mapping[str, Any], name: str) -> None:
+        """Refuse a loaded state whose momentum is not a tensor of the parameter's shape."""
+        check_shapes(parameter, state, ("momentum_buffer",), name)
 
     def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:
         """Give a parameter the state before its first step, zeros, where it is missing."""
