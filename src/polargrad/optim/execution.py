@@ -507,8 +507,8 @@ def check_shapes(parameter: Tensor, state: Mapping[str, Any], keys: Sequence[str
         if not isinstance(found, Tensor) or found.shape != parameter.shape:
             shape = tuple(found.shape) if isinstance(found, Tensor) else found
             raise ValueError(
-                f"the state of {name} has {key} of shape {shape}, and the parameter {tuple(parameter.shape)}: it was saved "
-                "for another model, or by another optimizer"
+                f"the state of {name} has {key} of shape {shape}, and the parameter {tuple(parameter.shape)}: it was "
+                "saved for another model, or by another optimizer"
             )
 
 
