@@ -52,7 +52,7 @@ class Bench:
             engine.MatrixBatch.parse(shape, dtype=dtype, spectrum=spectrum, device=self.device)
             for shape, dtype, spectrum in itertools.product(self.shapes, self.dtypes, self.spectra)
         ]
-        total = len(batches) * len(engine.choose(self.methods))
+        total = len(batches) * len(engine.contenders(self.methods))
         out = terminal.new_folder(self.out, "bench-polar")
         for key, value in engine.machine().items():
             if value is not None:

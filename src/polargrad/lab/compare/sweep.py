@@ -54,9 +54,9 @@ class Axis:
     @property
     def title(self) -> str:
         """In words, as in "learning rate of embedding, head"."""
-        if not self.roles:
-            return {"rates": "learning rates", "warmup": "length of the warm-up"}[self.label]
-        return f"{'learning rate' if self.is_rate else self.option} of {', '.join(self.roles)}"
+        if self.roles:
+            return f"{'learning rate' if self.is_rate else self.option} of {', '.join(self.roles)}"
+        return "learning rates" if self.is_rate else "length of the warm-up"
 
     @property
     def scale(self) -> str:

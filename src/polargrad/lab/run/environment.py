@@ -6,6 +6,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,17 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "commit": commit(),
     }
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Set the number of torch's threads within a block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def version(package: str) -> str | None:

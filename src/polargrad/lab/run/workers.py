@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from polargrad.lab.run import runner
+from polargrad.lab.run.environment import torch_threads
 from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.train import CheckpointPolicy, StopRequest, terminal_progress
 
@@ -61,18 +62,15 @@ def run_all(
         with _Pool(path, jobs, threads or 1) as pool:
             pool.work(pending, ended)
         return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        while waiting := pending():
-            spec = waiting[0]
-            told = progress(spec.name)
-            runner.run_or_resume(spec, path / spec.name, progress=told, policy=POLICY, parallel=parallel)
-            ended(spec.name)
-    except KeyboardInterrupt as interruption:
-        raise runner.Interrupted(path, getattr(interruption, "signal", "SIGINT")) from None
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(threads or torch.get_num_threads()):
+        try:
+            while waiting := pending():
+                spec = waiting[0]
+                shown = progress(spec.name)
+                runner.run_or_resume(spec, path / spec.name, progress=shown, policy=POLICY, parallel=parallel)
+                ended(spec.name)
+        except KeyboardInterrupt as interruption:
+            raise runner.Interrupted(path, getattr(interruption, "signal", "SIGINT")) from None
 
 
 class _Pool:

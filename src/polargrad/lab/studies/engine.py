@@ -27,7 +27,6 @@ __all__ = [
     "MatrixBatch",
     "PolarMeasurement",
     "benchmark",
-    "choose",
     "contenders",
     "machine",
     "measure",
@@ -128,8 +127,12 @@ class Contender:
     allocates_in_torch: bool = True
 
 
-def contenders() -> dict[str, Contender]:
-    """Every method of this library, then the peers that are installed, by name."""
+def contenders(names: Sequence[str] = ()) -> list[Contender]:
+    """The contenders of these names; without names every method of this library, then the peers that are installed.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     found = [
         *(Contender(name, lambda A, name=name: polar_factor(A, name)) for name in available_methods()),
         *(Contender(f"auto {a:g}", lambda A, a=a: polar_factor(A, accuracy=a)) for a in (1e-1, 1e-3)),
@@ -143,7 +146,10 @@ def contenders() -> dict[str, Contender]:
         found.append(Contender("scipy.linalg.polar", _scipy, ours=False, allocates_in_torch=False))
     if util.find_spec("jax"):
         found.append(Contender("jax.scipy polar", _jax, ours=False, allocates_in_torch=False))
-    return {contender.name: contender for contender in found}
+    known = {contender.name: contender for contender in found}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"unknown contender {unknown[0]!r}; known: {', '.join(known)}")
+    return [known[name] for name in names or known]
 
 
 def textbook_qdwh(A: Tensor) -> Tensor:
@@ -200,9 +206,9 @@ def _scipy(A: Tensor) -> Tensor:
 
 
 @cache
-def _jax_polar() -> Any:
-    jax = import_module("jax")
-    return jax.jit(lambda a: import_module("jax.scipy.linalg").polar(a, method="qdwh")[0])
+def _jax_polar() -> Callable[[Any], Any]:
+    polar = import_module("jax.scipy.linalg").polar
+    return import_module("jax").jit(lambda a: polar(a, method="qdwh")[0])
 
 
 def _jax(A: Tensor) -> Tensor:
@@ -306,21 +312,9 @@ def measure(
     )
 
 
-def choose(names: Sequence[str] | None) -> list[Contender]:
-    """The contenders of these names, by default all that are installed.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    known = contenders()
-    if unknown := [name for name in names or () if name not in known]:
-        raise ValueError(f"unknown contender {unknown[0]!r}; known: {', '.join(known)}")
-    return [known[name] for name in names] if names else list(known.values())
-
-
 def benchmark(
     batches: Iterable[MatrixBatch],
-    names: Sequence[str] | None = None,
+    names: Sequence[str] = (),
     *,
     repeats: int = 3,
     report: Callable[[PolarMeasurement], None] = lambda _: None,
@@ -329,14 +323,11 @@ def benchmark(
 
     Args:
         batches: what to decompose.
-        names: of the contenders, by default all that are installed.
+        names: as of `contenders`.
         repeats: as of `measure`.
         report: called with each measurement as it is made.
-
-    Raises:
-        ValueError: an unknown name.
     """
-    chosen = choose(names)
+    chosen = contenders(names)
     measured: list[PolarMeasurement] = []
     for batch in batches:
         A = batch.matrices()

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
 from polargrad.lab.report.page import PAGE, Section, Table, write_page
 from polargrad.lab.run.environment import environment
 from polargrad.lab.run.folder import ENVIRONMENT, RECORDS, SUMMARY, create_folder
 
-__all__ = ["STUDY", "StageProgress", "StudyFolder", "StudyResult", "one_thread", "table_of"]
+__all__ = ["STUDY", "StageProgress", "StudyFolder", "StudyResult", "table_of"]
 
 STUDY = "study.json"
 
@@ -83,17 +80,6 @@ class StudyFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for tensor operations: matrices of a few rows lose more by sharing work than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def table_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[tuple[str, str]], note: str = "") -> Table:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from polargrad.lab.matrix import MatrixQuadratic
 from polargrad.lab.report.figures import INK, LIGHT, MUTED, Figure, style, titled_canvas
 from polargrad.lab.report.page import Section, Table
+from polargrad.lab.run.environment import torch_threads
 from polargrad.lab.studies.preconditioning.measure import Course, measure, regression
 from polargrad.lab.studies.preconditioning.views import VIEWS
-from polargrad.lab.studies.study import StageProgress, StudyFolder, StudyResult, one_thread, table_of
+from polargrad.lab.studies.study import StageProgress, StudyFolder, StudyResult, table_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def preconditioning(
     problem = problem or regression(seed)
     begun = perf_counter()
     courses = []
-    with one_thread(), StudyFolder(out, "preconditioning", {"seed": seed, "at": list(at)}) as folder:
+    with torch_threads(1), StudyFolder(out, "preconditioning", {"seed": seed, "at": list(at)}) as folder:
         for index, name in enumerate(VIEWS):
             progress(name, index / len(VIEWS))
             course = measure(problem, name, at)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from polargrad.lab.studies.study import StageProgress, StudyFolder, StudyResult, one_thread
+from polargrad.lab.run.environment import torch_threads
+from polargrad.lab.studies.study import StageProgress, StudyFolder, StudyResult
 from polargrad.lab.studies.theory.consistency import OPTIMIZERS, response
 from polargrad.lab.studies.theory.descent import Check, Descent, check, descend, exact_oracle, oracle_of
 from polargrad.lab.studies.theory.levels import NOISES, Levels, floors, plateau, skewed_bias_gap
@@ -266,7 +267,7 @@ def theory(
     tally = Tally()
     begun = perf_counter()
     options = {"seed": seed, "quadratics": quadratics, "steps": steps, "brief": brief}
-    with one_thread(), StudyFolder(out, "theory", options) as folder:
+    with torch_threads(1), StudyFolder(out, "theory", options) as folder:
         progress(f"PolarGrad on {quadratics} quadratics", 0.0)
         convergence(folder, tally, generator, quadratics=quadratics, steps=steps)
         progress("every polar method at every step count", 0.52)
