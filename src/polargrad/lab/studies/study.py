@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from polargrad.lab.report.page import PAGE, Section, Table, write_page
 from polargrad.lab.run.environment import environment
-from polargrad.lab.run.folder import ENVIRONMENT, RECORDS, SUMMARY, create_folder
+from polargrad.lab.run.folder import ENVIRONMENT, RECORDS, SUMMARY, create_folder, write_json
 
 __all__ = ["STUDY", "StageProgress", "StudyFolder", "StudyResult", "table_of"]
 
@@ -57,8 +57,8 @@ class StudyFolder:
         self.records: list[dict[str, Any]] = []
         self._environment = environment()
         create_folder(self.path)
-        _write(self.path / ENVIRONMENT, self._environment)
-        _write(self.path / STUDY, {"format": 1, "study": name, "options": dict(options)})
+        write_json(self.path / ENVIRONMENT, self._environment)
+        write_json(self.path / STUDY, {"format": 1, "study": name, "options": dict(options)})
         self._file = (self.path / RECORDS).open("x", encoding="utf-8")
 
     def record(self, kind: str, **metrics: Any) -> None:
@@ -70,7 +70,7 @@ class StudyFolder:
 
     def finish(self, title: str, lead: Sequence[str], sections: Sequence[Section], summary: Mapping[str, Any]) -> Path:
         """Write summary, figures and page, and return the page's path."""
-        _write(self.path / SUMMARY, summary)
+        write_json(self.path / SUMMARY, _finite(summary))
         return write_page(self.path / PAGE, title, lead, sections, {self.name: self._environment})
 
     def __enter__(self) -> Self:
@@ -99,8 +99,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, data: Mapping[str, Any]) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        file.write(json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

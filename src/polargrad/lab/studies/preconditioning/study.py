@@ -57,6 +57,7 @@ def preconditioning(
     problem = problem or regression(seed)
     begun = perf_counter()
     courses = []
+    # one thread: small matrices lose more by sharing work than they gain
     with torch_threads(1), StudyFolder(out, "preconditioning", {"seed": seed, "at": list(at)}) as folder:
         for index, name in enumerate(VIEWS):
             progress(name, index / len(VIEWS))

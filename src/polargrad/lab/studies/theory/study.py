@@ -267,6 +267,7 @@ def theory(
     tally = Tally()
     begun = perf_counter()
     options = {"seed": seed, "quadratics": quadratics, "steps": steps, "brief": brief}
+    # one thread: small matrices lose more by sharing work than they gain
     with torch_threads(1), StudyFolder(out, "theory", options) as folder:
         progress(f"PolarGrad on {quadratics} quadratics", 0.0)
         convergence(folder, tally, generator, quadratics=quadratics, steps=steps)
