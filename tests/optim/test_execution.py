@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import polargrad
-from polargrad.optim.execution import SingleProcess, apply_lmo
+from polargrad.optim.execution import Executor, apply_lmo
 from polargrad.optim.update import GeometryLMO
 
 SHAPES = [(4, 3), (3, 4), (4, 3), (5, 4, 3), (4, 3, 1, 1)]
 
 
-class Overlapped(SingleProcess):
+class Overlapped(Executor):
     """Draws every request before it computes the first, last request first: as far ahead as an executor may go."""
 
     def __init__(self):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import polargrad
-from polargrad.optim.execution import Batch, SingleProcess
+from polargrad.optim.execution import Batch, Executor
 from polargrad.optim.options import resolve
 from polargrad.optim.update import normalize_rows
 from tests.optim.test_trajectories import CLOSE, distance
@@ -13,7 +13,7 @@ from tests.optim.test_trajectories import CLOSE, distance
 def evened(direction, state, beta, keep=None):
     parameter = torch.nn.Parameter(torch.zeros_like(direction))
     group = polargrad.PolarGrad([parameter], normalize_rows=beta).param_groups[0]
-    rule, executor = resolve(group), SingleProcess()
+    rule, executor = resolve(group), Executor()
     rule.add_state(parameter, state, executor)
     shape = rule.shape_of(direction.shape)
     batch = Batch([0], [parameter], [state], shape.view, masked=False, executor=executor, watched=False)

@@ -29,7 +29,6 @@ from polargrad.optim.execution import (
     DirectionRequest,
     Directions,
     Executor,
-    SingleProcess,
     all_within,
     register_executor,
 )
@@ -59,7 +58,7 @@ def _many_processes(process_group: Any, groups: Sequence[Mapping[str, Any]], sha
     return ManyProcesses(process_group, groups, shard_momentum)
 
 
-class ManyProcesses:
+class ManyProcesses(Executor):
     """The executor of many ranks: each parameter has a `Strategy` by which its directions are found.
 
     Args:
@@ -277,7 +276,7 @@ class ManyProcesses:
 
 def _replicated(request: DirectionRequest, lmo: LMO, workspace: int) -> Generator[None, None, Directions]:
     yield
-    (found,) = SingleProcess().compute_directions([request], lmo, workspace)
+    (found,) = Executor().compute_directions([request], lmo, workspace)
     yield
     return found
 

@@ -2,10 +2,8 @@
 
 from polargrad.geometry import preconditioners
 from polargrad.geometry.base import GEOMETRIES, Geometry, inner, register
-from polargrad.geometry.entrywise import Entrywise
-from polargrad.geometry.frobenius import Frobenius
+from polargrad.geometry.normalized import Columns, Entrywise, Frobenius, Rows
 from polargrad.geometry.onesided import LeftPolar, RightPolar
-from polargrad.geometry.rows import Columns, Rows
 from polargrad.geometry.spectral import Spectral
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""One-sided polar factors: the small Gram matrix is all that is decomposed, for embeddings, heads and routers."""
+"""One-sided polar factors, from a decomposition of the small Gram matrix alone: for embeddings, heads and routers."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ class _OneSided(Geometry):
 
     reduction: ClassVar[Reduction | None] = "gram"
 
+    def check_shape(self, m: int, n: int) -> None:
+        """Refuse a matrix whose small Gram matrix is on the other side."""
+        tall = self.name == "right-polar"
+        if (m < n) if tall else (m > n):
+            side, other = ("wide", "left-polar") if tall else ("tall", "right-polar")
+            raise ValueError(
+                f"geometry={self.name!r} forms a {max(m, n)} x {max(m, n)} Gram matrix of a {side} matrix ({m}, {n}); "
+                f"use {other!r}, which forms the smaller one"
+            )
+
     def squared_length(self, m: int, n: int) -> float:
         """min(m, n), the rank."""
         return float(min(m, n))
@@ -61,8 +71,8 @@ class RightPolar(_OneSided):
     """The spectral norm of a tall matrix through its columns: lmo(G) = G (G^H G)^{-1/2}, ||G||_* = ||G||_nuc.
 
     With scale nu^alpha, alpha in [0, 1], it is the step G (G^H G)^{-1/2} nu^alpha for an embedding or head whose rows
-    are the vocabulary. In exact arithmetic this is the polar factor. All is formed and decomposed in
-    float64: for float32 and half precision nothing is lost; in float64 singular values below 1.5e-8 sqrt(n) ||G||_2
+    are the vocabulary. In exact arithmetic this is the polar factor. Everything is formed and decomposed
+    in float64: for float32 and half precision nothing is lost; in float64 singular values below 1.5e-8 sqrt(n) ||G||_2
     count as zero (their squares are rounding error), where `Spectral("svd")` resolves them. The cost is one pass over
     G, one product, and an eigendecomposition of n x n.
 
@@ -75,14 +85,6 @@ class RightPolar(_OneSided):
     """
 
     name: ClassVar[str] = "right-polar"
-
-    def check_shape(self, m: int, n: int) -> None:
-        """Refuse a wide matrix, whose small Gram matrix is on the other side."""
-        if m < n:
-            raise ValueError(
-                f"geometry='right-polar' forms an {n} x {n} Gram matrix of a wide matrix ({m}, {n}); use 'left-polar', "
-                "which forms the smaller one"
-            )
 
     def lmo(self, G: Tensor) -> Tensor:
         """The polar factor of each tall matrix of G (*batch, m, n); NaN if not finite; zero on the null space of G.
@@ -122,14 +124,6 @@ class LeftPolar(_OneSided):
     """
 
     name: ClassVar[str] = "left-polar"
-
-    def check_shape(self, m: int, n: int) -> None:
-        """Refuse a tall matrix, whose small Gram matrix is on the other side."""
-        if m > n:
-            raise ValueError(
-                f"geometry='left-polar' forms an {m} x {m} Gram matrix of a tall matrix ({m}, {n}); use 'right-polar', "
-                "which forms the smaller one"
-            )
 
     def lmo(self, G: Tensor) -> Tensor:
         """The polar factor of each wide matrix of G (*batch, m, n); zero on the null space of G.

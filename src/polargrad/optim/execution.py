@@ -1,4 +1,4 @@
-"""Which matrices step together, and who computes their directions: the executor protocol, and a single process.
+"""Which matrices step together, and who computes their directions: the executor of a single process, and its contract.
 
 An executor knows where tensors are and no mathematics. What a process holds of a parameter, its gradient or its
 momentum is its *local* tensor; in a single process that is the whole tensor. `update.py` works on local tensors, hands
@@ -8,7 +8,9 @@ norms of every matrix. Where these were computed, and what was sent for it, only
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
@@ -26,7 +28,6 @@ __all__ = [
     "Directions",
     "Executor",
     "LMOResult",
-    "SingleProcess",
     "all_within",
     "apply_lmo",
     "check_shapes",
@@ -62,23 +63,21 @@ class LMOResult(NamedTuple):
     squared_length: Tensor | None
 
 
-class LMO(Protocol):
-    """The linear minimization oracle that directions come from; `update.GeometryLMO` implements it.
+@dataclass(frozen=True)
+class LMO(ABC):
+    """The linear minimization oracle that directions come from; `update.GeometryLMO` has the mathematics.
 
-    Attributes:
+    Args:
         geometry: the norm.
         squared_lengths: whether results have `squared_length`.
     """
 
-    @property
-    def geometry(self) -> Geometry: ...
+    geometry: Geometry
+    squared_lengths: bool = False
 
-    @property
-    def squared_lengths(self) -> bool: ...
-
+    @abstractmethod
     def __call__(self, M: Tensor) -> LMOResult:
         """The result for M (k, m, n), each matrix by itself."""
-        ...
 
 
 class DirectionRequest(NamedTuple):
@@ -109,8 +108,11 @@ class Directions(NamedTuple):
     squared_lengths: Tensor | None
 
 
-class Executor(Protocol):
-    """Computes the directions of a step, wherever the matrices are, and says what of each tensor is local."""
+class Executor:
+    """Computes the directions of a step, wherever the matrices are, and says what of each tensor is local.
+
+    This is the executor of a single process, where every tensor is local. Executors of many processes override it.
+    """
 
     def begin(
         self,
@@ -123,36 +125,35 @@ class Executor(Protocol):
         Args:
             groups: the parameter groups.
             limits: for each group, from the dtype of a parameter to the largest usable entry of its gradient.
-            present: the positions of its parameters that have gradients.
+            present: for each group, the positions of its parameters that have gradients.
 
         Raises:
             RuntimeError: the ranks disagree on that, or on the options; every rank raises the same message.
         """
-        ...
 
     def gather_names(self, names: list[str]) -> list[str]:
         """The names that any rank gives, sorted."""
-        ...
+        return names
 
     def local(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The local tensor of each parameter, or of each state of a parameter's shape; shares its memory."""
-        ...
+        return list(tensors)
 
     def gradients(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """The local gradient of each parameter."""
-        ...
+        return [p.grad for p in parameters if p.grad is not None]
 
     def zeros(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
         """A new momentum buffer of the parameter's shape, placed as this executor keeps momentum."""
-        ...
+        return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
 
     def adopt(self, parameter: Tensor, buffer: Tensor) -> Tensor:
         """A loaded momentum buffer, placed as `zeros` would."""
-        ...
+        return buffer
 
     def momentum_shard(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """The part of each local gradient that belongs to the local momentum."""
-        ...
+        return gradients
 
     def local_slices(
         self, parameters: Sequence[Tensor], tensors: list[Tensor], *, momentum: bool = False
@@ -164,11 +165,11 @@ class Executor(Protocol):
             tensors: one for each.
             momentum: whether to cut them for the local momentum instead of the local parameter.
         """
-        ...
+        return tensors
 
     def row_zeros(self, view: MatrixView, parameter: Tensor, dtype: torch.dtype) -> Tensor:
         """A zero for each row, in the view's `row_shape`, placed as the parameter's rows are."""
-        ...
+        return torch.zeros(view.row_shape, dtype=dtype, device=parameter.device)
 
     def row_lengths(self, view: MatrixView, parameters: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
         """The Euclidean lengths of whole rows, for the local rows.
@@ -178,15 +179,15 @@ class Executor(Protocol):
             parameters: as the group has them, all with one `bucket_key`.
             lengths: of the local parts of their rows.
         """
-        ...
+        return list(lengths)
 
     def bucket_key(self, parameter: Tensor) -> Hashable:
         """Parameters with different keys are never in one request."""
-        ...
+        return None
 
     def max_bucket(self, count: int) -> int:
         """The most parameters to put in one request, of `count` with the same key."""
-        ...
+        return count
 
     def finite_mask(
         self,
@@ -206,7 +207,13 @@ class Executor(Protocol):
             limit: for all of them.
             masked: whether the host may not read from the device; otherwise None says that all of them are finite.
         """
-        ...
+        # Where the host may read, one pass usually finds everything finite.
+        if not masked and all_within(gradients, limit):
+            return None
+        if view is None or view.count == 1:
+            return torch.stack(torch._foreach_norm(list(gradients), torch.inf)) <= limit
+        batches = _split(view, gradients)
+        return torch.cat([torch.linalg.vector_norm(batch, torch.inf, dim=(-2, -1)) <= limit for batch in batches])
 
     def compute_directions(
         self, requests: Iterable[DirectionRequest], lmo: LMO, workspace: int
@@ -218,90 +225,9 @@ class Executor(Protocol):
 
         Args:
             requests: of parameters with one `bucket_key` each.
-            lmo: from matrices (k, m, n) to their result, each matrix by itself.
+            lmo: from matrices (k, m, n) to their result.
             workspace: bound in bytes on a stacked batch, with at least 4 for an entry; a single matrix may exceed it.
         """
-        ...
-
-
-class SingleProcess:
-    """The executor of one process: every tensor is local, and small batches of one shape are stacked."""
-
-    def begin(
-        self,
-        groups: Sequence[Mapping[str, Any]],
-        limits: Sequence[Callable[[torch.dtype], float]],
-        present: Sequence[Sequence[int]],
-    ) -> None:
-        """Nothing to agree on."""
-
-    def gather_names(self, names: list[str]) -> list[str]:
-        """The names themselves."""
-        return names
-
-    def local(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors themselves."""
-        return list(tensors)
-
-    def gradients(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients themselves."""
-        return [p.grad for p in parameters if p.grad is not None]
-
-    def zeros(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
-        """Zeros in the parameter's memory format."""
-        return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
-
-    def adopt(self, parameter: Tensor, buffer: Tensor) -> Tensor:
-        """The buffer itself."""
-        return buffer
-
-    def momentum_shard(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        """The gradients themselves."""
-        return gradients
-
-    def local_slices(
-        self, parameters: Sequence[Tensor], tensors: list[Tensor], *, momentum: bool = False
-    ) -> list[Tensor]:
-        """The tensors themselves."""
-        return tensors
-
-    def row_zeros(self, view: MatrixView, parameter: Tensor, dtype: torch.dtype) -> Tensor:
-        """A zero for each row."""
-        return torch.zeros(view.row_shape, dtype=dtype, device=parameter.device)
-
-    def row_lengths(self, view: MatrixView, parameters: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
-        """The lengths themselves, since rows are whole."""
-        return list(lengths)
-
-    def bucket_key(self, parameter: Tensor) -> Hashable:
-        """One key for all parameters."""
-        return None
-
-    def max_bucket(self, count: int) -> int:
-        """All of them."""
-        return count
-
-    def finite_mask(
-        self,
-        view: MatrixView | None,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        limit: float,
-        *,
-        masked: bool,
-    ) -> Tensor | None:
-        """The mask; where the host may read, one pass usually finds everything finite."""
-        if not masked and all_within(gradients, limit):
-            return None
-        if view is None or view.count == 1:
-            return torch.stack(torch._foreach_norm(list(gradients), torch.inf)) <= limit
-        batches = _split(view, gradients)
-        return torch.cat([torch.linalg.vector_norm(batch, torch.inf, dim=(-2, -1)) <= limit for batch in batches])
-
-    def compute_directions(
-        self, requests: Iterable[DirectionRequest], lmo: LMO, workspace: int
-    ) -> Iterator[Directions]:
-        """Split each request into matrices, apply the oracle to stacks of them, and merge the results."""
         # A generator would keep the last request until the next one has been made.
         return map(partial(_directions, lmo=lmo, workspace=workspace), requests)
 
@@ -563,7 +489,7 @@ def register_executor(maker: Maker) -> Maker:
 
 
 def executor_for(process_group: Any, groups: Sequence[Mapping[str, Any]], shard_momentum: bool = False) -> Executor:
-    """The executor of the first maker that has one for these parameters; otherwise a single process.
+    """The executor of the first maker that has one for these parameters; otherwise that of a single process.
 
     Args:
         process_group: of torch.distributed, or None.
@@ -574,4 +500,4 @@ def executor_for(process_group: Any, groups: Sequence[Mapping[str, Any]], shard_
         executor = maker(process_group, groups, shard_momentum)
         if executor is not None:
             return executor
-    return SingleProcess()
+    return Executor()

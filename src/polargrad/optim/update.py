@@ -31,6 +31,7 @@ from torch import Tensor
 
 from polargrad.geometry import Geometry
 from polargrad.optim.execution import (
+    LMO,
     Batch,
     DirectionRequest,
     Directions,
@@ -405,7 +406,7 @@ def _accumulate_(
 
 
 @dataclass(frozen=True)
-class GeometryLMO:
+class GeometryLMO(LMO):
     """Step 2: M (k, m, n) -> D = lmo(M), nu = <M, D>, and ||D||_F^2 where that is needed.
 
     Args:
@@ -420,8 +421,6 @@ class GeometryLMO:
         [2.0]
     """
 
-    geometry: Geometry
-    squared_lengths: bool = False
     dual_norms: bool = True
     _resolved: dict[tuple[torch.dtype, torch.device], Callable[[Tensor], Tensor]] = field(
         init=False, default_factory=dict, compare=False, repr=False
