@@ -12,14 +12,14 @@ from tests.distributed.worlds import spawn
 BOUND = 20.0
 
 SAID = {
-    "gradients": r"disagree on which parameters have gradients: 'p1' of group 0 has none on rank 1",
-    "options later": r"disagree on the options of group 0: lr is 0\.1 on rank 0, 0\.2 on rank 1",
-    "options": r"options of group 0: weight_decay is 0\.0 on rank 0, 0\.1 on rank 1",
-    "names": r"disagree on parameter 0 of group 0, which is 'p0' of shape .* on rank 0, 'p1' of shape .* on rank 1",
-    "shapes": r"parameter 1 of group 0, which is .*\(6, 4\).* on rank 0, .*\(40, 3\).* on rank 1",
-    "count": r"group 0 has 4 on rank 0, 3 on rank 1 parameters",
-    "values": r"parameter 0 of group 0, .*values that sum to .* give every rank the same",
-    "order of nameless": r"parameter 0 of group 0, .*values that sum to .* give every rank the same",
+    "gradients": r"disagree on the gradient of 'p1' of group 0: one on rank 0, none on rank 1; use it in the forward",
+    "options later": r"disagree on the options of group 0, lr: 0\.1 on rank 0, 0\.2 on rank 1",
+    "options": r"options of group 0, weight_decay: 0\.0 on rank 0, 0\.1 on rank 1",
+    "names": r"disagree on parameter 0 of group 0: 'p0' of shape .* on rank 0, 'p1' of shape .* on rank 1",
+    "shapes": r"parameter 1 of group 0: .*\(6, 4\).* on rank 0, .*\(40, 3\).* on rank 1",
+    "count": r"the number of parameters of group 0: 4 on rank 0, 3 on rank 1",
+    "values": r"parameter 0 of group 0: .*values that sum to .* give every rank the same",
+    "order of nameless": r"parameter 0 of group 0: .*values that sum to .* give every rank the same",
 }
 
 

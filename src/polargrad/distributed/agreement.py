@@ -1,9 +1,10 @@
-"""Ranks that are about to do different things say so, all of them, before any has done it."""
+"""Ranks that are about to do different things all raise the same error, before any of them has done anything."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +17,13 @@ from polargrad.optim.options import parameter_name
 __all__ = ["Agreement"]
 
 _NOT_OPTIONS = ("params", "param_names")
+
+# What to do where ranks differ in parameters, in options, or in which parameters have gradients.
+_ADVICE = (
+    "give every rank the same parameters in the same order, and copies the same values",
+    "give every rank the same",
+    "use it in the forward pass of every rank, or give it a gradient of zeros",
+)
 
 
 def _digest(value: object) -> int:
@@ -30,8 +38,21 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _options(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    return [{k: repr(_plain(v)) for k, v in sorted(group.items()) if k not in _NOT_OPTIONS} for group in groups]
+def _options(groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        f"the options of group {index}, {option}": repr(_plain(value))
+        for index, group in enumerate(groups)
+        for option, value in sorted(group.items())
+        if option not in _NOT_OPTIONS
+    }
+
+
+def _gradients(groups: Sequence[Mapping[str, Any]], present: Sequence[Sequence[int]]) -> dict[str, str]:
+    return {
+        f"the gradient of {parameter_name(group, i)} of group {index}": "one" if i in positions else "none"
+        for index, (group, positions) in enumerate(zip(groups, present, strict=True))
+        for i in range(len(group["params"]))
+    }
 
 
 class Agreement:
@@ -48,7 +69,7 @@ class Agreement:
     ) -> None:
         self._communicator = communicator
         self._layouts, self._kept = layouts, kept
-        self._structure: list[list[str]] | None = None
+        self._structure: dict[str, str] = {}
 
     def check(self, groups: Sequence[Mapping[str, Any]], present: Sequence[Sequence[int]], *, clean: bool) -> bool:
         """Whether `clean` is true on every rank; every rank calls this once per step.
@@ -56,84 +77,38 @@ class Agreement:
         Raises:
             RuntimeError: ranks differ in parameters, options, or in which parameters have gradients.
         """
-        if self._structure is None:
+        if not self._structure:
             self._structure = self._describe(groups)
         row = [_digest(self._structure), _digest(_options(groups)), _digest([list(p) for p in present]), int(clean)]
         table = self._communicator.table(row)
-        if all(other[:3] == table[0][:3] for other in table):
-            return all(other[3] for other in table)
-        kinds = [any(other[kind] != table[0][kind] for other in table) for kind in range(3)]
-        if kinds[0]:
-            problem = self._different_structures(self._structure)
-        elif kinds[1]:
-            problem = self._different_options(_options(groups))
-        else:
-            problem = self._different_gradients(groups, present)
-        raise RuntimeError(f"{problem}. Nothing was stepped.")
+        for kind, advice in enumerate(_ADVICE):
+            if any(other[kind] != table[0][kind] for other in table):
+                own = (self._structure, _options(groups), _gradients(groups, present))[kind]
+                raise RuntimeError(f"the ranks disagree on {self._difference(own)}; {advice}. Nothing was stepped.")
+        return all(other[3] for other in table)
 
-    def _describe(self, groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-        """A line for each parameter of each group; of a plain one, which ranks must share, with a sum of its values."""
-        lines = []
-        for group in groups:
-            lines.append([])
+    def _describe(self, groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """Each parameter; with a sum of its values where ranks have copies, which must be the same."""
+        lines = {"the number of parameter groups": str(len(groups))}
+        for index, group in enumerate(groups):
+            lines[f"the number of parameters of group {index}"] = str(len(group["params"]))
             for position, p in enumerate(group["params"]):
-                layout = self._layouts[p]
-                values = ""
+                layout, values = self._layouts[p], ""
                 if not layout.cut and not p.is_meta and not hasattr(p, "placements"):
                     values = f", values that sum to {p.detach().to(torch.float64).sum().item()!r}"
-                lines[-1].append(
+                lines[f"parameter {position} of group {index}"] = (
                     f"{parameter_name(group, position)} of shape {layout.shape}, {p.dtype}, mesh {layout.mesh} cutting "
                     f"{layout.dims}, momentum {self._kept[p].dims}{values}"
                 )
         return lines
 
-    def _different_structures(self, own: list[list[str]]) -> str:
+    def _difference(self, own: dict[str, str]) -> str:
+        """The first line in which the ranks differ, with each value and the ranks that have it."""
         described = self._communicator.objects(own)
-        if any(len(groups) != len(described[0]) for groups in described):
-            return f"the ranks have {self._each([len(groups) for groups in described])} parameter groups"
-        for index in range(len(described[0])):
-            groups = [groups[index] for groups in described]
-            if any(len(group) != len(groups[0]) for group in groups):
-                return f"group {index} has {self._each([len(group) for group in groups])} parameters"
-            for position in range(len(groups[0])):
-                lines = [group[position] for group in groups]
-                if any(line != lines[0] for line in lines):
-                    return (
-                        f"the ranks disagree on parameter {position} of group {index}, which is {self._each(lines)}; "
-                        "give every rank the same parameters in the same order, and copies the same values"
-                    )
+        for label in dict.fromkeys(chain.from_iterable(described)):
+            ranks: dict[str, list[str]] = {}
+            for rank, lines in zip(self._communicator.ranks, described, strict=True):
+                ranks.setdefault(lines.get(label, "absent"), []).append(str(rank))
+            if len(ranks) > 1:
+                return f"{label}: " + ", ".join(f"{value} on rank {' and '.join(at)}" for value, at in ranks.items())
         raise AssertionError("digests differ, descriptions do not")
-
-    def _different_options(self, own: list[dict[str, str]]) -> str:
-        described = self._communicator.objects(own)
-        for index in range(len(own)):
-            for option in sorted(set().union(*(groups[index] for groups in described))):
-                values = [groups[index].get(option, "absent") for groups in described]
-                if any(value != values[0] for value in values):
-                    return (
-                        f"the ranks disagree on the options of group {index}: {option} is {self._each(values)}; give "
-                        "every rank the same"
-                    )
-        raise AssertionError("digests differ, descriptions do not")
-
-    def _different_gradients(self, groups: Sequence[Mapping[str, Any]], present: Sequence[Sequence[int]]) -> str:
-        having = self._communicator.objects([list(positions) for positions in present])
-        for index, group in enumerate(groups):
-            for position in range(len(group["params"])):
-                has = [position in positions[index] for positions in having]
-                if any(has) and not all(has):
-                    without = [rank for rank, h in zip(self._communicator.ranks, has, strict=True) if not h]
-                    name = parameter_name(group, position)
-                    return (
-                        f"the ranks disagree on which parameters have gradients: {name} of group {index} has "
-                        f"none on rank {', '.join(map(str, without))}, but one on others; use it in the "
-                        "forward pass of every rank, or give it a gradient of zeros"
-                    )
-        raise AssertionError("digests differ, descriptions do not")
-
-    def _each(self, values: Sequence[object]) -> str:
-        """Each value with the ranks that have it."""
-        ranks: dict[str, list[int]] = {}
-        for rank, value in zip(self._communicator.ranks, values, strict=True):
-            ranks.setdefault(str(value), []).append(rank)
-        return ", ".join(f"{value} on rank {' and '.join(map(str, where))}" for value, where in ranks.items())

@@ -42,8 +42,8 @@ class _OneSided(Geometry):
         if (m < n) if tall else (m > n):
             side, other = ("wide", "left-polar") if tall else ("tall", "right-polar")
             raise ValueError(
-                f"geometry={self.name!r} forms a {max(m, n)} x {max(m, n)} Gram matrix of a {side} matrix ({m}, {n}); "
-                f"use {other!r}, which forms the smaller one"
+                f"geometry={self.name!r} forms the {max(m, n)} x {max(m, n)} Gram matrix of a {side} matrix "
+                f"({m}, {n}); use {other!r}, which forms the smaller one"
             )
 
     def squared_length(self, m: int, n: int) -> float:

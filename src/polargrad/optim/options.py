@@ -7,10 +7,12 @@ which: a name, or a mapping of the name and some of the fields. What is given an
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -73,7 +75,7 @@ def _choice(*allowed: Any) -> Callable[[str, Any], None]:
 
 
 def _number(option: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{option} must be a number, got {value!r}")
     return float(value)
 
@@ -326,7 +328,7 @@ def resolve(group: Mapping[str, Any]) -> Rule:
         TypeError: an option of another kind.
     """
     check_values({"rule": group["rule"]})
-    options = {option: group[option] for option in group if option in OPTIONS[group["rule"]]}
+    options = copy.deepcopy({option: group[option] for option in group if option in OPTIONS[group["rule"]]})
     check_values(options)
     if group["capturable"] and group["on_nonfinite"] == "raise":
         raise ValueError("capturable=True cannot go with on_nonfinite='raise', which reads from the device; use 'skip'")

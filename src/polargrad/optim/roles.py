@@ -1,4 +1,4 @@
-"""From a model to parameter groups: roles found by what a module is and how a weight is used, never by its name."""
+"""Parameter groups from a model: each parameter's role follows from its module and its use, never from its name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Predicate = str | type | tuple[type, ...] | Callable[[str, nn.Module, Tensor], b
 Rule = tuple[Predicate, "str | Mapping[str, Any]"]
 
 
-class _Found(NamedTuple):
+class _Parameter(NamedTuple):
     """A trainable parameter: its first name, the modules that use it, its role and how it stores its matrices."""
 
     name: str
@@ -70,7 +70,7 @@ def _is_transposed_linear(module: nn.Module) -> bool:
 
 
 def _owned_role(module: nn.Module, p: Tensor) -> str:
-    """The role of a parameter that no known module explains, from its shape and its neighbours."""
+    """The role of a parameter of an unknown module, from its shape and the module's other parameters."""
     if p.ndim < 2 or p.numel() == max(p.shape):
         return "vector"
     # Anything with a leading dimension of one is there to be broadcast over a batch.
@@ -81,15 +81,15 @@ def _owned_role(module: nn.Module, p: Tensor) -> str:
     return "expert" if p.ndim == 3 else "hidden"
 
 
-def _role_and_layout(modules: Sequence[nn.Module], p: Tensor, told: _Told) -> tuple[str, str]:
-    """One parameter may be used by several modules: a head is one whatever else it is tied to, then a lookup table."""
-    # Whether it is this module's matrix, and not its bias.
+def _role_and_layout(modules: Sequence[nn.Module], p: Tensor, hints: _Hints) -> tuple[str, str]:
+    """The role and layout of a parameter that `modules` use: a tied head is a head, then a lookup table is a table."""
+    # The modules whose matrix it is, and not their bias.
     weighing = [m for m in modules if getattr(m, "weight", None) is p]
-    if told.heads.intersection(weighing):
+    if hints.heads.intersection(weighing):
         return "head", "auto"
     tables = [m for m in weighing if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
     if tables:
-        return ("position" if told.positions.issuperset(tables) else "embedding"), "auto"
+        return ("position" if hints.positions.issuperset(tables) else "embedding"), "auto"
     for module in weighing:
         if isinstance(module, _CONVOLUTIONS):
             swapped = isinstance(module, _TRANSPOSED_CONVOLUTIONS)
@@ -103,44 +103,44 @@ def _role_and_layout(modules: Sequence[nn.Module], p: Tensor, told: _Told) -> tu
     return role, "transposed" if role == "expert" and getattr(modules[0], "is_transposed", False) else "auto"
 
 
-def _find(model: nn.Module) -> Iterator[_Found]:
+def _find(model: nn.Module) -> Iterator[_Parameter]:
     users: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             users.setdefault(id(parameter), []).append(module)
-    told = _told_by(model)
+    hints = _hints_of(model)
     for name, p in model.named_parameters():
         if p.requires_grad:
-            yield _Found(name, p, users[id(p)], *_role_and_layout(users[id(p)], p, told))
+            yield _Parameter(name, p, users[id(p)], *_role_and_layout(users[id(p)], p, hints))
 
 
-class _Told(NamedTuple):
-    """What transformers models within a module say: their heads, and their lookup tables that are not of the input."""
+class _Hints(NamedTuple):
+    """What transformers models declare: their heads, and their lookup tables that are not of the input."""
 
     heads: set[nn.Module]
     positions: set[nn.Module]
 
 
-def _told_by(module: nn.Module) -> _Told:
-    """Asks the module, or where it cannot tell the outermost ones below it: wrappers know nothing of their model."""
-    told = _Told(set(), set())
+def _hints_of(module: nn.Module) -> _Hints:
+    """The hints of the module, or where it has none those of the outermost modules below it that have some."""
+    hints = _Hints(set(), set())
     if not any(hasattr(module, f"get_{side}_embeddings") for side in ("output", "input")):
         for child in module.children():
-            inner = _told_by(child)
-            told.heads.update(inner.heads)
-            told.positions.update(inner.positions)
-        return told
-    output, lookups = (_ask(module, f"get_{side}_embeddings") for side in ("output", "input"))
+            inner = _hints_of(child)
+            hints.heads.update(inner.heads)
+            hints.positions.update(inner.positions)
+        return hints
+    output, lookups = (_call(module, f"get_{side}_embeddings") for side in ("output", "input"))
     if output is not None:
-        told.heads.add(output)
+        hints.heads.add(output)
     if isinstance(lookups, nn.Embedding):
         tables = (m for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
-        told.positions.update(m for m in tables if m is not lookups)
-    return told
+        hints.positions.update(m for m in tables if m is not lookups)
+    return hints
 
 
-def _ask(model: nn.Module, method: str) -> Any:
-    """What a transformers model says about itself; None where it has nothing to say."""
+def _call(model: nn.Module, method: str) -> Any:
+    """The result of a method of a transformers model; None where the model does not have it."""
     try:
         return getattr(model, method)()
     except (AttributeError, NotImplementedError):
@@ -158,7 +158,7 @@ def roles(model: nn.Module) -> dict[str, str]:
     - "conv": convolution kernels. "expert": bare 3-D weights, one matrix per expert.
     - "hidden": every other matrix. "vector": biases, norms, scalars, and bare parameters with one dimension above 1.
 
-    A head that the model does not tell about counts as hidden; a rule can say better.
+    A head that the model does not declare counts as hidden; a rule can say otherwise.
 
     Example:
         >>> from torch import nn
@@ -168,7 +168,7 @@ def roles(model: nn.Module) -> dict[str, str]:
     return {found.name: found.role for found in _find(model)}
 
 
-def _matches(predicate: Predicate, found: _Found) -> bool:
+def _matches(predicate: Predicate, found: _Parameter) -> bool:
     if isinstance(predicate, str):
         return fnmatchcase(found.name, predicate)
     if isinstance(predicate, type | tuple):
@@ -181,7 +181,7 @@ def _matches(predicate: Predicate, found: _Found) -> bool:
     return any(predicate(found.name, module, found.parameter) for module in found.modules)
 
 
-def _assign(found: Sequence[_Found], rules: Sequence[Rule], partial: bool) -> list[int | None]:
+def _assign(found: Sequence[_Parameter], rules: Sequence[Rule], partial: bool) -> list[int | None]:
     """The first rule that matches each parameter; unless `partial`, every rule must be the first for one of them."""
     chosen: list[int | None] = []
     matched = [0] * len(rules)
@@ -225,17 +225,17 @@ def parameter_groups(
 
     Args:
         model: any module; parameters that need no gradient are left out. A shared parameter is in one group.
-        rules: pairs of a predicate and what to do, of which the first that matches a parameter counts. A predicate is a
-            pattern for the qualified name ("*.wte.weight"), a module type or a tuple of types that own the parameter,
-            or a function (name, module, parameter) -> bool. What to do is a role, or a mapping of group options laid
-            over those of the role, which may name a "role" as well.
+        rules: pairs (predicate, action), of which the first that matches a parameter counts. A predicate is a pattern
+            for the qualified name ("*.wte.weight"), a module type or a tuple of types that own the parameter, or a
+            function (name, module, parameter) -> bool. An action is a role, or a mapping of group options laid over
+            those of the role, which may name a "role" as well.
         defaults: options per role instead of the built-in ones; a role of the model that they lack is an error.
         partial: the module is a part of the model, such as a pipeline stage: rules and options that concern the other
             parts are no error.
-        **options: a mapping of group options per role, laid over the role's default: what it does not name stays, so
-            that `hidden={"scale": "nuclear"}` keeps Nesterov momentum and the 5 quintic steps, and `describe_groups`
-            shows what is in force. `defaults` starts from nothing instead. For example
-            `head={"rule": "adamw", "lr": 0.01}`.
+        **options: a mapping of group options per role, laid over the role's defaults: what it does not name stays, so
+            that `hidden={"scale": "nuclear"}` keeps Nesterov momentum and the 5 quintic steps; default options that
+            its rule, geometry, method or scale does not use are left out, as for `head={"rule": "adamw", "lr": 0.01}`.
+            `describe_groups` shows the result; `defaults` replaces the built-in options instead.
 
     Returns:
         Groups with named parameters and a "role"; `describe_groups` prints them.

@@ -206,7 +206,7 @@ class PolarRule:
             self.advance(group, [(batch, next(answers))], context)
 
     def request(self, batch: Batch) -> DirectionRequest:
-        """Step 1: take the gradients into the momentum; the request for directions of the result."""
+        """Step 1: take the gradients into the momentum M; the request for directions of the result, N."""
         executor, limit = batch.executor, self.gradient_limit(batch.parameters[0].dtype)
         batch.keep = executor.finite_mask(batch.view, batch.parameters, batch.gradients, limit, masked=batch.masked)
         G = executor.momentum_shard(batch.parameters, batch.gradients)
@@ -223,12 +223,13 @@ class PolarRule:
             N = _average_(M, G, self.momentum, self.nesterov, keep)
         elif self.momentum_order == "heavy-ball":
             N = _accumulate_(M, G, self.momentum, self.nesterov, keep)
-        else:  # "polar-first" averages the directions, in `move`
+        else:  # "polar-first" averages the directions instead, in `move`
             N = G if keep is None else _where(keep, G, 0.0)
         batch.store(batch.buffers, M)
         return self._request(batch, batch.unfold(N))
 
     def _request(self, batch: Batch, N: list[Tensor]) -> DirectionRequest:
+        # A whitening of N belongs here, between the momentum and the direction.
         if batch.watched:
             batch.sources = N
         return DirectionRequest(batch.view, batch.parameters, N)
@@ -239,7 +240,7 @@ class PolarRule:
         return torch.finfo(self.momentum_dtype or dtype).max / (2 * gain)
 
     def advance(self, group: Mapping[str, Any], together: list[tuple[Batch, Directions]], context: StepContext) -> None:
-        """Steps 3 to 6 for batches whose directions are known; step 3 looks at all of them together."""
+        """Step 3 for all batches whose directions are known together, then steps 4 to 6 for each of them."""
         lr, home = group["lr"], together[0][0].weights[0].device
         nu = concatenate([found.dual_norms.to(home) for _, found in together])
         keep = _which_step(together, nu)
@@ -266,12 +267,12 @@ class PolarRule:
         r = concatenate(measured) if measured else None
         if keep is not None:
             nu, r = torch.where(keep, nu, 0.0), None if r is None else torch.where(keep, r, 0.0)
-        matrices = [
-            (k, shape_r)
-            for batch, _ in together
-            for _ in batch.parameters
-            for (k, _, _), shape_r in zip(batch.view.batches, self.shape_of(batch.view.shape).lengths, strict=True)
-        ]
+        matrices: list[tuple[int, float]] = []
+        for batch, _ in together:
+            view, lengths, _ = self.shape_of(batch.view.shape)
+            matrices += [(k, length) for (k, _, _), length in zip(view.batches, lengths, strict=True)] * len(
+                batch.states
+            )
         states = [(state, batch.view.count) for batch, _ in together for state in batch.states]
         return Norms(nu, r, matrices, states, keep, self.share_norms, loss)
 
@@ -295,14 +296,17 @@ class PolarRule:
             batch.store(batch.buffers, M)
         if keep is not None:
             D = _where(keep, D, 0.0)
+        # 4 rows
         if self.row_beta is not None:
             D = batch.fold(normalize_rows(batch, batch.unfold(D), shape.lengths, self.row_beta))
+        # 5 decay
         if self.weight_decay:
             rate = lr * self.weight_decay
             rate = rate.to(W[0].device) if isinstance(rate, Tensor) else rate
             decay_(W, D, rate, cautious=self.cautious, sign=self.sign, keep=keep)
         if batch.watched:
             batch.update_rms = _root_mean_squares(batch, batch.unfold(D), length, shape.factors)
+        # 6 update: W <- W - length * (factor of the shape) * D
         if isinstance(length, Tensor) or len(set(shape.factors)) > 1:
             if not isinstance(length, Tensor):
                 length = torch.full((batch.count,), length, dtype=statistics_dtype(D[0].dtype), device=W[0].device)
@@ -431,7 +435,7 @@ class GeometryLMO(LMO):
         if key not in self._resolved:
             self._resolved[key] = self.geometry.resolved_lmo(*key)
         D = self._resolved[key](M)
-        dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+        dtype = statistics_dtype(M.dtype)
         wide = D.to(dtype)
         nu = ((M.to(dtype) * wide) if self.dual_norms else wide).sum(dim=(-2, -1))
         return LMOResult(D, nu, wide.square().sum((-2, -1)) if self.squared_lengths else None)
