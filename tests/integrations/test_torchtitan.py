@@ -182,7 +182,7 @@ def test_an_option_that_the_state_does_not_know_stays():
 def test_what_cannot_be_one_state_is_refused():
     _, optimizers = build("two")
     state = {key: value for key, value in optimizers.state_dict().items() if ".layer1." not in key}
-    with pytest.raises(ValueError, match=r"knows nothing of layer1\.weight, layer1\.bias"):
+    with pytest.raises(ValueError, match=r"has no entries of layer1\.weight, layer1\.bias"):
         optimizers.load_state_dict(state)
     with pytest.raises(ValueError, match="parts 0 and 1 both have a parameter 'weight'"):
         build_optimizers([nn.Linear(3, 3), nn.Linear(3, 3)])

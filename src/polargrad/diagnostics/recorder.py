@@ -61,7 +61,7 @@ class Recorder:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be a number of steps, at least 1, got {every!r}")
         if optimizer.observer is not None:
-            raise ValueError("this optimizer is watched already; close() that recorder first")
+            raise ValueError("this optimizer is watched already; close() its recorder first")
         for group in optimizer.param_groups:
             for position, p in enumerate(group["params"]):
                 buffer = optimizer.state[p].get("momentum_buffer", p) if p in optimizer.state else p
@@ -84,7 +84,7 @@ class Recorder:
             self._optimizer.observer = None
 
     def wants_step(self) -> bool:
-        """Count the step; whether it is one to record."""
+        """Count the step; returns whether to record it."""
         self._step += 1
         return (self._step - 1) % self._every == 0
 

@@ -3,8 +3,8 @@
     FOLDER/.metadata  __0_0.distcp  __1_0.distcp ...
 
 Each rank writes the parts that it holds, and on loading reads the parts that it needs, so that DDP, FSDP2, HSDP, tensor
-parallelism and a single process read each other's. A folder bears its name only once it is whole. Options and other
-plain data are kept as JSON in a tensor: nothing in a checkpoint is unpickled.
+parallelism and a single process read each other's. A folder gets its name when it is complete. Options and other plain
+data are stored as JSON in a tensor: nothing in a checkpoint is unpickled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["load", "save"]
 
 FORMAT = 1
 _PART = ".part"
-_FACTS = "facts"
+_METADATA = "facts"
 # What a group holds besides its options.
 _NOT_OPTIONS = ("params", "param_names")
 
@@ -48,16 +48,16 @@ def save(folder: str | Path, model: nn.Module, optimizer: PolarGrad, **extra: An
         TypeError: extra data that JSON cannot hold.
     """
     folder = Path(folder)
-    facts = {"format": FORMAT, "groups": _group_facts(model, optimizer), "extra": extra}
+    metadata = {"format": FORMAT, "groups": _group_metadata(model, optimizer), "extra": extra}
     _on_first_rank(lambda: _refuse(folder))
     part = folder.with_name(folder.name + _PART)
     initialize_state(optimizer)
-    _quietly("save", {**_state(model, optimizer), _FACTS: _encoded(facts)}, part)
+    _quietly("save", {**_state(model, optimizer), _METADATA: _encoded(metadata)}, part)
     _on_first_rank(lambda: part.rename(folder))
 
 
 def load(folder: str | Path, model: nn.Module, optimizer: PolarGrad) -> dict[str, Any]:
-    """Load what `save` wrote into a model and its optimizer, on this number of ranks and this layout. Every rank calls.
+    """Load what `save` wrote into a model and its optimizer, on any ranks and layout. Every rank calls it.
 
     Parameters are matched by name; the options of the groups (learning rates and so on) come from the checkpoint.
 
@@ -80,23 +80,25 @@ def load(folder: str | Path, model: nn.Module, optimizer: PolarGrad) -> dict[str
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     saved = FileSystemReader(folder).read_metadata().state_dict_metadata
-    kept = saved.get(_FACTS)
+    kept = saved.get(_METADATA)
     if not isinstance(kept, TensorStorageMetadata):
-        raise ValueError(f"{folder} is a checkpoint of something else: it does not say what it holds")
-    holder = {_FACTS: torch.empty(kept.size, dtype=torch.uint8)}
+        raise ValueError(f"{folder} is a checkpoint of something else: it has no metadata of this kind")
+    holder = {_METADATA: torch.empty(kept.size, dtype=torch.uint8)}
     _quietly("load", holder, folder)
-    facts = json.loads(bytes(holder[_FACTS].tolist()))
-    if facts["format"] != FORMAT:
-        raise ValueError(f"{folder} has format {facts['format']!r}, this version reads {FORMAT}; use the other version")
+    metadata = json.loads(bytes(holder[_METADATA].tolist()))
+    if metadata["format"] != FORMAT:
+        raise ValueError(
+            f"{folder} has format {metadata['format']!r}, this version reads {FORMAT}; use the other version"
+        )
     initialize_state(optimizer)
     state = _state(model, optimizer)
-    differences = _differences(saved, state) or _other_groups(facts["groups"], _group_facts(model, optimizer))
+    differences = _differences(saved, state) or _other_groups(metadata["groups"], _group_metadata(model, optimizer))
     if differences:
         raise ValueError(f"{folder} is of another model or optimizer: {'; '.join(differences)}. Nothing was loaded")
     _quietly("load", state, folder)
-    for group, options in zip(optimizer.param_groups, facts["groups"], strict=True):
+    for group, options in zip(optimizer.param_groups, metadata["groups"], strict=True):
         _set_options(group, options["options"])
-    return facts["extra"]
+    return metadata["extra"]
 
 
 def _names(model: nn.Module) -> dict[int, str]:
@@ -117,10 +119,10 @@ def _state(model: nn.Module, optimizer: PolarGrad) -> dict[str, Tensor]:
     return state
 
 
-def _group_facts(model: nn.Module, optimizer: PolarGrad) -> list[dict[str, Any]]:
+def _group_metadata(model: nn.Module, optimizer: PolarGrad) -> list[dict[str, Any]]:
     """The names and options of each group, as plain data."""
     names = _names(model)
-    facts = []
+    metadata = []
     for index, group in enumerate(optimizer.param_groups):
         if missing := [tuple(p.shape) for p in group["params"] if id(p) not in names]:
             raise ValueError(
@@ -128,8 +130,8 @@ def _group_facts(model: nn.Module, optimizer: PolarGrad) -> list[dict[str, Any]]
                 f"of shape {missing[0]}; give the model whose parameters it steps"
             )
         options = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
-        facts.append({"names": [names[id(p)] for p in group["params"]], "options": _plain(options)})
-    return facts
+        metadata.append({"names": [names[id(p)] for p in group["params"]], "options": _plain(options)})
+    return metadata
 
 
 def _plain(value: Any) -> Any:
@@ -150,13 +152,13 @@ def _set_options(group: dict[str, Any], options: Mapping[str, Any]) -> None:
     resolve(group)
 
 
-def _encoded(facts: Mapping[str, Any]) -> Tensor:
-    return torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+def _encoded(metadata: Mapping[str, Any]) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(metadata).encode()), dtype=torch.uint8)
 
 
 def _differences(saved: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]:
-    """Where the tensors of a checkpoint are not those that are asked for, the first few of each kind."""
-    kept = set(saved) - {_FACTS}
+    """How the tensors of a checkpoint differ from those to load, the first few of each kind."""
+    kept = set(saved) - {_METADATA}
     sentences = []
     for names, what in ((set(state) - kept, "it lacks"), (kept - set(state), "only it has")):
         if names:
@@ -184,7 +186,7 @@ def _refuse(folder: Path) -> None:
 
 
 def _on_first_rank(act: Callable[[], object]) -> None:
-    """Let rank 0 act; an error of it is raised on every rank."""
+    """Call `act` on rank 0; its error is raised on every rank."""
     if not dist.is_initialized():
         act()
         return

@@ -31,7 +31,7 @@ class Communicator:
         self._host: Any = None
 
     def _connect(self) -> None:
-        """Make the groups that are missing; every rank comes here in its first step."""
+        """Make the process groups that are missing; every rank calls this in its first step."""
         if self._group is None:
             everyone = self.ranks == tuple(range(dist.get_world_size()))
             self._group = dist.group.WORLD if everyone else _new_group(self.ranks, None)
@@ -39,7 +39,7 @@ class Communicator:
             try:
                 self._group._get_backend(torch.device("cpu"))
                 self._host = self._group
-            except RuntimeError:  # NCCL alone: what the host must know travels beside it
+            except RuntimeError:  # NCCL alone: what the host must know is sent by gloo
                 self._host = _new_group(self.ranks, "gloo")
 
     def all_to_all(self, send: Tensor, sends: list[int], receives: list[int]) -> Callable[[], Tensor]:
@@ -48,10 +48,10 @@ class Communicator:
         Args:
             send: (sum of sends,).
             sends: a number of elements for each rank.
-            receives: likewise, what comes from each.
+            receives: a number of elements from each rank.
 
         Returns:
-            A function that waits and gives what came, (sum of receives,), in the order of the ranks.
+            A function that waits and returns what was received, (sum of receives,), in the order of the ranks.
         """
         received = send.new_empty(sum(receives))
         work = self._guarded(
@@ -75,14 +75,14 @@ class Communicator:
         return wait
 
     def table(self, row: list[int]) -> list[list[int]]:
-        """The rows of all ranks, on the host."""
+        """The rows of all ranks, gathered on the host."""
         self._guarded(self._connect)
         rows = [torch.empty(len(row), dtype=torch.int64) for _ in self.ranks]
         self._guarded(lambda: dist.all_gather(rows, torch.tensor(row), group=self._host))
         return [row.tolist() for row in rows]
 
     def objects(self, value: T) -> list[T]:
-        """What all ranks say, in words; slow, for messages."""
+        """The values of all ranks, pickled; slow, for error messages."""
         values: list[Any] = [None] * self.size
         self._guarded(lambda: dist.all_gather_object(values, value, group=self._host))
         return values

@@ -156,7 +156,7 @@ def _sizes(moves: list[list[Move]]) -> list[int]:
 def _wholes(
     request: DirectionRequest, plan: TransferPlan, tile: Box, received: Tensor | None
 ) -> dict[tuple[int, int], Tensor]:
-    """The pieces that this rank computes, put together."""
+    """The whole pieces that this rank computes."""
     wholes: dict[tuple[int, int], Tensor] = {}
     for index, number in plan.owned:
         source, box = request.sources[index], plan.pieces[number].box
@@ -187,7 +187,7 @@ def _computed(
 
 
 def _numbers(plan: TransferPlan, answers: dict[tuple[int, int], list[LMOResult]], device: torch.device) -> Tensor:
-    """Dual norms of the owned matrices, then their squared lengths where they were asked for; float64."""
+    """Dual norms of the owned matrices, then their squared lengths where they are needed; float64."""
     found = [answer for key in plan.owned for answer in answers[key]]
     columns = [[a.dual_norm for a in found], [a.squared_length for a in found if a.squared_length is not None]]
     vectors = [vector.to(torch.float64) for column in columns for vector in column]
@@ -195,7 +195,7 @@ def _numbers(plan: TransferPlan, answers: dict[tuple[int, int], list[LMOResult]]
 
 
 def _message(numbers: Tensor, boxes: list[Tensor]) -> Tensor:
-    """Bytes: the numbers, then the entries of the boxes, padded."""
+    """The numbers, then the entries of the boxes, as bytes with padding."""
     parts = [numbers.view(torch.uint8)]
     if boxes:
         entries = _gathered(boxes[0], boxes).view(torch.uint8)
@@ -222,7 +222,7 @@ def _placed(
     columns: int,
     here: int,
 ) -> Directions:
-    """This rank's parts of all directions, and the numbers of all matrices."""
+    """The local tensors of all directions, and the norms of all matrices."""
     sources = request.sources
     parts = [source.new_empty(tile.size) for source in sources]
     for (index, number), direction in directions.items():

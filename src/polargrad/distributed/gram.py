@@ -1,4 +1,4 @@
-r"""Tall matrices whose rows are spread over ranks: no row travels, only d x d matrices are summed.
+r"""Tall matrices whose rows are divided among ranks: rows stay where they are, only d x d matrices are summed.
 
 X (m, d) = B T with orthonormal B, whose rows stay where those of X are, and a small T that every rank has. Then
 U = B lmo(T), and <T, lmo(T)> and ||lmo(T)||_F are those of X, for the spectral norm with any polar method.
@@ -28,21 +28,21 @@ _RESOLVED = 1e-3
 
 
 def _local_gram(Y: Tensor) -> Tensor:
-    """Y^T Y (d, d) in float64 of the rows here (rows, d); zero where there are none."""
+    """Y^T Y (d, d) in float64 of the local rows (rows, d); zero where there are none."""
     if len(Y) == 0:
         return torch.zeros(Y.shape[1], Y.shape[1], dtype=torch.float64, device=Y.device)
     return gram(Y[None], torch.float64)[0]
 
 
 class _Rows:
-    """The rows of one X that are here, and X = Y R with what was taken out of them so far."""
+    """The local rows of one X in the form X = Y R, with the factor R that was taken out of them so far."""
 
     def __init__(self, X: Tensor) -> None:
         self.Y = X
         self.R = torch.eye(X.shape[1], dtype=torch.float64, device=X.device)
 
     def take_out(self, Z: Tensor, T: Tensor) -> None:
-        """Y <- Y Z and R <- T R, where Z T = I on the rows of Y, up to what is given up."""
+        """Y <- Y Z and R <- T R, where Z T = I on the rows of Y, up to directions that are given up."""
         if len(self.Y):
             self.Y = product(self.Y[None], Z[None])[0]
         self.R = T @ self.R
@@ -89,7 +89,7 @@ def summed_gram(rows: list[_Rows], copies: int, communicator: Communicator) -> T
 def directions_by_gram(
     request: DirectionRequest, layout: Layout, lmo: LMO, communicator: Communicator
 ) -> Generator[None, None, Directions]:
-    """The directions of matrices with rows (or, for wide ones, columns) that are spread over the ranks.
+    """The directions of matrices with rows (or, for wide ones, columns) that are divided among the ranks.
 
     In single precision and below, the float64 Gram matrix resolves all singular values that the input determines, so
     that two passes do: G = V L V^T gives B = X V L^{-1/2} over the eigenvalues above the cut-off 4 eps, and a Cholesky

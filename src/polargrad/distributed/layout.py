@@ -1,4 +1,4 @@
-"""How one parameter lives on the ranks: which box of it each of them holds, and which boxes are whole matrices."""
+"""How one parameter is divided among ranks: the box that each rank holds, and the boxes that are whole matrices."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Layout:
 
     @property
     def world(self) -> int:
-        """How many ranks there are."""
+        """The number of ranks."""
         return math.prod(self.mesh)
 
     @functools.cached_property
@@ -107,7 +107,7 @@ class Layout:
 
     @property
     def copies(self) -> int:
-        """How many ranks hold each entry."""
+        """The number of ranks that hold each entry."""
         return math.prod(size for size, dim in zip(self.mesh, self.dims, strict=True) if dim is None)
 
     def _coordinate(self, index: int) -> tuple[int, ...]:
@@ -125,7 +125,7 @@ class Layout:
         return tuple(tuple(coordinate[axis] for axis in copied) for coordinate in coordinates)
 
     def holders(self, box: Box) -> list[int]:
-        """The positions in the mesh that hold all of a box."""
+        """The ranks, as positions in the mesh, that hold all of a box."""
         return [i for i, tile in enumerate(self.tiles) if tile.overlap(box) == box]
 
 
@@ -168,7 +168,7 @@ def layout_of(parameter: Tensor, name: str, mesh: DeviceMesh | None, ranks: Sequ
 
     Args:
         parameter: a plain tensor or a DTensor.
-        name: what to call it in a message.
+        name: its name in messages.
         mesh: that all ranks of the optimizer form; a DTensor on some of its axes is copied along the others. None
             where every parameter is plain.
         ranks: the global ranks of the optimizer.

@@ -1,4 +1,4 @@
-"""Numbers of matrices and of rows that have parts on several ranks: each rank works on its part, and sums are sent."""
+"""Directions, norms and row lengths of matrices in parts on several ranks, from sums over the ranks."""
 
 from __future__ import annotations
 

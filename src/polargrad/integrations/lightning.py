@@ -22,7 +22,7 @@ def configure_optimizers(
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What `LightningModule.configure_optimizers` returns: PolarGrad with one group for each role, and a schedule.
+    """The return value of `LightningModule.configure_optimizers`: PolarGrad with a group for each role, and a schedule.
 
     Args:
         module: the LightningModule itself, or what of it is to be trained.

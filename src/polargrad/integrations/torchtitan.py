@@ -1,4 +1,4 @@
-"""A torchtitan-style optimizer: one `PolarGrad` for each model part behind one object, its state flat and by name.
+"""A torchtitan-style optimizer: one `PolarGrad` for each model part in one container, with a flat state by name.
 
 Written to the contract that torchtitan publishes for `OptimizersContainer` and `LRSchedulersContainer`; it is not
 imported.
@@ -71,7 +71,7 @@ class OptimizersContainer(torch.optim.Optimizer):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of every part."""
+        """Reset the gradients of every part."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=set_to_none)
 
@@ -90,11 +90,10 @@ class OptimizersContainer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a flat state, of these model parts or of more.
 
-        A parameter that was never stepped has none and gets none; options that the state does not know stay as they
-        are.
+        A parameter that was never stepped has no state and gets none; options that the state lacks stay as they are.
 
         Raises:
-            ValueError: a parameter that the state knows nothing of.
+            ValueError: a parameter of which the state has no entries.
         """
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
@@ -104,8 +103,8 @@ class OptimizersContainer(torch.optim.Optimizer):
             names = {_clean(name): p for group in optimizer.param_groups for name, p in _named(group)}
             if absent := [name for name in names if name not in known]:
                 raise ValueError(
-                    f"the state to load knows nothing of {', '.join(absent[:8])}; it is of another model, or of a part "
-                    "of this one"
+                    f"the state to load has no entries of {', '.join(absent[:8])}; it is of another model, or of a "
+                    "part of this one"
                 )
             grouped = {
                 f"param_groups.{_clean(name)}.param_names": group["param_names"]
@@ -126,7 +125,7 @@ class OptimizersContainer(torch.optim.Optimizer):
 
 
 def _names(state: Mapping[str, Any], section: str) -> set[str]:
-    """The parameters of which a section of a flat state knows something."""
+    """The parameters that a section of a flat state has entries of."""
     return {key.removeprefix(f"{section}.").rpartition(".")[0] for key in state if key.startswith(f"{section}.")}
 
 
@@ -141,7 +140,7 @@ def _clean(name: str) -> str:
 
 @contextlib.contextmanager
 def _unstepped(optimizer: PolarGrad, *, keep: bool = False) -> Iterator[None]:
-    """Within, torch may make a state by stepping zero gradients at rate zero; it does so only where there are none.
+    """Context in which torch may make a state by stepping zero gradients at rate zero, as it does without gradients.
 
     Afterwards the gradients are back, and a state that was made so is gone unless `keep`: it counts a step that never
     was.
@@ -226,7 +225,7 @@ class LRSchedulersContainer:
         return {"last_epoch": self.schedulers[0].last_epoch}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the schedule after so many steps, whatever the cut into parts was."""
+        """Continue the schedule at the saved step, whatever the division into parts was."""
         step = int(state_dict["last_epoch"])
         for scheduler in self.schedulers:
             rates = [base * at(step) for base, at in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]

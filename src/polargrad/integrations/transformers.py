@@ -14,7 +14,7 @@ __all__ = ["ByRole", "optimizer"]
 
 
 class ByRole:
-    """What the Trainer makes and then calls with its model: an optimizer factory in its terms."""
+    """The optimizer factory that the Trainer makes and then calls with its model."""
 
     def __call__(self, model: nn.Module, **routing: Any) -> PolarGrad:
         """PolarGrad over the model's parameters, one group for each role.
@@ -32,7 +32,7 @@ def optimizer(
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Mapping[str, Any],
 ) -> tuple[type[ByRole], dict[str, Any]]:
-    """What `Trainer(optimizer_cls_and_kwargs=...)` takes: the Trainer makes PolarGrad for its model when it trains.
+    """The argument of `Trainer(optimizer_cls_and_kwargs=...)`: it makes PolarGrad for its model when it trains.
 
     Learning rates and weight decay are those of the groups; the Trainer's schedule multiplies each of them, and its
     arguments `learning_rate`, `weight_decay`, `adam_beta1` and so on are not read.

@@ -1,4 +1,4 @@
-"""Which matrices step together, and who computes their directions: the executor of a single process, and its contract.
+"""Which matrices step together, and what computes their directions: the executor, here of a single process.
 
 An executor knows where tensors are and no mathematics. What a process holds of a parameter, its gradient or its
 momentum is its *local* tensor; in a single process that is the whole tensor. `update.py` works on local tensors, hands

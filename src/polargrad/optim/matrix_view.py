@@ -1,4 +1,4 @@
-"""How a parameter is seen as matrices: one object per parameter that takes a tensor apart and puts it together."""
+"""How a parameter is split into matrices: a view that splits a tensor of the parameter's shape and merges it again."""
 
 from __future__ import annotations
 
@@ -168,9 +168,9 @@ _MADE: dict[tuple[Any, ...], MatrixView] = {}
 
 
 def matrix_view(shape: torch.Size | tuple[int, ...], options: Mapping[str, Any] | None = None) -> MatrixView:
-    """How a parameter of `shape` in a group with `options` is seen as matrices.
+    """How a parameter of `shape` in a group with `options` is split into matrices.
 
-    By itself 2-D (m, n) is one matrix, 3-D (k, m, n) a batch such as experts, 4-D and more a convolution flattened to
+    By default 2-D (m, n) is one matrix, 3-D (k, m, n) a batch such as experts, 4-D and more a convolution flattened to
     (out, in * kernel). The options of a group say otherwise, for each of its parameters:
 
     - `layout`: "transposed" for (in, out) and (k, in, out), "convolution" to flatten 3-D as well,

@@ -1,4 +1,4 @@
-"""Matrices that did not step because a gradient was not finite: counted on the device, named when somebody looks."""
+"""Matrices that did not step because a gradient was not finite: counted on the device, named when the count is read."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SkipLedger:
         """All skips so far; warns of those parameters that were skipped since the last reading.
 
         Args:
-            name: from (group, position) to what the parameter is called.
+            name: from (group, position) to the name of the parameter in the warning.
         """
         skips: dict[tuple[int, int], int] = {}
         for (group, positions), counts in self._counts.items():

@@ -255,7 +255,7 @@ def _row_beta(value: Any) -> float | None:
 
 
 def inherited_options(own: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
-    """What a group with `own` options takes over of others, such as those of the constructor or of its role.
+    """The options that a group with `own` options inherits, such as from the constructor or from its role.
 
     Left out are options that it has itself, and those that its own rule, geometry, method or scale does not use.
 
@@ -417,7 +417,7 @@ def _check_combination(rule: PolarRule) -> None:
 
 
 def parameter_name(group: Mapping[str, Any], position: int) -> str:
-    """What to call a parameter in a message: its name, or its position and shape."""
+    """The name of a parameter in messages: its own, or its position and shape."""
     names = group.get("param_names")
     if names:
         return repr(names[position])
