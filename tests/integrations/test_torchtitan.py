@@ -173,10 +173,11 @@ def test_a_parameter_that_was_never_stepped_starts_afresh():
 def test_an_option_that_the_state_does_not_know_stays():
     parts, optimizers = build("two")
     run(parts, optimizers, [0])
-    state = {key: value for key, value in optimizers.state_dict().items() if not key.endswith(".on_nonfinite")}
+    state = {key: value for key, value in optimizers.state_dict().items() if not key.endswith(".workspace")}
     parts, optimizers = build("two")
+    optimizers.param_groups[0]["workspace"] = 12345
     optimizers.load_state_dict(state)
-    assert optimizers.param_groups[0]["on_nonfinite"] == "skip"
+    assert optimizers.param_groups[0]["workspace"] == 12345
 
 
 def test_what_cannot_be_one_state_is_refused():

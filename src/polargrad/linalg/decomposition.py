@@ -126,7 +126,9 @@ def _restore(factor: Tensor, canonical: _Canonical, dtype: torch.dtype) -> Tenso
 
 def _unitary(result: IterationResult, canonical: _Canonical, A: Tensor) -> Tensor:
     U = result.unitary.mH.resolve_conj() if canonical.wide else result.unitary
-    U = _restore(U.to(A.dtype, memory_format=torch.contiguous_format), canonical, A.dtype)
+    # Where the dtype is the same, `to` does not copy, whatever the strides are.
+    U = U.to(A.dtype, memory_format=torch.contiguous_format).contiguous()
+    U = _restore(U, canonical, A.dtype)
     return U.view(A.shape)
 
 

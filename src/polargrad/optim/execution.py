@@ -295,7 +295,10 @@ def apply_lmo(lmo: LMO, batches: Sequence[Tensor], workspace: int) -> list[LMORe
     found: dict[int, LMOResult] = {}
     for members in alike.values():
         chosen = [batches[i] for i in members]
-        stacked = stack(chosen).flatten(0, 1) if all(len(batch) == 1 for batch in chosen) else torch.cat(chosen)
+        if len(chosen) > 1 and all(len(batch) == 1 for batch in chosen):
+            stacked = stack(chosen).flatten(0, 1)
+        else:
+            stacked = concatenate(chosen)
         whole = _in_pieces(stacked, lmo, workspace)
         sizes = [len(batches[i]) for i in members]
         parts = [[None] * len(sizes) if field is None else field.split(sizes) for field in whole]

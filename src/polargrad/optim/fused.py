@@ -5,6 +5,7 @@ fifteen and eleven passes. Tensors of one shape are found through tables of thei
 them all; a table is kept on the device for as long as the addresses stay, which they do while a CUDA graph is recorded.
 """
 
+# pyright: reportOptionalMemberAccess=false, reportIndexIssue=false, reportInvalidTypeForm=false
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -143,7 +143,7 @@ class PolarGrad(torch.optim.Optimizer):
 
     @property
     def skipped(self) -> int:
-        """The number of matrix updates skipped as not finite; warns of the parameters skipped since the last reading."""
+        """The number of matrix updates skipped as not finite; warns of parameters skipped since the last reading."""
         return self._ledger.total(lambda group, position: parameter_name(self.param_groups[group], position))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
