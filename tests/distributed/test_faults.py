@@ -76,7 +76,8 @@ def test_broken_gradients_are_skipped_by_all(world, tmp_path):
                 for rule in ("polar", "adamw"):
                     error, skips, heard = found[layout, capturable, rule]
                     assert error <= 1e-12
-                    assert skips == (4, 4)
+                    # Two matrices in two steps; one fused AdamW call steps all four of a group or none of them.
+                    assert skips == ((8, 8) if rule == "adamw" and capturable else (4, 4))
                     assert heard
             message, untouched, _ = found[layout, "raise"]
             assert re.search("gradient of 'p1', 'p3' holds NaN or infinity; nothing was stepped", message)
