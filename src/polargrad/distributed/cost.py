@@ -1,7 +1,8 @@
 """What a polar step costs on many ranks: floating-point operations, bytes sent and memory, before anything runs.
 
 Bytes are exact but for padding. Operations are leading terms, good for choosing and for orders of magnitude; seconds
-come from three figures of the machine. Each function is of shapes and layouts alone, so every rank finds the same.
+come from four numbers of the machine. Each function depends on shapes and layouts alone, so that every rank gets the
+same result.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from polargrad.distributed.layout import Box, Layout, pieces_of
 from polargrad.distributed.sums import rows_are_cut, summed_lengths
 from polargrad.geometry import Geometry
+from polargrad.linalg.operations import eigh
 from polargrad.optim.matrix_view import MatrixView
 
 __all__ = [
@@ -32,14 +34,12 @@ __all__ = [
     "sums_traffic",
 ]
 
-# Operations per n^3 of what dense factorizations of n x n matrices are worth beside products, which run faster.
-_EIGENDECOMPOSITION = 60.0
 _NUMBER = 8
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Three figures of one rank, and of its way to the others. The defaults are of one H100 in a large cluster.
+    """The speed of one rank and of its connection to the others. The defaults are those of an H100 in a large cluster.
 
     Args:
         half: operations a second of bfloat16 products, as reached.
@@ -48,7 +48,7 @@ class Machine:
         latency: seconds until a collective starts to move bytes.
 
     Raises:
-        ValueError: a figure that is not positive.
+        ValueError: a number that is not positive.
     """
 
     half: float = 4e14
@@ -72,7 +72,7 @@ class Operations(NamedTuple):
         return Operations(self.half + other.half, self.single + other.single)
 
     def times(self, factor: float) -> Operations:
-        """So many times as many."""
+        """The operations times a factor."""
         return Operations(factor * self.half, factor * self.single)
 
 
@@ -84,7 +84,7 @@ class Traffic(NamedTuple):
     collectives: int
 
     def plus(self, other: Traffic) -> Traffic:
-        """Both, one after the other."""
+        """The sum of both."""
         sent, received = (
             tuple(a + b for a, b in zip(*both, strict=True))
             for both in ((self.sent, other.sent), (self.received, other.received))
@@ -98,7 +98,7 @@ class Traffic(NamedTuple):
 
 
 def seconds(work: Operations, sent: float, collectives: float, machine: Machine) -> float:
-    """How long so much work and traffic takes on one rank, one after the other."""
+    """The seconds that work and traffic take on one rank, one after the other."""
     computing = work.half / machine.half + work.single / machine.single
     return computing + sent / machine.bandwidth + collectives * machine.latency
 
@@ -117,7 +117,7 @@ def operations(geometry: Geometry, m: int, n: int, dtype: torch.dtype) -> Operat
 
 
 def owner_traffic(layout: Layout, view: MatrixView, owners: Sequence[int], itemsize: int, numbers: int = 1) -> Traffic:
-    """What travels for one parameter whose pieces go to their owners, and whose directions come back.
+    """What is sent for one parameter whose pieces go to their owners, and whose directions come back.
 
     A rank sends each entry of its part once to the owner of the piece, unless that holds the piece already; the owner
     sends each entry of the direction to every other rank that holds it, and 8 `numbers` bytes per matrix to all.
@@ -127,14 +127,14 @@ def owner_traffic(layout: Layout, view: MatrixView, owners: Sequence[int], items
         view: of the parameter.
         owners: of each piece.
         itemsize: bytes of an entry.
-        numbers: per matrix: its dual norm, and its squared length where that is asked for.
+        numbers: per matrix: its dual norm, and its squared length where that is needed.
     """
     sent, received = [0.0] * layout.world, [0.0] * layout.world
     replicas, tiles, parts_move = layout.replicas, layout.tiles, 0
     for piece, owner in zip(pieces_of(view), owners, strict=True):
         whole = tiles[owner].overlap(piece.box) == piece.box
         parts_move |= not whole
-        told = _NUMBER * numbers * len(piece.numbers)
+        norms = _NUMBER * numbers * len(piece.numbers)
         for rank, tile in enumerate(tiles):
             if rank == owner:
                 continue
@@ -142,8 +142,8 @@ def owner_traffic(layout: Layout, view: MatrixView, owners: Sequence[int], items
             if not whole and replicas[rank] == replicas[owner]:
                 sent[rank] += entries
                 received[owner] += entries
-            sent[owner] += entries + told
-            received[rank] += entries + told
+            sent[owner] += entries + norms
+            received[rank] += entries + norms
     return Traffic(tuple(sent), tuple(received), 1 + parts_move)
 
 
@@ -161,12 +161,12 @@ def _ring(world: int, bytes_: float) -> float:
 
 
 def _gram_passes(dtype: torch.dtype) -> int:
-    """How many Gram matrices are summed: two more in double precision, where one does not resolve what is small."""
+    """How many Gram matrices are summed: two more in double precision, where one does not resolve small values."""
     return 4 if dtype == torch.float64 else 2
 
 
 def gram_traffic(layout: Layout, dtype: torch.dtype) -> Traffic:
-    """What travels for one matrix whose rows (columns, if it is wide) stay: sums of d x d matrices in float64."""
+    """What is sent for one matrix whose rows (columns, if it is wide) stay: sums of d x d matrices in float64."""
     d, passes = min(layout.shape), _gram_passes(dtype)
     each = _ring(layout.world, _NUMBER * (passes * d**2 + 1))
     return Traffic((each,) * layout.world, (each,) * layout.world, passes + 1)
@@ -177,7 +177,7 @@ def gram_operations(layout: Layout, geometry: Geometry, dtype: torch.dtype) -> O
     d, passes = min(layout.shape), _gram_passes(dtype)
     rows = max(tile.numel for tile in layout.tiles) / d
     small = operations(geometry, d, d, torch.float64)
-    own = Operations(0.0, 4.0 * passes * rows * d**2 + (passes - 1) * _EIGENDECOMPOSITION * d**3)
+    own = Operations(0.0, 4.0 * passes * rows * d**2 + (passes - 1) * eigh(d))
     return own + small
 
 
@@ -206,14 +206,14 @@ def gram_is_cheaper(
 
 
 def rows_traffic(layout: Layout, view: MatrixView) -> Traffic:
-    """What travels to even out the rows of one parameter: their squared lengths, in float64, where they are cut."""
+    """What is sent to normalize the rows of one parameter: their squared lengths, in float64, where they are cut."""
     cut = rows_are_cut(view, layout)
     each = _ring(layout.world, _NUMBER * math.prod(view.row_shape)) if cut else 0.0
     return Traffic((each,) * layout.world, (each,) * layout.world, int(cut))
 
 
 def sums_traffic(layout: Layout, view: MatrixView, geometry: Geometry, numbers: int = 1) -> Traffic:
-    """What travels for geometries found from sums, in float64: lengths that are cut, and a number or two per matrix."""
+    """What is sent for geometries found from sums, in float64: lengths that are cut, and a number or two per matrix."""
     lengths = summed_lengths(geometry, view, layout)
     each = _ring(layout.world, _NUMBER * (lengths + numbers * view.count))
     return Traffic((each,) * layout.world, (each,) * layout.world, 1 + (lengths > 0))

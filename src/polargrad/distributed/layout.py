@@ -246,14 +246,14 @@ def _spread(
     what: str,
 ) -> Layout:
     """A layout on some axes of the optimizer's mesh, copied along the others."""
-    names, wanted = own.mesh_dim_names, None if mesh is None else mesh.mesh_dim_names
-    if mesh is None or not names or not wanted or root_of(own) != root_of(mesh) or not set(names) <= set(wanted):
+    names, axes = own.mesh_dim_names, None if mesh is None else mesh.mesh_dim_names
+    if mesh is None or not names or not axes or root_of(own) != root_of(mesh) or not set(names) <= set(axes):
         raise ValueError(
             f"{what} lives on ranks {own.mesh.flatten().tolist()}, the optimizer on {list(ranks)}, and its mesh is not "
             "made of axes of theirs; slice all meshes from one init_device_mesh(..., mesh_dim_names=...)"
         )
-    place = {name: i for i, name in enumerate(wanted)}
-    full: list[int | None] = [None] * len(wanted)
+    place = {name: i for i, name in enumerate(axes)}
+    full: list[int | None] = [None] * len(axes)
     for name, dim in zip(names, dims, strict=True):
         full[place[name]] = dim
     spread = None if order is None else tuple(place[names[axis]] for axis in order)

@@ -51,7 +51,7 @@ class PolarParameter(NamedTuple):
         parameter: as the group has it.
         layout: how it lives on the ranks.
         view: how it is split into matrices.
-        geometry: whose direction is wanted.
+        geometry: the norm.
         dtype: of the momentum.
     """
 
@@ -82,7 +82,7 @@ def choose_strategy(
     Args:
         view: of the parameter.
         layout: of the parameter.
-        geometry: whose direction is wanted.
+        geometry: the norm.
         dtype: of the momentum.
         alike: how many parameters share all of that, so that as many owners work at once.
     """

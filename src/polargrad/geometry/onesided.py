@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from polargrad.geometry.base import Geometry, Reduction, register
-from polargrad.linalg import GramPolynomials, polar_factor
+from polargrad.linalg import GramPolynomials, operations, polar_factor
 from polargrad.linalg.decomposition import on_host
 from polargrad.linalg.kernels import gram, product
 from polargrad.linalg.precision import at_least_single, double_precision
@@ -51,9 +51,9 @@ class _OneSided(Geometry):
         return float(min(m, n))
 
     def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
-        """A Gram matrix and a product, and an eigendecomposition of the smaller side n, with vectors, of 9 n^3."""
+        """A Gram matrix of the smaller side, its inverse root by an eigendecomposition, and a product."""
         m, n = max(m, n), min(m, n)
-        return 4.0 * m * n**2 + 11.0 * n**3
+        return operations.gram(m, n) + operations.eigh(n) + operations.product(n, n) + operations.product(m, n)
 
     def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """float64, in which everything is formed and decomposed."""
