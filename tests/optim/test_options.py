@@ -1,6 +1,7 @@
 """Options are plain data, checked by rule; what is given and not used is refused, and says by what it would be used."""
 
 import copy
+import inspect
 import json
 
 import pytest
@@ -164,6 +165,10 @@ def test_other_refusals(match, options):
 def test_choices_of_another_kind(option):
     with pytest.raises(TypeError, match=rf"{option} must be a name"):
         polargrad.PolarGrad([matrix()], **{option: 5})
+
+
+def test_the_constructor_takes_few_arguments():
+    assert len(inspect.signature(polargrad.PolarGrad).parameters) <= 22
 
 
 def test_the_rate_is_looked_at_before_the_parameters():
