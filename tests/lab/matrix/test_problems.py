@@ -278,8 +278,8 @@ SEEN = torch.ones(2, 2, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: MatrixQuadratic.draw(0, rows=0), ValueError, "rows is 0; give an integer"),
-        (lambda: MatrixQuadratic.draw(0, n=2.5), ValueError, "n is 2.5; give an integer"),
+        (lambda: MatrixQuadratic.draw(0, rows=0), ValueError, "rows must be an integer of at least 1; got 0"),
+        (lambda: MatrixQuadratic.draw(0, n=2.5), ValueError, "n must be an integer"),
         (lambda: MatrixQuadratic.draw(-1), ValueError, "seed"),
         (lambda: MatrixQuadratic(EYE, EYE, torch.ones(3, 2), EYE), ValueError, "C has shape"),
         (lambda: MatrixQuadratic(EYE, EYE, EYE, torch.ones(2, 3)), ValueError, "X has shape"),

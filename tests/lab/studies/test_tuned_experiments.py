@@ -129,8 +129,8 @@ def test_a_rank_above_the_data_is_refused(ratings_file, tmp_path):
     [
         (lambda: NonnegativeFactorization.spec(rows=4, columns=3, rank=4).build(0), "rank 4 is above 3"),
         (lambda: PictureCompletion.spec(observed=0.0).build(0), "observed is 0.0"),
-        (lambda: MultiResponseRegression.spec(features=0), "features is 0"),
-        (lambda: MultiResponseRegression.spec(noise=float("inf")), "noise is inf"),
+        (lambda: MultiResponseRegression.spec(features=0), "features must be an integer"),
+        (lambda: MultiResponseRegression.spec(noise=float("inf")), "noise must be a finite number; got inf"),
     ],
 )
 def test_impossible_sizes_are_refused(make, message):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
+
+from polargrad.lab.checks import unknown_name
 
 __all__ = ["DECAY_EVERY", "Configuration", "Experiment", "configurations", "polargrad", "tuned"]
 
@@ -88,13 +89,11 @@ class Experiment:
         """
         preset = preset or self.default_preset
         if preset not in self.presets:
-            raise ValueError(f"there is no preset {preset!r} of this problem; it has {', '.join(self.presets)}")
+            raise unknown_name("preset", preset, self.presets)
         every = {configuration.name: configuration for configuration in self.presets[preset]}
         for name in only:
             if name not in every:
-                close = difflib.get_close_matches(name, every, n=1)
-                hint = f"did you mean {close[0]!r}? " if close else ""
-                raise ValueError(f"there is no configuration {name!r} of this problem; {hint}it has {', '.join(every)}")
+                raise unknown_name("configuration", name, every)
         return [configuration for name, configuration in every.items() if not only or name in only]
 
 
@@ -179,7 +178,7 @@ def configurations(
     for name, given in rates.items():
         base = name.removesuffix("-decay")
         if base not in known:
-            raise ValueError(f"there is no optimizer {name!r} to give a step size; the names are {', '.join(known)}")
+            raise unknown_name("optimizer", name, known)
         label, family, options, others = known[base]
         lr, factor = given if isinstance(given, tuple) else (given, decay)
         if base != name:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
+from polargrad.lab.checks import check_integer, unknown_name
 from polargrad.lab.matrix.configurations import Experiment
 
 Matrices = Mapping[str, Tensor]
@@ -216,10 +217,10 @@ class ProblemSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in PROBLEMS:
-            raise ValueError(f"there is no matrix problem {self.kind!r}; the kinds are {', '.join(PROBLEMS)}")
+            raise unknown_name("matrix problem", self.kind, PROBLEMS)
         defaults = settings_of(self.problem)
         if unknown := [name for name in self.settings if name not in defaults]:
-            raise ValueError(f"{self.kind} has no setting {unknown[0]!r}; it has {', '.join(defaults)}")
+            raise unknown_name(f"setting of {self.kind}", unknown[0], defaults)
         for name, value in self.settings.items():
             _check_setting(name, value, defaults[name])
         object.__setattr__(self, "settings", MappingProxyType({**defaults, **self.settings}))
@@ -265,13 +266,12 @@ class ProblemSpec:
         Raises:
             ValueError: an unknown setting, or a text that cannot be read as the setting's type.
         """
-        read: dict[str, Setting] = {}
+        read: dict[str, Any] = {}
         for name, text in texts.items():
-            kind = type(self.settings.get(name, ""))
             try:
-                read[name] = kind(text)
+                read[name] = type(self.settings.get(name, ""))(text)
             except ValueError:
-                raise ValueError(f"{name} is {text!r}; give {_WANTED[kind]}") from None
+                read[name] = text  # which is refused as the setting's value
         return ProblemSpec(self.kind, {**self.settings, **read})
 
     def to_dict(self) -> dict[str, Setting]:
@@ -283,17 +283,16 @@ def _spec_of(problem: type[Problem], settings: Mapping[str, Setting]) -> Problem
     return problem.spec(**settings)
 
 
-_WANTED: Mapping[type, str] = {int: "an integer of at least 1", float: "a finite number", str: "a text"}
-
-
 def _check_setting(name: str, value: Any, default: Setting) -> None:
-    kind, number = type(default), isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        fits = number and isinstance(value, int) and value >= 1
+    if isinstance(default, int):
+        return check_integer(name, value)
+    if isinstance(default, str):
+        fits, wanted = isinstance(value, str), "a text"
     else:
-        fits = number and math.isfinite(value) if kind is float else isinstance(value, str)
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        wanted = "a finite number"
     if not fits:
-        raise ValueError(f"{name} is {value!r}; give {_WANTED[kind]}")
+        raise ValueError(f"{name} must be {wanted}; got {value!r}")
 
 
 @lru_cache(maxsize=1)
@@ -350,8 +349,7 @@ def check_sizes(**sizes: int) -> None:
         ValueError: naming the size.
     """
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} is {size!r}; give an integer of at least 1")
+        check_integer(name, size)
 
 
 def check_rank(rank: int, *dimensions: int) -> None:
@@ -381,8 +379,7 @@ def generator(seed: int) -> torch.Generator:
     Raises:
         ValueError: a seed that is not an integer of at least 0.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; give an integer of at least 0")
+    check_integer("seed", seed, 0)
     return torch.Generator().manual_seed(seed)
 
 

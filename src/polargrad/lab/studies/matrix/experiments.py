@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from polargrad.lab.checks import check_integer, unknown_name
 from polargrad.lab.matrix import PROBLEMS, Experiment, Problem, ProblemSpec
 from polargrad.lab.matrix.configurations import DECAY_EVERY
 from polargrad.lab.matrix.training import ROLE
@@ -63,11 +64,10 @@ class ExperimentOptions:
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
-            raise ValueError(f"size is {self.size!r}; give one of {', '.join(SIZES)}")
+            raise unknown_name("size", self.size, SIZES)
         for name in ("repeat", "steps", "eval_every", "jobs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; give at least 1")
+            if (value := getattr(self, name)) is not None:
+                check_integer(name, value)
 
     def problem_spec(self, problem: type[Problem]) -> ProblemSpec:
         """What is minimized.
