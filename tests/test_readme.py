@@ -26,7 +26,8 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_relative_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
+        # Figures are drawn when the docs are built; test_docs.py holds their links to what is drawn.
+        if "://" not in target and not (page.parent.name == "docs" and target.startswith("figures/")):
             assert (page.parent / target).exists(), target
 
 
