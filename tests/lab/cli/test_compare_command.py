@@ -110,7 +110,7 @@ def test_a_search_ends_with_what_it_tried(capsys, tiny_recipes):
         (("--tune", "--ratio", "1"), "ratio"),
         (("--ratio", "3"), "--ratio: options of the search for rates; add --tune"),
         (("--no-halving", "--extend", "2"), "--extend, --no-halving: options of the search"),
-        (("--jobs", "0"), "jobs must be at least 1"),
+        (("--jobs", "0"), "jobs must be an integer of at least 1"),
         (("--sweep", "warmup=1"), "the schedule of adamw, constant, has no warm-up"),
         (("--sweep", "rates=0"), "rates takes positive numbers"),
         (("--sweep", "elbow.lr=1"), "no recipe here has a role 'elbow'"),

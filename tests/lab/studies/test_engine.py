@@ -146,9 +146,9 @@ def test_the_command_writes_and_overwrites_nothing(tmp_path, capsys):
     [
         (["--shapes", "6"], "m x n"),
         (["--shapes", "axb"], "4096x1024"),
-        (["--spectra", "pink"], "known: gaussian"),
+        (["--spectra", "pink"], "allowed names are 'gaussian'"),
         (["--dtypes", "float31"], "float64"),
-        (["--methods", "magic"], "known: auto"),
+        (["--methods", "magic"], "allowed names are 'auto'"),
         (["--repeats", "0"], "at least 1"),
         (["--device", "cuda"], "not available"),
     ],

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from polargrad.lab.checks import check_integer
 from polargrad.lab.compare.sweep import Axis, setting_text
 from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.train import Schedule
@@ -71,8 +72,7 @@ class RateSearch:
     def __post_init__(self) -> None:
         if not self.ratio > 1:
             raise ValueError(f"the ratio between neighbouring rates must be above 1; got {self.ratio}")
-        if self.limit < 0:
-            raise ValueError(f"the limit on the search's rounds must not be negative; got {self.limit}")
+        check_integer("limit", self.limit, 0)
 
     @property
     def axes(self) -> list[Axis]:

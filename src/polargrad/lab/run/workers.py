@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from polargrad.lab.checks import check_integer
 from polargrad.lab.run import runner
 from polargrad.lab.run.environment import torch_threads
 from polargrad.lab.run.spec import RunSpec
@@ -55,9 +56,8 @@ def run_all(
         Interrupted: on Ctrl-C or SIGTERM, when the runs under way are saved.
         RuntimeError: a job died.
     """
-    for name, number in (("jobs", jobs), ("threads", threads)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+    check_integer("jobs", jobs)
+    check_integer("threads", 1 if threads is None else threads)
     if jobs > 1:
         with _Pool(path, jobs, threads or 1) as pool:
             pool.work(pending, ended)

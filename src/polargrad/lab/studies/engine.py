@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polargrad.lab.checks import unknown_name
 from polargrad.lab.run.environment import environment, version
 from polargrad.lab.studies.peak_memory import peak_bytes
 from polargrad.linalg import available_methods, polar_factor
@@ -70,7 +71,7 @@ class MatrixBatch:
         if len(self.shape) < 2 or min(self.shape) < 1:
             raise ValueError(f"shape must be m x n or batch x m x n, got {self.shape}")
         if self.spectrum not in SPECTRA:
-            raise ValueError(f"unknown spectrum {self.spectrum!r}; known: {', '.join(SPECTRA)}")
+            raise unknown_name("spectrum", self.spectrum, SPECTRA)
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ValueError(f"unknown dtype {self.dtype!r}; for example float32, float64, bfloat16")
         if self.device != "cpu" and not torch.cuda.is_available():
@@ -148,7 +149,7 @@ def contenders(names: Sequence[str] = ()) -> list[Contender]:
         found.append(Contender("jax.scipy polar", _jax, ours=False, allocates_in_torch=False))
     known = {contender.name: contender for contender in found}
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"unknown contender {unknown[0]!r}; known: {', '.join(known)}")
+        raise unknown_name("contender", unknown[0], known)
     return [known[name] for name in names or known]
 
 
