@@ -61,14 +61,14 @@ class Agreement:
     Args:
         communicator: the ranks.
         layouts: of every parameter.
-        kept: of the momentum of every parameter.
+        momentum_layouts: of the momentum of every parameter.
     """
 
     def __init__(
-        self, communicator: Communicator, layouts: Mapping[Tensor, Layout], kept: Mapping[Tensor, Layout]
+        self, communicator: Communicator, layouts: Mapping[Tensor, Layout], momentum_layouts: Mapping[Tensor, Layout]
     ) -> None:
         self._communicator = communicator
-        self._layouts, self._kept = layouts, kept
+        self._layouts, self._momentum_layouts = layouts, momentum_layouts
         self._structure: dict[str, str] = {}
 
     def check(self, groups: Sequence[Mapping[str, Any]], present: Sequence[Sequence[int]], *, clean: bool) -> bool:
@@ -98,7 +98,7 @@ class Agreement:
                     values = f", values that sum to {p.detach().to(torch.float64).sum().item()!r}"
                 lines[f"parameter {position} of group {index}"] = (
                     f"{parameter_name(group, position)} of shape {layout.shape}, {p.dtype}, mesh {layout.mesh} cutting "
-                    f"{layout.dims}, momentum {self._kept[p].dims}{values}"
+                    f"{layout.dims}, momentum {self._momentum_layouts[p].dims}{values}"
                 )
         return lines
 

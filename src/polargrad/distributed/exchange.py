@@ -60,19 +60,19 @@ class TransferPlan(NamedTuple):
 
 
 def plan_transfers(
-    layout: Layout, kept: Layout, view: MatrixView, owners: Sequence[tuple[int, ...]], here: int
+    layout: Layout, source_layout: Layout, view: MatrixView, owners: Sequence[tuple[int, ...]], here: int
 ) -> TransferPlan:
     """What rank `here` sends and receives, for parameters of one layout and view.
 
     Args:
         layout: of each parameter.
-        kept: of what their directions are taken of (the momentum).
+        source_layout: of what their directions are taken of (the momentum).
         view: of each parameter.
         owners: for each parameter, of each of its pieces.
         here: the position of this rank.
     """
     pieces, tiles, world = pieces_of(view), layout.tiles, layout.world
-    sources, replicas = kept.tiles, kept.replicas
+    sources, replicas = source_layout.tiles, source_layout.replicas
     parts_out: list[list[Move]] = [[] for _ in range(world)]
     parts_in: list[list[Move]] = [[] for _ in range(world)]
     directions_out: list[list[Move]] = [[] for _ in range(world)]
@@ -108,7 +108,7 @@ def exchange(
     request: DirectionRequest,
     plan: TransferPlan,
     layout: Layout,
-    kept: Layout,
+    source_layout: Layout,
     lmo: LMO,
     workspace: int,
     communicator: Communicator,
@@ -118,7 +118,11 @@ def exchange(
     Between the phases those of other requests may run. Every rank sends each entry of its parts once, and the owner
     each entry of a direction once to every rank that holds it, with one or two numbers per matrix to every rank.
     """
-    sources, tile, source_tile = request.sources, layout.tiles[communicator.here], kept.tiles[communicator.here]
+    sources, tile, source_tile = (
+        request.sources,
+        layout.tiles[communicator.here],
+        source_layout.tiles[communicator.here],
+    )
     parts = None
     if plan.parts_move:
         boxes = [sources[m.parameter][m.box.within(source_tile)] for to in plan.parts_out for m in to]

@@ -84,15 +84,15 @@ class ManyProcesses(Executor):
         self._communicator = Communicator(group, ranks)
         self._process_group: Any = process_group
         self._mesh: Any = None
-        self._kept = dict(self._layouts)
+        self._momentum_layouts = dict(self._layouts)
         polar = polar_parameters(groups, self._layouts)
         self._strategies = choose_strategies(polar)
         owned = [one for one in polar if self._strategies[one.parameter] is Strategy.OWNER]
         self._owners = assign_owners(owned, len(ranks))
         for p, _, options in named:
             if shard_momentum and p in self._owners and not _is_distributed(p):
-                self._kept[p] = self._kept_in_rows(self._layouts[p], options)
-        self._agreement = Agreement(self._communicator, self._layouts, self._kept)
+                self._momentum_layouts[p] = self._layout_in_rows(self._layouts[p], options)
+        self._agreement = Agreement(self._communicator, self._layouts, self._momentum_layouts)
         self._transfers: dict[tuple[Tensor, ...], TransferPlan] = {}
         self._clean = False
 
@@ -140,7 +140,7 @@ class ManyProcesses(Executor):
         # The result of a functional collective may not have arrived yet.
         return part.wait() if hasattr(part, "wait") else part
 
-    def _kept_in_rows(self, layout: Layout, group: Mapping[str, Any]) -> Layout:
+    def _layout_in_rows(self, layout: Layout, group: Mapping[str, Any]) -> Layout:
         if group["momentum_order"] == "polar-first":
             raise ValueError(
                 "shard_momentum=True cannot go with momentum_order='polar-first', which averages directions that every "
@@ -148,14 +148,14 @@ class ManyProcesses(Executor):
             )
         return Layout(layout.shape, layout.mesh, (0,), None, layout.ranks)
 
-    def _is_shared(self, parameter: Tensor) -> bool:
-        return self._kept[parameter] is not self._layouts[parameter]
+    def _is_momentum_sharded(self, parameter: Tensor) -> bool:
+        return self._momentum_layouts[parameter] is not self._layouts[parameter]
 
     def zeros(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
         """Like the parameter, or a DTensor of some of its rows."""
-        if not self._is_shared(parameter):
+        if not self._is_momentum_sharded(parameter):
             return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
-        size = self._kept[parameter].tiles[self._communicator.here].size
+        size = self._momentum_layouts[parameter].tiles[self._communicator.here].size
         return self._in_rows(parameter, torch.zeros(size, dtype=dtype, device=parameter.device))
 
     def _in_rows(self, parameter: Tensor, rows: Tensor) -> Tensor:
@@ -169,27 +169,27 @@ class ManyProcesses(Executor):
 
     def adopt(self, parameter: Tensor, buffer: Any) -> Tensor:
         """This rank's rows of a whole buffer, or the whole of a buffer that was saved in rows."""
-        if self._is_shared(parameter) and not _is_distributed(buffer):
-            return self._in_rows(parameter, self._kept_rows(parameter, buffer).clone())
-        if _is_distributed(buffer) and not self._is_shared(parameter) and not _is_distributed(parameter):
+        if self._is_momentum_sharded(parameter) and not _is_distributed(buffer):
+            return self._in_rows(parameter, self._momentum_rows(parameter, buffer).clone())
+        if _is_distributed(buffer) and not self._is_momentum_sharded(parameter) and not _is_distributed(parameter):
             return buffer.full_tensor()
         return buffer
 
     def momentum_shard(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """The rows of each gradient whose momentum this rank keeps."""
-        return [self._kept_rows(p, gradient) for p, gradient in zip(parameters, gradients, strict=True)]
+        return [self._momentum_rows(p, gradient) for p, gradient in zip(parameters, gradients, strict=True)]
 
-    def _kept_rows(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        if not self._is_shared(parameter):
+    def _momentum_rows(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        if not self._is_momentum_sharded(parameter):
             return gradient
         here = self._communicator.here
-        return gradient[self._kept[parameter].tiles[here].within(self._layouts[parameter].tiles[here])]
+        return gradient[self._momentum_layouts[parameter].tiles[here].within(self._layouts[parameter].tiles[here])]
 
     def local_slices(
         self, parameters: Sequence[Tensor], tensors: list[Tensor], *, momentum: bool = False
     ) -> list[Tensor]:
         """The slices that belong to the tiles of this rank."""
-        layouts, here = self._kept if momentum else self._layouts, self._communicator.here
+        layouts, here = self._momentum_layouts if momentum else self._layouts, self._communicator.here
         return [local_slice(tensor, layouts[p].tiles[here]) for p, tensor in zip(parameters, tensors, strict=True)]
 
     def row_zeros(self, view: MatrixView, parameter: Tensor, dtype: torch.dtype) -> Tensor:
@@ -262,15 +262,15 @@ class ManyProcesses(Executor):
             case Strategy.GRAM:
                 return directions_by_gram(request, layout, lmo, self._communicator)
             case Strategy.OWNER:
-                kept = self._kept[request.parameters[0]]
-                transfers = self._transfers_of(request, layout, kept)
-                return exchange(request, transfers, layout, kept, lmo, workspace, self._communicator)
+                sources = self._momentum_layouts[request.parameters[0]]
+                transfers = self._transfers_of(request, layout, sources)
+                return exchange(request, transfers, layout, sources, lmo, workspace, self._communicator)
 
-    def _transfers_of(self, request: DirectionRequest, layout: Layout, kept: Layout) -> TransferPlan:
+    def _transfers_of(self, request: DirectionRequest, layout: Layout, sources: Layout) -> TransferPlan:
         key = tuple(request.parameters)
         if key not in self._transfers:
             owners = [self._owners[p] for p in key]
-            self._transfers[key] = plan_transfers(layout, kept, request.view, owners, self._communicator.here)
+            self._transfers[key] = plan_transfers(layout, sources, request.view, owners, self._communicator.here)
         return self._transfers[key]
 
 
