@@ -27,12 +27,12 @@ SMALL = {"hidden_size": 32, "layers": 2, "heads": 2, "mlp": 64}
 
 def of(name="muon+adamw", mesh=(1, 1, 1), machine=None, *, tokens=None, **changed):
     """The estimate of a small model."""
-    return estimate(LanguageModel(**{**SMALL, **changed}), recipe(name).optimizer(), mesh, machine, tokens=tokens)
+    return estimate(LanguageModel(**{**SMALL, **changed}), recipe(name).optimizer, mesh, machine, tokens=tokens)
 
 
 def of_model(model, mesh, name="muon+polargrad", tokens=16384, machine=None):
     sizes = dataclasses.asdict(architecture(model))
-    return estimate(LanguageModel(**sizes), recipe(name).optimizer(), mesh, machine, tokens=tokens)
+    return estimate(LanguageModel(**sizes), recipe(name).optimizer, mesh, machine, tokens=tokens)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon+adamw", "muon+polargrad", "muon+normalized-rows", "rownorm"])
@@ -43,7 +43,7 @@ def test_weights_and_state_are_counted_exactly(name, precision):
     built = model.build()
     if precision == "bfloat16":
         built.to(torch.bfloat16)
-    options = {role: options for role, options in recipe(name).optimizer().items() if role not in ("conv", "expert")}
+    options = {role: options for role, options in recipe(name).optimizer.items() if role not in ("conv", "expert")}
     spec = RunSpec("x", model, {role: options[role] for role in ("hidden", "embedding", "head", "vector")})
     optimizer = build_optimizer(spec, built)
     built(input_ids=torch.arange(32).reshape(2, 16)).logits.square().mean().backward()
@@ -180,12 +180,9 @@ def test_what_is_new_is_priced_without_another_word(newcomers, monkeypatch, caps
 
     monkeypatch.setattr(recipes, "RECIPES", dict(recipes.RECIPES))
 
-    @recipes.register("newcomer")
-    def newcomer():
-        """Something new on hidden matrices."""
-        return recipes.by_role({"rule": "polar", "lr": 0.1, **options}, *recipes.adamw_tables())
-
-    found = estimate(LanguageModel(**SMALL), newcomer())
+    optimizer = recipes.by_role({"rule": "polar", "lr": 0.1, **options}, *recipes.tables())
+    recipes.register("newcomer", "Something new on hidden matrices.", optimizer)
+    found = estimate(LanguageModel(**SMALL), optimizer)
     entries = sum(math.prod(cost.layout.shape) for cost in found.optimizer.costs if cost.strategy is not None)
     assert getattr(found.optimizer.operations, rate) == pytest.approx(1e12 * entries)
     assert found.optimizer.workspace == (50.0 if "method" in options else 4.0) * 4 * 32 * 64
@@ -209,7 +206,7 @@ def test_plan_and_dry_run_agree(capsys):
 
 def of_gpt2(machine):
     model = LanguageModel(**dataclasses.asdict(architecture("gpt2-small")), precision="bfloat16-mixed")
-    return estimate(model, recipe("muon+polargrad").optimizer(), (8, 1, 1), machine, tokens=16 * 1024)
+    return estimate(model, recipe("muon+polargrad").optimizer, (8, 1, 1), machine, tokens=16 * 1024)
 
 
 def test_a_dry_run_of_minutes_asks_the_same_estimate(capsys):

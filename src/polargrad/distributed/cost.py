@@ -7,7 +7,6 @@ same result.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +14,6 @@ from typing import NamedTuple
 import torch
 
 from polargrad.distributed.layout import Box, Layout, pieces_of
-from polargrad.distributed.sums import rows_are_cut, summed_lengths
 from polargrad.geometry import Geometry
 from polargrad.linalg.operations import eigh
 from polargrad.optim.matrix_view import MatrixView
@@ -24,14 +22,13 @@ __all__ = [
     "Machine",
     "Operations",
     "Traffic",
+    "all_reduce_traffic",
     "gram_is_cheaper",
     "gram_operations",
     "gram_traffic",
     "operations",
     "owner_traffic",
-    "rows_traffic",
     "seconds",
-    "sums_traffic",
 ]
 
 _NUMBER = 8
@@ -155,9 +152,10 @@ def _overlap(one: Box, other: Box) -> int:
     return entries
 
 
-def _ring(world: int, bytes_: float) -> float:
-    """What each rank sends of an all-reduce around a ring."""
-    return 2.0 * (world - 1) / world * bytes_
+def all_reduce_traffic(world: int, numbers: float, collectives: int = 1) -> Traffic:
+    """What travels to sum so many numbers in float64 over all ranks, around a ring."""
+    each = 2.0 * (world - 1) / world * _NUMBER * numbers
+    return Traffic((each,) * world, (each,) * world, collectives)
 
 
 def _gram_passes(dtype: torch.dtype) -> int:
@@ -168,8 +166,7 @@ def _gram_passes(dtype: torch.dtype) -> int:
 def gram_traffic(layout: Layout, dtype: torch.dtype) -> Traffic:
     """What is sent for one matrix whose rows (columns, if it is wide) stay: sums of d x d matrices in float64."""
     d, passes = min(layout.shape), _gram_passes(dtype)
-    each = _ring(layout.world, _NUMBER * (passes * d**2 + 1))
-    return Traffic((each,) * layout.world, (each,) * layout.world, passes + 1)
+    return all_reduce_traffic(layout.world, passes * d**2 + 1, passes + 1)
 
 
 def gram_operations(layout: Layout, geometry: Geometry, dtype: torch.dtype) -> Operations:
@@ -203,17 +200,3 @@ def gram_is_cheaper(
     gram = gram_traffic(layout, dtype)
     together = gram_operations(layout, geometry, dtype).times(alike)
     return seconds(together, alike * gram.busiest, gram.collectives, machine) < by_owners
-
-
-def rows_traffic(layout: Layout, view: MatrixView) -> Traffic:
-    """What is sent to normalize the rows of one parameter: their squared lengths, in float64, where they are cut."""
-    cut = rows_are_cut(view, layout)
-    each = _ring(layout.world, _NUMBER * math.prod(view.row_shape)) if cut else 0.0
-    return Traffic((each,) * layout.world, (each,) * layout.world, int(cut))
-
-
-def sums_traffic(layout: Layout, view: MatrixView, geometry: Geometry, numbers: int = 1) -> Traffic:
-    """What is sent for geometries found from sums, in float64: lengths that are cut, and a number or two per matrix."""
-    lengths = summed_lengths(geometry, view, layout)
-    each = _ring(layout.world, _NUMBER * (lengths + numbers * view.count))
-    return Traffic((each,) * layout.world, (each,) * layout.world, 1 + (lengths > 0))

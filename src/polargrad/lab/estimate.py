@@ -37,13 +37,12 @@ from polargrad.distributed.cost import (
     Machine,
     Operations,
     Traffic,
+    all_reduce_traffic,
     gram_operations,
     gram_traffic,
     operations,
     owner_traffic,
-    rows_traffic,
     seconds,
-    sums_traffic,
 )
 from polargrad.distributed.layout import Layout, pieces_of
 from polargrad.distributed.strategy import (
@@ -53,7 +52,7 @@ from polargrad.distributed.strategy import (
     choose_strategies,
     polar_parameters,
 )
-from polargrad.distributed.sums import rows_of
+from polargrad.distributed.sums import rows_are_cut, rows_of, summed_lengths
 from polargrad.lab.run.build import foreign_rule
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import Constant, LoopConfig
@@ -386,7 +385,9 @@ def _polar_cost(
         case Strategy.REDUCE:
             whole, entries = _work(view, one), math.prod(view.shape)
             work = tuple(whole.times(tile.numel / entries) for tile in layout.tiles)
-            traffic, workspace = sums_traffic(layout, view, geometry, numbers), 2.0 * max(tiles)
+            lengths = summed_lengths(geometry, view, layout)
+            traffic = all_reduce_traffic(world, lengths + numbers * view.count, 1 + (lengths > 0))
+            workspace = 2.0 * max(tiles)
         case Strategy.GRAM:
             work, traffic = (gram_operations(layout, geometry, dtype),) * world, gram_traffic(layout, dtype)
             workspace = 3.0 * max(tiles) + 6.0 * 8 * min(layout.shape) ** 2
@@ -399,7 +400,8 @@ def _polar_cost(
             workspace = held * max(m * n for piece in pieces for _, m, n in piece.view.batches)
     state = max(tiles)
     if rule.row_beta is not None:
-        traffic = traffic.plus(rows_traffic(layout, view))
+        if rows_are_cut(view, layout):
+            traffic = traffic.plus(all_reduce_traffic(world, math.prod(view.row_shape)))
         rows = [rows_of(view, tile).numel * statistics_dtype(dtype).itemsize for tile in layout.tiles]
         state = max(momentum + own for momentum, own in zip(tiles, rows, strict=True))
     return ParameterCost(name, role, layout, strategy, work, traffic, workspace, float(state))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -23,8 +23,8 @@ Options = dict[str, Plain]
 Optimizer = dict[str, Options]
 
 HIDDEN = ("hidden", "conv", "expert")
-# Of AdamW on matrices: runs of a few hundred steps want a shorter memory than 0.9.
-SHORT = (0.8, 0.95)
+# AdamW's betas for matrices in runs of a few hundred steps, and for the rest.
+SHORT, LONG = (0.8, 0.95), (0.9, 0.95)
 
 # The demo's run: after a short warm-up the rates stay constant, then fall linearly to zero over the last 70%.
 STEPS, WARMUP, DECAY = 150, 10, 0.7
@@ -42,25 +42,22 @@ class Recipe:
     """An optimizer of whole models; called, it gives the laboratory's small run: a Qwen2 on Python's standard library.
 
     Args:
-        name: under which the command line knows it.
-        optimizer: returns the options of every role that a model may have.
+        name: name on the command line.
+        description: one line for people.
+        optimizer: options of every role that a model may have.
     """
 
     name: str
-    optimizer: Callable[[], Optimizer]
-
-    @property
-    def description(self) -> str:
-        """The first line of the function's docstring."""
-        return (self.optimizer.__doc__ or "").strip().partition("\n")[0]
+    description: str
+    optimizer: Optimizer
 
     def __call__(self, *, steps: int | None = None, seed: int = 42) -> RunSpec:
         """The spec of a run of so many steps (150 by default) from a seed."""
-        total, chosen = STEPS if steps is None else steps, self.optimizer()
+        total = STEPS if steps is None else steps
         return RunSpec(
             name=self.name,
             objective=LanguageModel(),
-            optimizer={role: chosen[role] for role in ("hidden", "embedding", "head", "vector")},
+            optimizer={role: self.optimizer[role] for role in ("hidden", "embedding", "head", "vector")},
             schedule=WarmupLinearDecay(total=total, warmup=min(WARMUP, total // 10), decay_fraction=DECAY),
             loop=LoopConfig(steps=total, eval_every=10, probe_every=10),
             seed=seed,
@@ -72,32 +69,27 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {}
 
 
-def register(name: str) -> Callable[[Callable[[], Optimizer]], Callable[[], Optimizer]]:
-    """Decorator: make a function that returns options by role a recipe, from anywhere.
+def register(name: str, description: str, optimizer: Optimizer) -> None:
+    """Add a recipe, from anywhere.
 
     Args:
-        name: on the command line.
+        name: name on the command line.
+        description: one line for people.
+        optimizer: options of every role, such as `by_role` gives.
 
     Raises:
         ValueError: the name is taken.
 
     Example:
-        >>> @register("sgd+adamw")
-        ... def sgd_adamw():
-        ...     "Steepest descent in the Frobenius norm on hidden matrices, AdamW on the rest."
-        ...     return by_role({"rule": "polar", "lr": 0.1, "geometry": "frobenius"}, *adamw_tables())
+        >>> sgd = {"rule": "polar", "lr": 0.1, "geometry": "frobenius"}
+        >>> register("sgd+adamw", "Steepest descent on hidden matrices, AdamW on the rest.", by_role(sgd, *tables()))
         >>> spec_of("sgd+adamw", steps=20).learning_rates["hidden"]
         0.1
         >>> del RECIPES["sgd+adamw"]
     """
     if name in RECIPES:
         raise ValueError(f"there is a recipe {name!r} already; choose another name")
-
-    def add(function: Callable[[], Optimizer]) -> Callable[[], Optimizer]:
-        RECIPES[name] = Recipe(name, function)
-        return function
-
-    return add
+    RECIPES[name] = Recipe(name, description, optimizer)
 
 
 def spec_of(name: str, *, steps: int | None = None, seed: int = 42) -> RunSpec:
@@ -125,7 +117,7 @@ def optimizer_for(name: str, roles: Collection[str], changes: Sequence[str] = ()
     Raises:
         ValueError: an unknown recipe, a role that the model does not have, or a change that cannot be read.
     """
-    options = {role: chosen for role, chosen in recipe(name).optimizer().items() if role in roles}
+    options = {role: chosen for role, chosen in recipe(name).optimizer.items() if role in roles}
     for change in changes:
         named, option, value = _read_change(change)
         for role in options if named == ["*"] else named:
@@ -169,18 +161,18 @@ def by_role(
     """Options for every role, from those of the hidden matrices and of the tables of tokens.
 
     Args:
-        hidden: of hidden matrices, convolutions and experts.
-        embedding: of the table at the input.
-        head: of the table at the output; None: those of the embedding.
-        positions: of tables of positions; None: AdamW.
-        vectors: of norms, biases and scalars; None: AdamW without weight decay.
+        hidden: options of hidden matrices, convolutions and experts.
+        embedding: options of the table at the input.
+        head: options of the table at the output; None: those of the embedding.
+        positions: options of tables of positions; None: AdamW.
+        vectors: options of norms, biases and scalars; None: AdamW without weight decay.
     """
     return {
-        **{role: dict(hidden) for role in HIDDEN},
-        "embedding": dict(embedding),
-        "head": dict(head or embedding),
-        "position": dict(positions or adamw_options(1e-2, weight_decay=0.0)),
-        "vector": dict(vectors or adamw_options(3e-2, weight_decay=0.0)),
+        **dict.fromkeys(HIDDEN, hidden),
+        "embedding": embedding,
+        "head": head or embedding,
+        "position": positions or adamw(1e-2, betas=LONG, weight_decay=0.0),
+        "vector": vectors or adamw(3e-2, betas=LONG, weight_decay=0.0),
     }
 
 
@@ -190,143 +182,99 @@ def everywhere(options: Options, *, hidden: float) -> Optimizer:
     return by_role(at[hidden], at[3e-2], positions=at[1e-2], vectors=at[3e-2])
 
 
-def adamw_options(lr: float, *, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1) -> Options:
-    """AdamW with the betas of language models."""
+def adamw(lr: float, *, betas: tuple[float, float] = SHORT, weight_decay: float = 0.1) -> Options:
+    """AdamW."""
     return {"rule": "adamw", "lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay}
 
 
-def adamw_tables(embedding: float = 5e-2, head: float = 5e-3) -> tuple[Options, Options]:
+def tables(embedding: float = 5e-2, head: float = 5e-3) -> tuple[Options, Options]:
     """AdamW on embedding and head, at a rate each."""
-    return adamw_options(embedding, betas=SHORT), adamw_options(head, betas=SHORT)
+    return adamw(embedding), adamw(head)
 
 
-def muon_options(lr: float, **changed: Plain) -> Options:
+def polar(lr: float, momentum: float, **options: Plain) -> Options:
+    """A polar group without weight decay."""
+    return {"rule": "polar", "lr": lr, "momentum": momentum, "weight_decay": 0.0, **options}
+
+
+def muon(lr: float, **changed: Plain) -> Options:
     """Five quintic Newton-Schulz steps on Nesterov momentum, scaled to AdamW's update size."""
-    return {
-        "rule": "polar",
-        "lr": lr,
-        "momentum": 0.9,
-        "nesterov": True,
-        "scale": "rms",
-        "method": "newton-schulz",
-        "max_steps": 5,
-        "weight_decay": 0.0,
-        **changed,
-    }
+    steps: Options = {"method": "newton-schulz", "max_steps": 5}
+    return polar(lr, 0.9, **{"nesterov": True, "scale": "rms", **steps, **changed})
 
 
-def polargrad_options(lr: float, **changed: Plain) -> Options:
+def polargrad(lr: float, momentum: float = 0.5, **options: Plain) -> Options:
     """The nuclear norm times the polar factor; QDWH, since these tall gradients have small singular values."""
-    return {
-        "rule": "polar",
-        "lr": lr,
-        "momentum": 0.5,
-        "scale": "nuclear",
-        "method": "qdwh",
-        "max_steps": 5,
-        "weight_decay": 0.0,
-        **changed,
-    }
+    return polar(lr, momentum, scale="nuclear", method="qdwh", max_steps=5, **options)
 
 
-def normalized_rows_options(lr: float, **changed: Plain) -> Options:
-    """The row-normalized polar factor; inputs of entries +-1 have their outputs moved by `lr`, root mean square."""
-    return {
-        "rule": "polar",
-        "lr": lr,
-        "momentum": 0.7,
-        "nesterov": True,
-        "scale": "spectral",
-        "normalize_rows": 0.99,
-        "method": "auto",
-        "weight_decay": 0.0,
-        **changed,
-    }
-
-
-@register("adamw")
-def adamw() -> Optimizer:
-    """AdamW on every parameter."""
-    return by_role(adamw_options(1e-3, betas=SHORT), *adamw_tables(6e-2, 1.5e-2))
-
-
-@register("muon+adamw")
-def muon_adamw() -> Optimizer:
-    """Muon on hidden matrices, AdamW on embedding, head and vectors."""
-    return by_role(muon_options(5e-3), *adamw_tables())
-
-
-@register("muon+polargrad")
-def muon_polargrad() -> Optimizer:
-    """Muon on hidden matrices, PolarGrad on embedding and head, AdamW on vectors (arXiv 2505.21799, section 6.4)."""
-    return by_role(muon_options(4e-3), polargrad_options(0.2))
-
-
-@register("muon+normalized-rows")
-def muon_normalized_rows() -> Optimizer:
-    """Muon on hidden matrices, row-normalized polar factors on the head, AdamW on the rest; rates for any width."""
-    hidden = muon_options(0.028, scale="spectral")
-    return by_role(hidden, adamw_tables()[0], normalized_rows_options(0.056))
-
-
-@register("polargrad")
-def polargrad() -> Optimizer:
-    """PolarGrad on every matrix, momentum first, AdamW on vectors."""
-    return by_role(polargrad_options(0.03, momentum=0.95), polargrad_options(0.2))
-
-
-@register("polar-first")
-def polar_first() -> Optimizer:
-    """PolarGrad on every matrix, the momentum taken of the polar factors, AdamW on vectors."""
-    first: Options = {"momentum_order": "polar-first"}
-    return by_role(polargrad_options(0.03, momentum=0.95, **first), polargrad_options(0.2, **first))
-
-
-@register("adaptive")
-def adaptive() -> Optimizer:
-    """Muon on hidden matrices with each one's nuclear norm over its own recent size, AdamW on the rest."""
-    return by_role(muon_options(5e-3, scale="adaptive-nuclear"), *adamw_tables())
-
-
-@register("group")
-def group() -> Optimizer:
-    """Muon on hidden matrices with their summed nuclear norm over its recent size, AdamW on the rest."""
-    shared: Options = {"scale": {"name": "adaptive-nuclear", "beta": 0.99}, "scope": "group"}
-    return by_role(muon_options(5e-3, **shared), *adamw_tables())
-
-
-@register("one-sided")
-def one_sided() -> Optimizer:
-    """Muon on hidden matrices, one-sided PolarGrad on embedding and head, AdamW on vectors."""
-    tables = polargrad_options(0.2, geometry="right-polar")
-    del tables["method"], tables["max_steps"]
-    return by_role(muon_options(3e-3), tables)
-
-
-@register("rownorm")
-def rownorm() -> Optimizer:
-    """Muon on hidden matrices, normalized rows on embedding and head, AdamW on vectors."""
-    tables: Options = {"rule": "polar", "lr": 3e-2, "momentum": 0.5, "geometry": "rows", "scale": "rms"}
-    return by_role(muon_options(3e-3), {**tables, "weight_decay": 0.0})
-
-
-@register("soap")
-def soap() -> Optimizer:
-    """SOAP of pytorch-optimizer on every parameter (arXiv 2409.11321)."""
-    options: Options = {"rule": "soap", "betas": (0.95, 0.95), "precondition_frequency": 10, "weight_decay": 0.0}
-    return everywhere(options, hidden=3e-3)
-
-
-@register("shampoo")
-def shampoo() -> Optimizer:
-    """Shampoo of pytorch-optimizer on every parameter, grafted onto RMSProp's steps (arXiv 2002.09018)."""
-    options: Options = {
-        "rule": "shampoo",
-        "betas": (0.9, 0.95),
-        "preconditioning_compute_steps": 10,
-        "weight_decay": 0.0,
-    }
-    return everywhere(options, hidden=1e-3)
+register(
+    "adamw",
+    "AdamW on every parameter.",
+    by_role(adamw(1e-3), *tables(6e-2, 1.5e-2)),
+)
+register(
+    "muon+adamw",
+    "Muon on hidden matrices, AdamW on embedding, head and vectors.",
+    by_role(muon(5e-3), *tables()),
+)
+register(
+    "muon+polargrad",
+    "Muon on hidden matrices, PolarGrad on embedding and head, AdamW on vectors (arXiv 2505.21799, section 6.4).",
+    by_role(muon(4e-3), polargrad(0.2)),
+)
+register(  # inputs of entries +-1 have the head's outputs moved by its rate, root mean square
+    "muon+normalized-rows",
+    "Muon on hidden matrices, row-normalized polar factors on the head, AdamW on the rest; rates for any width.",
+    by_role(
+        muon(0.028, scale="spectral"),
+        tables()[0],
+        polar(0.056, 0.7, nesterov=True, scale="spectral", normalize_rows=0.99, method="auto"),
+    ),
+)
+register(
+    "polargrad",
+    "PolarGrad on every matrix, momentum first, AdamW on vectors.",
+    by_role(polargrad(0.03, 0.95), polargrad(0.2)),
+)
+register(
+    "polar-first",
+    "PolarGrad on every matrix, the momentum taken of the polar factors, AdamW on vectors.",
+    by_role(polargrad(0.03, 0.95, momentum_order="polar-first"), polargrad(0.2, momentum_order="polar-first")),
+)
+register(
+    "adaptive",
+    "Muon on hidden matrices with each one's nuclear norm over its own recent size, AdamW on the rest.",
+    by_role(muon(5e-3, scale="adaptive-nuclear"), *tables()),
+)
+register(
+    "group",
+    "Muon on hidden matrices with their summed nuclear norm over its recent size, AdamW on the rest.",
+    by_role(muon(5e-3, scale={"name": "adaptive-nuclear", "beta": 0.99}, scope="group"), *tables()),
+)
+register(
+    "one-sided",
+    "Muon on hidden matrices, one-sided PolarGrad on embedding and head, AdamW on vectors.",
+    by_role(muon(3e-3), polar(0.2, 0.5, scale="nuclear", geometry="right-polar")),
+)
+register(
+    "rownorm",
+    "Muon on hidden matrices, normalized rows on embedding and head, AdamW on vectors.",
+    by_role(muon(3e-3), polar(3e-2, 0.5, geometry="rows", scale="rms")),
+)
+register(
+    "soap",
+    "SOAP of pytorch-optimizer on every parameter (arXiv 2409.11321).",
+    everywhere({"rule": "soap", "betas": (0.95, 0.95), "precondition_frequency": 10, "weight_decay": 0.0}, hidden=3e-3),
+)
+register(
+    "shampoo",
+    "Shampoo of pytorch-optimizer on every parameter, grafted onto RMSProp's steps (arXiv 2002.09018).",
+    everywhere(
+        {"rule": "shampoo", "betas": (0.9, 0.95), "preconditioning_compute_steps": 10, "weight_decay": 0.0},
+        hidden=1e-3,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -335,9 +283,9 @@ class NamedComparison:
 
     Args:
         description: one line for people.
-        recipes: their names.
-        sweep: the axes of the grid, as they are written on the command line.
-        steps: of every run.
+        recipes: names of the recipes.
+        sweep: axes of the grid, as on the command line.
+        steps: steps of every run.
         look_every: steps between evaluations, and between measurements of the gradients.
     """
 

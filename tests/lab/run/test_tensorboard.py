@@ -1,6 +1,6 @@
 import pytest
 
-from polargrad.lab.run.tracking import TensorBoard
+from polargrad.lab.run.tracking import tensorboard
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -14,7 +14,7 @@ RECORDS = [
 
 
 def test_records_become_scalars(tmp_path):
-    with TensorBoard(tmp_path / "board") as board:
+    with tensorboard(tmp_path / "board") as board:
         assert not (tmp_path / "board").exists()
         for record in RECORDS:
             board(record)

@@ -59,7 +59,7 @@ class Plan:
         machine = Machine(self.half, self.single, self.bandwidth, self.latency)
         sizes = dataclasses.asdict(architecture(self.model))
         model = LanguageModel(**sizes, precision="bfloat16-mixed")
-        mesh, optimizer = parse_mesh(self.mesh), recipe(self.optimizer).optimizer()
+        mesh, optimizer = parse_mesh(self.mesh), recipe(self.optimizer).optimizer
         found = estimate(model, optimizer, mesh, machine, tokens=self.tokens)
         if found.unpriced is not None:
             raise ValueError(f"the operations of {found.unpriced}, which another library steps, are not known")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from polargrad.lab.checks import given
 from polargrad.lab.cli import terminal
@@ -18,7 +17,6 @@ from polargrad.lab.run.spec import LanguageModel, RunSpec
 if TYPE_CHECKING:
     from polargrad.lab.estimate import Estimate
     from polargrad.lab.run.folder import Run
-    from polargrad.lab.train import Record
 
 __all__ = ["Pretrain"]
 
@@ -65,6 +63,7 @@ class Pretrain(Launch):
         if self.run.dry_run:
             return print("\n".join(self._plan(spec)))
         from polargrad.lab.run import runner
+        from polargrad.lab.run.tracking import watching
         from polargrad.lab.train import CheckpointPolicy, terminal_progress
 
         policy = CheckpointPolicy(every_steps=self.checkpoints.checkpoint_every, keep=self.checkpoints.keep)
@@ -73,7 +72,8 @@ class Pretrain(Launch):
                 return runner.run_worker(spec, parallel)
             out = self.checkpoints.resume or terminal.new_folder(self.run.out, spec.name)
             progress = terminal_progress(spec.name)
-            with self._watching(spec, out) as watch:
+            board, track = self.evaluation.tensorboard, self.evaluation.track
+            with watching(spec, out, board=board, track=track) as watch:
                 if self.checkpoints.resume is not None:
                     finished = runner.resume(out, spec, progress=progress, policy=policy, watch=watch)
                 else:
@@ -135,24 +135,6 @@ class Pretrain(Launch):
             f"{duration(seconds)} ({tokens / seconds:,.0f} tokens/s), {found.optimizer_share:.0%} of it in the "
             f"optimizer{work}"
         )
-
-    @contextmanager
-    def _watching(self, spec: RunSpec, out: Path) -> Iterator[Record | None]:
-        """What is given every record besides the run folder; None if nothing is."""
-        from polargrad.lab.run.tracking import BOARD, TensorBoard, Tracker
-
-        with ExitStack() as stack:
-            watchers: list[Record] = []
-            if self.evaluation.tensorboard:
-                watchers.append(stack.enter_context(TensorBoard(out / BOARD)))
-            if self.evaluation.track != "none":
-                watchers.append(stack.enter_context(Tracker(self.evaluation.track, spec)))
-
-            def watch(record: dict[str, Any]) -> None:
-                for watcher in watchers:
-                    watcher(record)
-
-            yield watch if watchers else None
 
 
 def _report(finished: Run) -> None:

@@ -1,18 +1,18 @@
-"""The records of a run in other programs: TensorBoard, and the experiment trackers wandb and trackio."""
+"""The records of a run in other programs, beside its folder: TensorBoard, and the trackers wandb and trackio."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
     from polargrad.lab.run.spec import RunSpec
+    from polargrad.lab.train import Record
 
-__all__ = ["BOARD", "TRACKERS", "TensorBoard", "Tracker", "scalars"]
+__all__ = ["BOARD", "TRACKERS", "scalars", "tensorboard", "tracker", "watching"]
 
 TRACKERS = ("wandb", "trackio")
 BOARD = "tensorboard"  # the folder in a run folder
@@ -36,76 +36,86 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"{place}/{name}", value
 
 
-class Tracker:
-    """Sends every metric of a run's records to a tracker, beside the records and never instead of them.
+@contextmanager
+def watching(spec: RunSpec, path: Path, *, board: bool, track: str) -> Iterator[Record | None]:
+    """What is given every record of a run besides its folder; None if nothing is.
+
+    Args:
+        spec: the run.
+        path: its folder.
+        board: whether TensorBoard is.
+        track: the tracker that is, or "none".
+    """
+    with ExitStack() as stack:
+        watchers = [stack.enter_context(tensorboard(path / BOARD))] if board else []
+        watchers += [stack.enter_context(tracker(track, spec))] if track != "none" else []
+
+        def watch(record: dict[str, Any]) -> None:
+            for watcher in watchers:
+                watcher(record)
+
+        yield watch if watchers else None
+
+
+@contextmanager
+def tracker(name: str, spec: RunSpec) -> Iterator[Record]:
+    """Send every metric of a run's records to a tracker; events stay in the run folder.
 
     Every call carries the run's own step as "step": evaluations come after the steps they follow, and trackers refuse
     to go back in their own count. Signing in is the tracker's own affair (`wandb login`).
 
     Args:
         name: "wandb" or "trackio".
-        spec: of the run; its name and content become the tracker's.
+        spec: the run; its name and content become the tracker's.
 
     Raises:
         ModuleNotFoundError: the tracker is not installed.
         ValueError: an unknown tracker.
     """
+    if name not in TRACKERS:
+        raise ValueError(f"unknown tracker {name!r}; known: {', '.join(TRACKERS)}")
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ModuleNotFoundError(f"--track {name} needs {name}: pip install {name}", name=name) from None
+    module.init(project="polargrad", name=spec.name, config=spec.to_dict())
 
-    def __init__(self, name: str, spec: RunSpec) -> None:
-        if name not in TRACKERS:
-            raise ValueError(f"unknown tracker {name!r}; known: {', '.join(TRACKERS)}")
-        try:
-            self._module = import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-            raise ModuleNotFoundError(f"--track {name} needs {name}: pip install {name}", name=name) from None
-        self._module.init(project="polargrad", name=spec.name, config=spec.to_dict())
-
-    def __call__(self, record: Mapping[str, Any]) -> None:
-        """Send one record; events stay in the run folder."""
+    def send(record: Mapping[str, Any]) -> None:
         if metrics := dict(scalars(record)):
-            self._module.log({"step": record["step"], **metrics})
+            module.log({"step": record["step"], **metrics})
 
-    def __enter__(self) -> Self:
-        return self
+    try:
+        yield send
+    finally:
+        module.finish()
 
-    def __exit__(self, *_: object) -> None:
-        self._module.finish()
 
-
-class TensorBoard:
-    """Writes every metric of a run's records as a scalar, and events as text, beside the records.
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[Record]:
+    """Write every metric of a run's records as a scalar, and events as text.
 
     Args:
-        folder: where to write; it is made with the first record.
+        folder: the folder of event files; it is made with the first record, so that a run folder may still be new.
 
     Raises:
         ImportError: tensorboard is not installed.
     """
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, folder: str | Path) -> None:
-        import tensorboard  # noqa: F401  so that it is missed now and not at the first record
+    writers: list[SummaryWriter] = []
 
-        self._folder = Path(folder)
-        self._writer: SummaryWriter | None = None
+    def write(record: Mapping[str, Any]) -> None:
+        writer = writers[0] if writers else SummaryWriter(str(folder))
+        writers[:] = [writer]
+        if record["kind"] == "event":
+            writer.add_text("events", f"{record['event']}: {record.get('message', '')}", record["step"])
+        for name, value in scalars(record) if record["kind"] != "event" else ():
+            writer.add_scalar(name, value, record["step"])
 
-    def __call__(self, record: Mapping[str, Any]) -> None:
-        """Write one record."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._folder))
-        kind, step = record["kind"], record["step"]
-        if kind == "event":
-            self._writer.add_text("events", f"{record['event']}: {record.get('message', '')}", step)
-            return
-        for name, value in scalars(record):
-            self._writer.add_scalar(name, value, step)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    try:
+        yield write
+    finally:
+        for writer in writers:
+            writer.close()
