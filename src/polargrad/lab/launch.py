@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 
 import torch
 
-from polargrad.lab.checks import check_integer, given
+from polargrad.lab.checks import check_integer, given, unknown_name
 from polargrad.lab.lm.models import Architecture, architecture
 from polargrad.lab.recipes import RECIPES, optimizer_for
 from polargrad.lab.run.spec import Computation, Evaluation, LanguageModel, RunSpec, Text, option
@@ -217,7 +217,7 @@ class Launch:
         values: dict[str, dict[str, Any]] = {"model": {}}
         for name, table in tables.items():
             if name not in known:
-                raise ValueError(f"{path} has [{name}]{_hint(name, known)}; its tables are {', '.join(known)}")
+                raise ValueError(f"{path}: {unknown_name('table', name, known)}")
             if not isinstance(table, dict):
                 raise ValueError(f"{path}: {name} is a table; write [{name}] and its keys below it")
             values[name] = _checked(table, type(known[name]), f"{path}: [{name}]")
@@ -326,7 +326,7 @@ def _checked(table: Mapping[str, Any], kind: type[Any], where: str) -> dict[str,
     hints, values = typing.get_type_hints(kind), {}
     for key, value in table.items():
         if key not in known:
-            raise ValueError(f"{where} has no {key!r}{_hint(key, known)}; it knows {', '.join(known)}")
+            raise ValueError(f"{where}: {unknown_name('key', key, known)}")
         values[known[key].name] = _fitted(value, hints[known[key].name], f"{where} {key}")
     return values
 
@@ -352,8 +352,3 @@ def _fitted(value: Any, hint: Any, where: str) -> Any:
         words = {int: "an integer", float: "a number", str: "a string", Path: "a string", bool: "true or false"}
         raise ValueError(f"{where} is {value!r}; give {' or '.join(words[kind] for kind in plain)}")
     return value
-
-
-def _hint(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""

@@ -142,7 +142,7 @@ def test_without_a_folder_results_go_to_a_dated_one(capsys, tiny_recipes):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rnu"], "did you mean 'run'? the commands are list, run"),
+        (["rnu"], "unknown command 'rnu'; did you mean 'run'? The allowed names are 'list', 'run'"),
         (["run", "adamv"], "did you mean 'adamw'"),
         (["run", "adamw", "--steps", "0"], "steps must be"),
         (["run", "adamw", "--seed", "-1"], "seed must be an integer of at least 0"),

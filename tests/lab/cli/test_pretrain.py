@@ -295,13 +295,13 @@ def test_an_existing_folder_is_left_alone(capsys, small, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[training]\nbacth = 4", "[training] has no 'bacth', did you mean 'batch'?"),
-        ("[trainning]\nbatch = 4", "has [trainning], did you mean 'training'?"),
+        ("[training]\nbacth = 4", "[training]: unknown key 'bacth'; did you mean 'batch'?"),
+        ("[trainning]\nbatch = 4", "unknown table 'trainning'; did you mean 'training'?"),
         ("[training]\nbatch = 'four'", "[training] batch is 'four'; give an integer"),
         ("[training]\nbatch = true", "[training] batch is True; give an integer"),
         ("[training]\nprecision = 'half'", "allowed are 'float32'"),
         ("[optimizer]\nset = 'hidden.lr=1'", "give a list of strings"),
-        ("batch = 4", "has [batch]"),
+        ("batch = 4", "unknown table 'batch'; the allowed names are 'model'"),
         ("training = 4", "training is a table"),
         ("[training", "cannot be read as TOML"),
     ],

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 import polargrad
+from polargrad.lab.checks import unknown_name
 
 # Each is a module of this package with a class of the same name, imported when it runs.
 COMMANDS = ("list", "run", "compare", "pretrain", "resume", "report", "bench", "plan", "info")
@@ -99,9 +99,7 @@ def dispatch(arguments: Sequence[str]) -> None:
     """
     name, *rest = arguments
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"there is no command {name!r}; {hint}the commands are {', '.join(COMMANDS)}")
+        raise unknown_name("command", name, COMMANDS)
     command = getattr(importlib.import_module(f"polargrad.lab.cli.{name}"), name.capitalize())
     if hasattr(command, "read"):  # from a launch file and the flags that override it
         return command.read(rest)()

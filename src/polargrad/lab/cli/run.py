@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from polargrad.lab import recipes
-from polargrad.lab.checks import given
+from polargrad.lab.checks import given, unknown_name
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Parallelism, Positional
 from polargrad.lab.recipes import COMPARISONS, spec_of
@@ -121,9 +120,7 @@ class Run:
 
         if self.name in STUDIES:
             return self._study()
-        if close := difflib.get_close_matches(self.name, [*recipes.RECIPES, *STUDIES, *PROBLEMS], n=1):
-            raise ValueError(f"there is no recipe {self.name!r}; did you mean {close[0]!r}?")
-        spec_of(self.name)  # which says what there is
+        raise unknown_name("recipe, matrix problem or study", self.name, [*recipes.RECIPES, *PROBLEMS, *STUDIES])
 
     def _recipe(self) -> None:
         from polargrad.lab.run import runner
