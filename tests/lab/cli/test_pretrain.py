@@ -182,6 +182,11 @@ def test_every_recipe_has_options_for_every_model(recipe, model):
         (["--matrices", "lm_head.weight"], "add --diagnostics-every"),
         (["--devices", "8", "--tflops", "100"], "--devices, --tflops: options of a dry run"),
         (["--resume", "here", "--out", "there"], "--out: a resumed run stays in its folder"),
+        (["--recipe", "shampoo", "--checkpoint-every", "5"], "--checkpoint-every: Shampoo's state is not plain data"),
+        (
+            ["--field", "body", "--device", "cpu"],
+            "field 'body' is an entry of JSON lines",
+        ),
         (["--parallel", "ddp", "--keep", "3"], "--keep: a run on several processes writes no checkpoints"),
         (["--diagnostics-every", "5", "--matrices", "lm_head"], "no matrix 'lm_head'; it has lm_head.weight"),
         (["--device", "abacus"], "which torch does not know"),

@@ -82,6 +82,10 @@ def test_other_bad_specs_are_refused():
         LanguageModel(layers=0)
     with pytest.raises(ValueError, match="kv_heads"):
         LanguageModel(heads=3, kv_heads=2)
+    with pytest.raises(ValueError, match="compiled is 'yes'; give a bool"):
+        LanguageModel(compiled="yes")
+    with pytest.raises(ValueError, match="corpus is 3; give a str"):
+        LanguageModel(corpus=3)
 
 
 def _changed(**changes):

@@ -12,6 +12,7 @@ from polargrad.lab.checks import given
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Parallelism, read
 from polargrad.lab.launch import Launch
+from polargrad.lab.run.build import foreign_rule
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Pretrain(Launch):
         elif self.parallel.parallel is not None and (unused := given(self.checkpoints)):
             raise ValueError(f"{unused}: a run on several processes writes no checkpoints; leave them out")
         spec = self.spec()
+        if foreign_rule(spec.optimizer) == "shampoo" and (unused := given(self.checkpoints)):
+            raise ValueError(f"{unused}: Shampoo's state is not plain data, so that its runs write no checkpoints")
         if self.schedule.minutes is not None:
             spec = self._paced(spec)
         if self.run.dry_run:

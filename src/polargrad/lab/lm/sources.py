@@ -134,6 +134,8 @@ def open_source(where: str, *, subset: str = "", split: str = "train", field: st
             f"subset {subset!r} and split {split!r} choose a part of a data set, and {where!r} is not one: leave them "
             "out"
         )
+    if field != "text" and (library or not any(file.suffix == ".jsonl" for file in _files_at(where))):
+        raise ValueError(f"field {field!r} is an entry of JSON lines, and {where!r} has none: leave it out")
     return standard_library() if library else text_files(where, field=field)
 
 

@@ -51,7 +51,7 @@ class Text:
         split: split of a hub data set.
         field: entry of a JSON line or of a hub data set's row that holds the text.
         documents: number of documents to use at most; 0: all.
-        held_out: share of the documents that is held out for evaluation, in (0, 1).
+        held_out: share of the documents that is held out for evaluation, in (0, 0.5].
         tokenizer: a tokenizer.json, or a name on the hub; empty: a byte-level BPE trained on the corpus.
         shuffle: what every epoch puts into a new order drawn from the seed, whole "documents" or "windows" of the text.
     """
@@ -124,6 +124,8 @@ class LanguageModel(Evaluation, Computation, Text, Architecture):
             allowed = typing.get_args(hint)
             if hint is int:
                 check_integer(entry.name, value, entry.metadata.get("least", 1))
+            elif hint in (bool, str) and not isinstance(value, hint):
+                raise ValueError(f"{entry.name} is {value!r}; give a {hint.__name__}")
             elif typing.get_origin(hint) is Literal and value not in allowed:
                 raise ValueError(f"{entry.name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
         if self.batch % self.accumulation:
@@ -132,8 +134,8 @@ class LanguageModel(Evaluation, Computation, Text, Architecture):
                 f"accumulation {self.accumulation} does not divide the batch of {self.batch} sequences; it may be one "
                 f"of {', '.join(map(str, divisors))}"
             )
-        if not 0.0 < self.held_out < 1.0:
-            raise ValueError(f"held_out is {self.held_out!r}, the share of documents held out; give one in (0, 1)")
+        if not 0.0 < self.held_out <= 0.5:
+            raise ValueError(f"held_out is {self.held_out!r}, the share of documents held out; give one in (0, 0.5]")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the kind first."""
@@ -148,15 +150,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run, complete: made equal, it repeats the run.
+    """One run: an equal spec repeats it.
 
     Args:
-        name: what the run is called; also the name of its folder in a comparison.
+        name: name of the run, and of its folder in a comparison.
         objective: what is minimized.
         optimizer: role ("hidden", "embedding", "head", "vector", ...) -> options of that parameter group.
         schedule: step -> multiplier of every group's learning rate.
         loop: number of steps, evaluation, logging and divergence.
-        seed: of the initial weights and of the batches; equal seeds see equal batches.
+        seed: seed of the initial weights and of the batches; equal seeds see equal batches.
         probe: names of the matrices whose gradients are measured every `loop.probe_every` steps.
         recipe: what this run is a variant of, by which a sweep groups its runs; `name` by default.
         description: one line for people.
