@@ -196,7 +196,7 @@ def test_half_precision_is_computed_in_single(method, dtype):
 
 
 def test_a_factor_by_a_method_costs_few_python_calls():
-    """An optimizer asks for one per bucket and step: Muon's five steps in at most 30 calls."""
+    """An optimizer asks for one per bucket and step: Muon's five steps in at most 32 calls."""
     calls = []
     method, A = NewtonSchulz(), torch.randn(64, 32)
     polar_factor(A, method)
@@ -205,4 +205,4 @@ def test_a_factor_by_a_method_costs_few_python_calls():
         polar_factor(A, method)
     finally:
         sys.setprofile(None)
-    assert 5 < len(calls) <= 30, calls
+    assert 5 < len(calls) <= 32, calls

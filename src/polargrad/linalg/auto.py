@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg.arithmetic import arithmetic
+from polargrad.linalg.decomposition import on_host
 from polargrad.linalg.double_gram import DoubleGram
 from polargrad.linalg.gram_polynomials import GramPolynomials
 from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, check_accuracy, register
@@ -25,7 +26,9 @@ __all__ = ["Auto", "Choice"]
 # matrix, which cannot share them (benchmarks/small.py).
 _SMALL, _SMALL_ALONE = 24, 192
 # From this ratio of rows to columns on, full accuracy costs less on a GPU than float32 polynomials (benchmarks/gpu.py).
-_TALL = 2
+_TALL_ON_DEVICE = 2
+# ... but not of a matrix with so many rows per column and so many entries, in single precision.
+_TALL, _MANY = 20, 2**18
 # What float32 polynomials can still lift, where there is no fast double precision.
 _SINGLE_FLOOR = 1e-6
 # Polynomials are asked to reach accuracy a for singular values from min(this, a) * ||A||_F on, ...
@@ -112,7 +115,9 @@ class Auto(PolarMethod):
             return self._fixed_sequence(work, device)
         if device.type != "cpu":
             return Choice(QDWH(), "double precision, where Halley steps by QR cost less than an SVD off the CPU")
-        if min(shape[-2:]) <= (_SMALL_ALONE if math.prod(shape[:-2]) == 1 else _SMALL):
+        m, n = max(shape[-2:]), min(shape[-2:])
+        by_gram = single and m >= _TALL * n and m * n >= _MANY
+        if n <= (_SMALL_ALONE if math.prod(shape[:-2]) == 1 else _SMALL) and not by_gram:
             return Choice(SVD(), "few columns, where one LAPACK call is the cheapest")
         if single:
             reason = "single precision, whose Gram matrix in double precision is exact enough"
@@ -145,7 +150,7 @@ class Auto(PolarMethod):
         if work in (torch.float32, torch.complex64):
             # DoubleGram costs no more than six or seven quintic steps of the same precision, and GramPolynomials forms
             # no more than four products with the rows of a tall matrix.
-            tall = max(shape[-2:]) >= _TALL * min(shape[-2:])
+            tall = max(shape[-2:]) >= _TALL_ON_DEVICE * min(shape[-2:])
             if device.type == "cpu" or (tall and arithmetic(device).double):
                 return None
         return PolarExpress(lower_bound=lower, safety=1.001).with_accuracy(self.accuracy, work)
@@ -173,6 +178,8 @@ class Auto(PolarMethod):
 
     def iterate(self, X: Tensor) -> IterationResult:
         method = self._choose(X.shape, X.dtype, X.device).method
+        if isinstance(method, DoubleGram) and not on_host(X):  # a tensor without numbers
+            method = self._fixed_sequence(X.dtype, X.device).method
         work = method.working_dtype(X.dtype)
         iterate = method.iterate(X.to(work))
         return iterate._replace(unitary=iterate.unitary.to(X.dtype), method=method)

@@ -8,9 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from polargrad.linalg.derivative import attach_gradient
+from polargrad.linalg.bounds import is_positive_definite
+from polargrad.linalg.derivative import (
+    SingularGradient,
+    attach_gradient,
+    confine,
+    is_transformed,
+    iterate_transformed,
+    product,
+)
 from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, resolve_method
-from polargrad.linalg.precision import HALF, at_least_single
+from polargrad.linalg.precision import HALF, at_least_single, double_precision, is_lowered, stated_precision
 from polargrad.linalg.result import PolarResult, Status
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
 
@@ -33,8 +41,14 @@ class _Canonical(NamedTuple):
     wide: bool
 
 
-def _resolve(A: Tensor, method: str | PolarMethod, accuracy: Accuracy | None, max_steps: int | None) -> PolarMethod:
-    """Check A, and turn the request into an algorithm."""
+def _resolve(
+    A: Tensor,
+    method: str | PolarMethod,
+    accuracy: Accuracy | None,
+    max_steps: int | None,
+    singular_gradient: SingularGradient,
+) -> PolarMethod:
+    """Check A and the options, and turn the request into an algorithm."""
     if not isinstance(A, Tensor):
         raise TypeError(f"A must be a torch.Tensor, got {type(A).__name__}; convert it with torch.as_tensor")
     if A.ndim < 2:
@@ -43,6 +57,8 @@ def _resolve(A: Tensor, method: str | PolarMethod, accuracy: Accuracy | None, ma
         raise TypeError(f"A must be floating point or complex, got {A.dtype}; convert it, for example A.float()")
     if A.layout != torch.strided:
         raise TypeError(f"A must be a dense tensor, got layout {A.layout}; use A.to_dense()")
+    if singular_gradient not in ("raise", "zero", "nan"):
+        raise ValueError(f"singular_gradient must be 'raise', 'zero' or 'nan', got {singular_gradient!r}")
     if accuracy is None and max_steps is None and isinstance(method, PolarMethod):
         return method.on(A.device)
     return resolve_method(method, max_steps, accuracy, A.dtype).on(A.device)
@@ -106,13 +122,14 @@ def _is_moderate(X: Tensor, work: torch.dtype) -> bool:
     return 1.0 / _MODERATE <= max(-lowest.item(), highest.item()) < _MODERATE
 
 
-def _run(A: Tensor, method: PolarMethod) -> tuple[_Canonical, IterationResult]:
+def _run(A: Tensor, method: PolarMethod, singular_gradient: SingularGradient) -> tuple[_Canonical, IterationResult]:
     canonical = _canonical(A, method)
-    result = method.iterate(canonical.X)
+    transformed = is_transformed()
+    result = iterate_transformed(method, canonical.X) if transformed else method.iterate(canonical.X)
     if result.unitary is canonical.X:  # which may be A itself
         result = result._replace(unitary=canonical.X.clone())
-    if A.requires_grad and torch.is_grad_enabled():
-        result = result._replace(unitary=attach_gradient(canonical.A, result.unitary))
+    if transformed or (A.requires_grad and torch.is_grad_enabled()):
+        result = result._replace(unitary=attach_gradient(canonical.A, result.unitary, singular_gradient))
     return canonical, result
 
 
@@ -121,7 +138,7 @@ def _restore(factor: Tensor, canonical: _Canonical, dtype: torch.dtype) -> Tenso
     factor = factor.to(dtype)
     if canonical.finite is None or canonical.confined:
         return factor
-    return factor * torch.where(canonical.finite, 1.0, math.nan).to(dtype)[:, None, None]
+    return confine(factor, canonical.finite, math.nan)
 
 
 def _unitary(result: IterationResult, canonical: _Canonical, A: Tensor) -> Tensor:
@@ -138,6 +155,7 @@ def polar_factor(
     *,
     accuracy: Accuracy | None = None,
     max_steps: int | None = None,
+    singular_gradient: SingularGradient = "raise",
 ) -> Tensor:
     """The unitary polar factor U of A, where A = U H (m >= n) or A = H U (m < n).
 
@@ -152,6 +170,8 @@ def polar_factor(
         accuracy: bound on |sigma_i(U) - 1|, or "full"; `auto` chooses by it, a named method is held to it. None asks
             for the method's own class.
         max_steps: limit on the iterations of an iterative method; not together with `accuracy`.
+        singular_gradient: what backward does at a matrix without full rank that takes part in the loss, where there is
+            no derivative: "raise" a RuntimeError, or make the gradient of that matrix "zero" or "nan".
 
     Returns:
         U of A's shape and dtype. A matrix with NaN or infinity gives NaN, a zero matrix gives zero.
@@ -168,10 +188,13 @@ def polar_factor(
 
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
-    chosen = _resolve(A, method, accuracy, max_steps)
+    chosen = _resolve(A, method, accuracy, max_steps, singular_gradient)
+    if is_lowered(A.device.type):
+        with stated_precision(A.device.type):
+            return polar_factor(A, chosen, singular_gradient=singular_gradient)
     if A.numel() == 0:
         return A * 1.0
-    canonical, result = _run(A, chosen)
+    canonical, result = _run(A, chosen, singular_gradient)
     return _unitary(result, canonical, A)
 
 
@@ -182,6 +205,7 @@ def polar(
     hermitian: bool = True,
     accuracy: Accuracy | None = None,
     max_steps: int | None = None,
+    singular_gradient: SingularGradient = "raise",
 ) -> PolarResult:
     """The polar decomposition A = U H (m >= n) or A = H U (m < n), with a measured status for each matrix.
 
@@ -191,6 +215,8 @@ def polar(
         hermitian: whether to hand back H = (U^H A + A^H U) / 2; without it the result's `hermitian` is None.
         accuracy: bound on |sigma_i(U) - 1|, or "full"; `auto` chooses by it, a named method is held to it.
         max_steps: limit on the iterations of an iterative method; not together with `accuracy`.
+        singular_gradient: what backward does at a matrix without full rank that takes part in the loss, where there is
+            no derivative: "raise" a RuntimeError, or make the gradient of that matrix "zero" or "nan".
 
     Returns:
         PolarResult(unitary, hermitian, status, stats). Gradients flow through U and H. H overflows to infinity where
@@ -210,15 +236,18 @@ def polar(
 
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
-    chosen = _resolve(A, method, accuracy, max_steps)
+    chosen = _resolve(A, method, accuracy, max_steps, singular_gradient)
+    if is_lowered(A.device.type):
+        with stated_precision(A.device.type):
+            return polar(A, chosen, hermitian=hermitian, singular_gradient=singular_gradient)
     batch, k = A.shape[:-2], min(A.shape[-2:])
     if A.numel() == 0:
         zero = torch.zeros(batch, dtype=A.real.dtype if A.is_complex() else A.dtype, device=A.device)
         stats = {"method": chosen.name, "steps": 0, "orthogonality": zero, "backward_error": zero, "bounds": None}
-        empty = torch.zeros(*batch, k, k, dtype=A.dtype, device=A.device) if hermitian else None
+        empty = (A.mH @ A if A.shape[-2] >= A.shape[-1] else A @ A.mH) if hermitian else None
         return PolarResult(A * 1.0, empty, zero.to(torch.int8), stats)
-    canonical, result = _run(A, chosen)
-    certificate = _certify(canonical, result, chosen)
+    canonical, result = _run(A, chosen, singular_gradient)
+    certificate = _certify(canonical, result, chosen, A.dtype)
     ran = result.method or chosen
     stats = {
         "method": ran.name,
@@ -235,7 +264,10 @@ def _hermitian(canonical: _Canonical, result: IterationResult, dtype: torch.dtyp
     """H = (V^H A + A^H V) / 2 in the accuracy of the input; differentiable in A and V."""
     work = at_least_single(dtype)
     A, scale = canonical.A.to(work), canonical.scale
-    K = result.unitary.to(work).mH @ (A if scale is None else A * scale)
+    V, X = result.unitary.to(work), A if scale is None else A * scale
+    if canonical.finite is not None:
+        V, X = confine(V, canonical.finite, 0.0), confine(X, canonical.finite, 0.0)
+    K = product(V.mH, X)
     H = (K + K.mH) / 2
     return _restore(H if scale is None else H / scale, canonical, dtype)
 
@@ -247,36 +279,51 @@ class _Certificate(NamedTuple):
 
 
 @torch.no_grad()
-def _certify(canonical: _Canonical, result: IterationResult, method: PolarMethod) -> _Certificate:
-    """What was reached, from three matrix products: G = V^H V, H = sym(V^H X) and V H.
+def _certify(canonical: _Canonical, result: IterationResult, method: PolarMethod, dtype: torch.dtype) -> _Certificate:
+    """What was reached, measured on the factor V as it is handed back, in `dtype`.
 
-    Converged is V^H V = I to the tolerance of the method; or, for a rank-deficient matrix, a partial isometry
-    (G^2 = G) that leaves out nothing of X beyond rounding. Both need X = V H, which a wrong isometry does not give.
+    In float64, which tells more than the single precision that it judges (single for half), from four products:
+    G = V^H V, K = V^H X, V H with H = (K + K^H) / 2, and G^2. Converged is V, whose K is Hermitian and positive
+    semidefinite and which leaves out nothing of X beyond what its singular values do, if
+
+    - all singular values of V are within t of 1, t the tolerance of the method: both (1 + t)^2 I - G and
+      G - (1 - t)^2 I have a Cholesky factor; or
+    - V is a partial isometry, G^2 = G, that leaves out nothing of X beyond rounding.
     """
-    work = at_least_single(canonical.X.dtype)
-    X, V = canonical.X.to(work), result.unitary.to(work)
+    work, returned = canonical.X.dtype, result.unitary.to(dtype)
+    X, V = (M.to(torch.float32 if work in HALF else double_precision(work)) for M in (canonical.X, returned))
     m, n = X.shape[-2:]
-    G = V.mH @ V
-    K = V.mH @ X
+    # In 64 bits the certificate itself sums long columns, and rounds like the square root of their length.
+    length = max(n, math.isqrt(m)) if work == X.dtype else n
+    eps = max(torch.finfo(work).eps, torch.finfo(dtype).eps)
+    handed_back = eps if eps > torch.finfo(work).eps else 0.0
+    # Of K; LAPACK's testers grant 30 n eps, and half-precision products accumulate in single.
+    rounding = (2 if work in HALF else 8) * method.rounding(work, length) + handed_back
+    tolerance = method.tolerance(work, length) + handed_back
+    square = 2 * tolerance + tolerance**2  # |sigma - 1| <= t says |sigma^2 - 1| <= 2 t + t^2
+    G, K = V.mH @ V, V.mH @ X
+    H, eye = (K + K.mH) / 2, torch.eye(n, dtype=X.dtype, device=X.device)
     norm = torch.linalg.matrix_norm(X)
-    error = torch.linalg.matrix_norm(torch.baddbmm(X, V, (K + K.mH) / 2, alpha=-1))
-    backward_error = error / torch.where(norm > 0, norm, 1.0)
-    identity_defect = torch.linalg.matrix_norm(G - torch.eye(n, dtype=work, device=X.device)) / math.sqrt(n)
-    projector_defect = torch.linalg.matrix_norm(torch.baddbmm(G, G, G, beta=-1)) / math.sqrt(n)
-    # Sums over a long column round like the square root of its length.
-    tolerance = method.tolerance(result.unitary.dtype, max(n, math.isqrt(m)))
-    tolerance = 2 * tolerance + tolerance**2  # |sigma - 1| <= t says |sigma^2 - 1| <= 2 t + t^2
-    nothing_left_out = backward_error <= 16 * torch.finfo(work).eps * math.sqrt(n)
-    isometry = (identity_defect <= tolerance) & (backward_error <= 4 * tolerance)
-    partial_isometry = (projector_defect <= tolerance) & nothing_left_out
-    status = torch.where(isometry | partial_isometry, int(Status.CONVERGED), int(Status.STEP_LIMIT))
+    safe = torch.where(norm > 0, norm, 1.0)
+    backward_error = torch.linalg.matrix_norm(torch.baddbmm(X, V, H, alpha=-1)) / safe
+    identity_defect = torch.linalg.matrix_norm(G - eye)
+    projector_defect = torch.linalg.matrix_norm(torch.baddbmm(G, G, G, beta=-1))
+    least = (1 - tolerance) ** 2 if tolerance < 1 else -1.0
+    shifted = torch.stack([(1 + tolerance) ** 2 * eye - G, G - least * eye, H / safe[:, None, None] + rounding * eye])
+    below, above, semidefinite = is_positive_definite(shifted)
+    factor = semidefinite & (torch.linalg.matrix_norm(K - K.mH) <= rounding * safe)
+    isometry = below & above & (backward_error <= square + rounding)
+    partial_isometry = (projector_defect <= square) & (backward_error <= 16 * eps * math.sqrt(n))
+    converged = factor & (isometry | partial_isometry)
+    status = torch.where(converged, int(Status.CONVERGED), int(Status.STEP_LIMIT))
     broken = ~identity_defect.isfinite()
     if result.breakdown is not None:
         broken = broken | result.breakdown
     status = torch.where(broken, int(Status.BREAKDOWN), status)
-    orthogonality = torch.where(partial_isometry & ~isometry, projector_defect, identity_defect)
+    orthogonality = torch.where(partial_isometry & ~isometry, projector_defect, identity_defect) / math.sqrt(n)
     if canonical.finite is not None:
         status = torch.where(canonical.finite, status, int(Status.NON_FINITE))
         orthogonality = torch.where(canonical.finite, orthogonality, math.nan)
         backward_error = torch.where(canonical.finite, backward_error, math.nan)
-    return _Certificate(status.to(torch.int8), orthogonality, backward_error)
+    real = at_least_single(canonical.A.real.dtype)
+    return _Certificate(status.to(torch.int8), orthogonality.to(real), backward_error.to(real))

@@ -9,22 +9,29 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg import operations
-from polargrad.linalg.bounds import largest_eigenvalue, smallest_eigenvalue
+from polargrad.linalg.bounds import (
+    cholesky,
+    gram_norm_bound,
+    is_positive_definite,
+    largest_eigenvalue,
+    smallest_eigenvalue,
+)
 from polargrad.linalg.kernels import gram, product
 from polargrad.linalg.method import IterationResult, PolarMethod
 from polargrad.linalg.precision import double_precision
 from polargrad.linalg.qdwh import halley_operations, polar_by_halley
-from polargrad.linalg.tall import TALL, is_tall, preconditioned_qr, sketch
+from polargrad.linalg.tall import TALL, has_long_columns, is_tall, preconditioned_qr, sketch
 
 __all__ = ["DoubleGram"]
 
 # Up to this condition number a product X Z in float32 with ||Z|| = 1 / sigma_min rounds no worse than other methods.
 _WELL_CONDITIONED = 16.0
-# The estimates of bounds.py are inner ones. These margins widen them by what 4 iterations leave open.
+# The estimates of bounds.py are inner ones. These margins widen them by what few iterations leave open. An upper bound
+# that is too low even so is replaced by a certain one, and a lower bound that is too high shows at the end.
 _UPPER_MARGIN = 1.06
 _LOWER_MARGIN = 1.1
 # What an estimate that was off costs at most: quintic steps.
-_EXTRA_STEPS = 12
+_EXTRA_STEPS = 6
 # Full rank is taken for granted only where sigma_min is this much above the cut-off; else eigenvalues decide.
 _RANK_MARGIN = 2.0
 # From this ratio of rows to columns on, a sketch of 4 n rows is cheap beside the Gram matrix.
@@ -40,7 +47,7 @@ class _Spectrum(NamedTuple):
 
     G: Tensor  # (k, n, n)
     R: Tensor  # (k, n, n), upper triangular
-    largest: Tensor  # (k,), an estimate from below of sigma_max
+    largest: Tensor  # (k,), at most sigma_max, or beyond it where an estimate is too low; size() is above sigma_max
     smallest: Tensor  # (k,), an estimate from above of sigma_min, or NaN
     full: Tensor  # bool (k,), full rank beyond doubt
 
@@ -125,31 +132,44 @@ class DoubleGram(PolarMethod):
             return self._full_rank(X, known)
         if not bool(known.full.any()):
             return IterationResult(self._by_eigenvalues(X, known.G), steps=1)
-        U = torch.empty(X.shape, dtype=X.dtype)
+        U = X.new_empty(X.shape)
         full = known.full
         done = self._full_rank(X[full], _Spectrum(*(part[full] for part in known)))
         U[full], U[~full] = done.unitary, self._by_eigenvalues(X[~full], known.G[~full])
         return IterationResult(U, steps=done.steps)
 
     def _spectrum(self, G: Tensor) -> _Spectrum:
-        R, info = torch.linalg.cholesky_ex(G, upper=True)
+        R, info = cholesky(G)
         largest, smallest = largest_eigenvalue(G).sqrt(), smallest_eigenvalue(R).sqrt()
+        bound = (_UPPER_MARGIN * torch.where(largest > 0, largest, 1.0)).square()[:, None, None]
+        M = (G / -bound).to(torch.complex64 if G.is_complex() else torch.float32)
+        M.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        largest = torch.where(is_positive_definite(M), largest, gram_norm_bound(G))
         full = (info == 0) & (smallest > _RANK_MARGIN * self._cutoff(torch.float32) * largest)
         return _Spectrum(G, R, largest, smallest, full)
 
     def _full_rank(self, X: Tensor, known: _Spectrum) -> IterationResult:
         size, lower, R = known.size(), known.lower(), known.R
         if not is_tall(X):
-            return IterationResult(*polar_by_halley(X, lower, size=size, G=known.G, extra_steps=_EXTRA_STEPS))
+            return self._mended(X, known, *polar_by_halley(X, lower, size=size, G=known.G, extra_steps=_EXTRA_STEPS))
+        extra_steps = _EXTRA_STEPS
         if known.ratio() * _WELL_CONDITIONED >= 1.0:
             Y, S, T = X, R, R / size
+            extra_steps = 2  # a condition number that was underestimated by more loses accuracy here
         else:
             Y, S = preconditioned_qr(X, R)
             T = S @ (R / size).to(X.dtype)
         # T^H rather than T: its columns are graded, not its rows, which rounds better.
-        P, steps = polar_by_halley(T.mH.to(X.dtype), lower, extra_steps=_EXTRA_STEPS)
+        P, steps = polar_by_halley(T.mH.to(X.dtype), lower, extra_steps=extra_steps)
         Z = torch.linalg.solve_triangular(S, P.mH.to(S.dtype), upper=True)
-        return IterationResult(product(Y, Z.to(X.dtype)), steps)
+        return self._mended(X, known, product(Y, Z.to(X.dtype)), steps)
+
+    def _mended(self, X: Tensor, known: _Spectrum, U: Tensor, steps: int) -> IterationResult:
+        """U, by eigenvalues where the bounds were so far off that the iteration gave up."""
+        lost = U[:, 0, 0].isnan()
+        if bool(lost.any()):
+            U[lost] = self._by_eigenvalues(X[lost], known.G[lost])
+        return IterationResult(U, steps)
 
     def _from_sketch(self, X: Tensor) -> IterationResult | None:
         """The second way with R from a sketch of one X; None where X is too well or ill conditioned, or R too poor."""
@@ -164,6 +184,8 @@ class DoubleGram(PolarMethod):
         if not bool(known.full.all()):
             return None
         P, steps = polar_by_halley(T, known.lower(), size=known.size(), G=known.G, extra_steps=_EXTRA_STEPS)
+        if bool(P[0, 0, 0].isnan()):
+            return None
         return IterationResult(product(Y, torch.linalg.solve_triangular(S, P.mH, upper=True)), steps)
 
     def _by_eigenvalues(self, X: Tensor, G: Tensor) -> Tensor:
@@ -174,7 +196,7 @@ class DoubleGram(PolarMethod):
         sigma, kept, V = sigma[:, first:], kept[:, first:], V[:, :, first:]
         B = product(X, V * torch.where(kept, 1.0 / torch.where(kept, sigma, 1.0), 0.0)[:, None, :])
         # The columns of small singular values are orthonormal up to 1e-16 / sigma^2 only: (I + F)^{-1/2} mends that.
-        F = gram(B) - torch.diag_embed(kept.to(B.dtype))
+        F = gram(B, G.dtype if has_long_columns(B) else B.dtype).to(B.dtype) - torch.diag_embed(kept.to(B.dtype))
         W = V.mH.to(B.dtype)
         W = W - 0.5 * (F @ (W - 0.75 * (F @ W)))
         return product(B, W)

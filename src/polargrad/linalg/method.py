@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg import operations
-from polargrad.linalg.precision import at_least_single
+from polargrad.linalg.precision import HALF, at_least_single
 
 __all__ = [
     "Accuracy",
@@ -82,7 +82,7 @@ class PolarMethod(ABC):
         return at_least_single(dtype)
 
     def sigma_floor(self, dtype: torch.dtype) -> float:
-        """The smallest sigma / ||A||_F at which `bounds` are promised for work in `dtype`."""
+        """The smallest sigma / ||A||_F at which `bounds` are promised for work in `dtype`; n eps if that is more."""
         return 4.0 * torch.finfo(dtype).eps
 
     def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
@@ -138,8 +138,13 @@ class PolarMethod(ABC):
 
 
 def required_tolerance(accuracy: Accuracy, dtype: torch.dtype) -> float:
-    """The bound on |sigma_i(U) - 1| of a single column that `accuracy` asks of input of `dtype`."""
-    return 16.0 * torch.finfo(dtype).eps if accuracy == "full" else float(accuracy)
+    """The bound on |sigma_i(U) - 1| of a single column that `accuracy` asks of input of `dtype`.
+
+    Full accuracy of half precision is that of its entries: what work in single precision leaves must not be seen.
+    """
+    if accuracy != "full":
+        return float(accuracy)
+    return torch.finfo(dtype).eps * (0.25 if dtype in HALF else 16.0)
 
 
 def check_accuracy(accuracy: object) -> None:

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg import operations
+from polargrad.linalg.bounds import norm_bound
 from polargrad.linalg.coefficients import QUINTIC
+from polargrad.linalg.decomposition import on_host
 from polargrad.linalg.method import IterationResult, PolarMethod, check_count, register
 from polargrad.linalg.newton_schulz import iterate_polynomials
+from polargrad.linalg.scaling import largest_entry, power_of_two_scale
+from polargrad.linalg.tall import reduced_qr
 
 __all__ = ["Newton", "newton_ranges"]
 
@@ -44,11 +48,11 @@ def _average(x: float) -> float:
     return (x + 1.0 / x) / 2.0
 
 
-def _norm_bound(X: Tensor) -> Tensor:
-    """An upper bound on ||X||_2 for each matrix (k, 1, 1): the lesser of ||X||_F and sqrt(||X||_1 ||X||_inf)."""
-    sums = X.abs()
-    mixed = sums.sum(-1).amax(-1).sqrt() * sums.sum(-2).amax(-1).sqrt()
-    return torch.minimum(mixed, torch.linalg.matrix_norm(X))[:, None, None]
+def _root_of_norm_bound(X: Tensor) -> Tensor:
+    """The square root of a bound on ||X||_2 for each matrix (k, 1, 1), whose square need not be in range."""
+    scale = power_of_two_scale(largest_entry(X))
+    bound = torch.minimum(norm_bound(X * scale), torch.linalg.matrix_norm(X * scale))[:, None, None]
+    return bound.sqrt() * scale.rsqrt()
 
 
 @register
@@ -62,10 +66,11 @@ class Newton(PolarMethod):
 
     For nonsingular matrices. A = Q R is reduced to its triangular factor, since the factor of A is Q times that of R:
     so tall matrices become square, and the first inverse, the only ill-conditioned one, is that of a triangular
-    matrix, which back substitution computes far more accurately than elimination does. Where an inverse does not
-    exist the factor is NaN and the status is breakdown; a matrix that is singular but for rounding is treated as the
-    regular matrix that rounding made of it; a zero matrix gives zero. On a CPU the number of steps follows from the
-    condition number; elsewhere, where looking at it would stop the queue, the steps of the worst case are made.
+    matrix, which back substitution computes far more accurately than elimination does. A matrix that is singular but
+    for rounding is treated as the regular matrix that rounding made of it; a zero matrix gives zero. On a CPU the
+    number of steps follows from the condition number; elsewhere, where looking at it would stop the queue, the steps
+    of a condition number of eps^-2 are made. Where an inverse does not exist, or these steps do not suffice, the factor
+    is NaN and the status is breakdown.
 
     Args:
         max_steps: None runs to convergence (1 to 7 steps) and finishes with Newton-Schulz steps; a number stops after
@@ -110,11 +115,12 @@ class Newton(PolarMethod):
     def iterate(self, X: Tensor) -> IterationResult:
         zero = (X == 0).all(-1).all(-1)
         eps = torch.finfo(X.dtype).eps
-        Q, X = torch.linalg.qr(X)
-        # Computed inverses can be larger than 1 / eps; the square of that is far more than the worst case.
-        worst = len(newton_ranges(eps**2, _HAND_OVER))
+        Q, X = reduced_qr(X)
+        # Computed inverses can be larger than 1 / eps; the square of that is more than a usual matrix has. Where the
+        # host looks, singular values may be as small as the dtype holds.
+        look = on_host(X)
+        worst = len(newton_ranges(torch.finfo(X.dtype).tiny if look else eps**2, _HAND_OVER))
         limit = min(self.max_steps or worst, worst)
-        look = X.device.type == "cpu" and not torch.compiler.is_compiling()
         eye = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
         failed = torch.zeros_like(zero)
         h = torch.ones_like(zero, dtype=eye.real.dtype)[:, None, None]
@@ -129,9 +135,8 @@ class Newton(PolarMethod):
             X, Y = (torch.where(singular[:, None, None], eye, Z) for Z in (X, Y))
             if steps == 1:
                 # 1 / zeta^2 = alpha beta and h = average of sqrt(alpha / beta), with 1 / beta a bound on ||X^{-1}||.
-                alpha, inverse_beta = _norm_bound(X), _norm_bound(Y)
-                zeta = (inverse_beta / alpha).sqrt()
-                spread = (inverse_beta * alpha).sqrt()
+                alpha, inverse_beta = (_root_of_norm_bound(Z) for Z in (X, Y))
+                zeta, spread = inverse_beta / alpha, inverse_beta * alpha
             else:
                 zeta, spread = h.rsqrt(), h.sqrt()
             X = (zeta / 2) * X + Y.mH / (2 * zeta)
@@ -139,6 +144,7 @@ class Newton(PolarMethod):
             if look and (finish := bool((h <= 1 + _HAND_OVER).all())):
                 break
         if finish:
+            failed = failed | (h > 1 + _HAND_OVER).flatten()
             # 2.5 (3e-3)^3 = 7e-8 is below the rounding of float32, and its cube below that of float64.
             X = iterate_polynomials(X, QUINTIC if eps > _SINGLE_EPS else QUINTIC * 2)
         X = Q @ X

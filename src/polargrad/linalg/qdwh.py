@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polargrad.linalg import operations
 from polargrad.linalg.arithmetic import arithmetic
-from polargrad.linalg.bounds import largest_eigenvalue, norm_bound, spectral_norm
+from polargrad.linalg.bounds import cholesky, gram_norm_bound, is_positive_definite, norm_bound
 from polargrad.linalg.coefficients import CUBIC, QUINTIC, Coefficients, map_interval
 from polargrad.linalg.compilation import compile_constant
 from polargrad.linalg.kernels import gram, hermitian_product, product
@@ -20,7 +20,7 @@ from polargrad.linalg.method import IterationResult, PolarMethod, check_count, c
 from polargrad.linalg.minimax import composition
 from polargrad.linalg.newton_schulz import iterate_polynomials
 from polargrad.linalg.precision import double_precision
-from polargrad.linalg.tall import TALL, is_tall
+from polargrad.linalg.tall import TALL, is_tall, reduced_qr
 
 __all__ = ["QDWH", "halley_weights", "polar_by_halley"]
 
@@ -37,9 +37,6 @@ _POLYNOMIAL_BOUND = 0.675
 _GRID = 0.045
 # Times eps: the deviation from 1 that counts as rounding.
 _ROUNDING = 2.5
-# Times the estimate of the norm, so that in effect no singular value starts above 1 (the estimate is 5% low at worst
-# where the spectrum is dense at its end): nothing checks that later.
-_NORM_MARGIN = 1.25
 # Weights up to this one keep c eps below 1e-4 in float64: I + c X^H X is then safely positive definite.
 _DOUBLE_CHOLESKY_WEIGHT = 1e11
 # Below this lower bound sqrt(c) X leaves the range of float32.
@@ -99,8 +96,7 @@ def _qr_step(X: Tensor, a: float, b: float, c: float) -> Tensor:
 def _cholesky_step(X: Tensor, a: float, b: float, c: float, Z: Tensor) -> Tensor:
     """I + Z = R^H R with Z = c X^H X (overwritten);  X <- (b/c) X + (a - b/c) X R^{-1} R^{-H}."""
     Z.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    R, _ = torch.linalg.cholesky_ex(Z, upper=True)
-    R = R.to(X.dtype)
+    R = cholesky(Z)[0].to(X.dtype)
     Y = torch.linalg.solve_triangular(R, X, upper=True, left=False)
     Y = torch.linalg.solve_triangular(R.mH, Y, upper=False, left=False)
     return Y.mul_(a - b / c).add_(X, alpha=b / c)
@@ -229,8 +225,9 @@ def polar_by_halley(
         lower: lower bound on the singular values of X / size, in (0, 1).
         size: (k, 1, 1) in double precision, what to divide X by; None is 1.
         G: X^H X (k, n, n) in double precision, if known. It has to be that of X to the last bit.
-        extra_steps: for a `lower` that is an estimate: how many further quintic steps may follow as long as the
-            singular values of an iterate turn out to be too far from 1. Reads a number back from the device.
+        extra_steps: for a `lower` that is an estimate: how many further quintic steps may follow as long as a singular
+            value of an iterate turns out to be too small, which a Cholesky factorization decides. Reads numbers back
+            from the device. A matrix for which they do not suffice comes back as NaN.
 
     Source: Nakatsukasa, Bai, Gygi (2010), eq. (3.10); Amsel, Persson, Musco, Gower (arXiv 2505.16932), theorem 3.1.
     """
@@ -248,15 +245,20 @@ def polar_by_halley(
     for row in rows[:-1]:
         X = _polynomial_step(X, gram(X), row)
     row, steps = rows[-1], len(weights) + len(rows)
+    if not extra_steps:
+        return _polynomial_step(X, gram(X), row), steps
+    reached = X.new_zeros(X.shape[0], dtype=torch.bool)
     for _ in range(extra_steps):
         G = gram(X)
+        # G >= (1 - 3 met) I says that the singular values of X are above 1 - 1.5 met; none is above 1.
         D = G.clone()
-        D.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+        D.diagonal(dim1=-2, dim2=-1).add_(3.0 * met - 1.0)
+        reached = is_positive_definite(D)
         X = _polynomial_step(X, G, row)
-        if bool((largest_eigenvalue(D) <= 3.0 * met).all()):
+        if bool(reached.all()):
             return X, steps
         row, met, steps = QUINTIC[0], (0.4 * eps) ** (1 / 3), steps + 1
-    return _polynomial_step(X, gram(X), row), steps
+    return torch.where(reached[:, None, None], X, math.nan), steps
 
 
 @register
@@ -326,8 +328,7 @@ class QDWH(PolarMethod):
     def iterate(self, X: Tensor) -> IterationResult:
         eps = torch.finfo(X.dtype).eps
         lower = self.lower_bound or eps
-        bound = norm_bound(X)
-        weights = self._weights(X.dtype)
+        weights, bound = self._weights(X.dtype), norm_bound(X)
         short = weights[: self.max_steps]
         if len(short) < len(weights) and self._by_gram(X, short):
             return IterationResult(_short_run(X, bound, short), len(short))
@@ -335,12 +336,11 @@ class QDWH(PolarMethod):
         if is_tall(X) or X.dtype == double_precision(X.dtype):
             # X = Q R has the factor Q times that of R. The rows of R are graded, for which Householder QR of
             # [sqrt(c) R; I] without row sorting is unstable (skewness 1e-12 for Hilbert matrices); columns are not.
-            Q, R = torch.linalg.qr(X)
+            Q, R = reduced_qr(X)
             X = R.mH
         if self.max_steps is None:
-            # The bound can be n^(1/2) times the norm. An estimate with a margin keeps more of the small singular values
-            # above `lower`.
-            bound = torch.minimum(bound, _NORM_MARGIN * spectral_norm(X))
+            # The closer the bound, the more of the small singular values are above `lower`.
+            bound = torch.minimum(bound, gram_norm_bound(gram(X)))
             X, steps = polar_by_halley(_scale(X, bound), lower)
         else:
             X = _scale(X, bound)

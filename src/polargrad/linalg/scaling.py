@@ -19,7 +19,7 @@ def largest_entry(A: Tensor) -> Tensor:
         >>> largest_entry(torch.tensor([[3.0 - 4.0j]])).item()
         4.0
     """
-    entries = torch.view_as_real(A).flatten(-2) if A.is_complex() else A
+    entries = torch.view_as_real(A.resolve_conj()).flatten(-2) if A.is_complex() else A
     if A.device.type != "cpu":  # one pass over memory; on a CPU two passes are faster
         return torch.linalg.vector_norm(entries, math.inf, dim=(-2, -1), keepdim=True)
     return torch.maximum(entries.amax((-2, -1), keepdim=True), -entries.amin((-2, -1), keepdim=True))

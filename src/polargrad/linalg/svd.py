@@ -10,6 +10,8 @@ from torch import Tensor
 
 from polargrad.linalg import operations
 from polargrad.linalg.method import IterationResult, PolarMethod, register
+from polargrad.linalg.precision import double_precision
+from polargrad.linalg.tall import has_long_columns
 
 __all__ = ["SVD"]
 
@@ -23,7 +25,9 @@ class SVD(PolarMethod):
     (and the zero matrix gives zero).
 
     Args:
-        cutoff: relative to the largest singular value; None is 4 eps of the working dtype.
+        cutoff: relative to the largest singular value; None is n / 4 eps of the working dtype, at least eps and in
+            single precision at most 4 eps: LAPACK leaves up to n / 7 eps of a null direction, and of three columns,
+            where that is less than eps, no rotation is to be lost.
 
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
@@ -37,11 +41,20 @@ class SVD(PolarMethod):
             raise ValueError(f"cutoff must lie in [0, 1) or be None, got {self.cutoff}")
 
     def iterate(self, X: Tensor) -> IterationResult:
+        long = has_long_columns(X)
         # The default on a GPU, one-sided Jacobi, stops at errors of 1e-4 in float32.
-        P, sigma, Qh = torch.linalg.svd(X, full_matrices=False, driver="gesvd" if X.is_cuda else None)
-        cutoff = 4 * torch.finfo(X.dtype).eps if self.cutoff is None else self.cutoff
-        kept = sigma > cutoff * sigma[..., :1]
-        return IterationResult((P * kept.to(P.dtype).unsqueeze(-2)) @ Qh, steps=1)
+        driver = "gesvd" if X.is_cuda else None
+        P, sigma, Qh = torch.linalg.svd(
+            X.to(double_precision(X.dtype)) if long else X, full_matrices=False, driver=driver
+        )
+        kept = sigma > self._cutoff(X.dtype, X.shape[-1]) * sigma[..., :1]
+        return IterationResult(((P * kept.to(P.dtype).unsqueeze(-2)) @ Qh).to(X.dtype), steps=1)
+
+    def _cutoff(self, dtype: torch.dtype, n: int) -> float:
+        if self.cutoff is not None:
+            return self.cutoff
+        multiple = max(1.0, n / 4)
+        return torch.finfo(dtype).eps * (multiple if torch.finfo(dtype).bits == 64 else min(multiple, 4.0))
 
     def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
         """The decomposition, and the product of its factors."""

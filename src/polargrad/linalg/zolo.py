@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg import operations
+from polargrad.linalg.bounds import gram_norm_bound
 from polargrad.linalg.coefficients import CUBIC
 from polargrad.linalg.kernels import gram, product
 from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, check_count, check_lower_bound, register
 from polargrad.linalg.newton_schulz import iterate_polynomials, normalize_frobenius
 from polargrad.linalg.precision import double_precision
+from polargrad.linalg.tall import reduced_qr
 from polargrad.linalg.zolotarev import MAX_DEGREE, Zolotarev, zolotarev_schedule
 
 __all__ = ["ZoloPD"]
@@ -28,12 +30,6 @@ _CHOLESKY_SHIFT = 1e-3
 _DOUBLE_CHOLESKY_SHIFT = 1e-14
 # Entries of the matrices of a step that are factored together (128 MB in double precision).
 _BLOCK = 2**24
-
-
-def _schatten4(G: Tensor) -> Tensor:
-    """||G||_F^(1/2) >= ||X||_2 for G = X^H X, at most n^(1/4) too large (the Frobenius norm: n^(1/2)); 1 for zero."""
-    norm = torch.linalg.matrix_norm(G, keepdim=True).sqrt()
-    return torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
 def _together(step: Zolotarev, entries: int) -> Iterator[list[tuple[float, float]]]:
@@ -147,7 +143,8 @@ class ZoloPD(PolarMethod):
         """The steps for work in `dtype`, and whether they converge, so that the polish is due."""
         # The polish squares what the steps leave.
         deviation = 0.5 * math.sqrt(torch.finfo(dtype).eps)
-        converged = zolotarev_schedule(self.sigma_floor(dtype), deviation, self.degree)
+        lower = min(self.sigma_floor(dtype), 1.0 - 2.0 * deviation)  # at least one step
+        converged = zolotarev_schedule(lower, deviation, self.degree)
         steps = converged[: self.max_steps]
         return steps, len(steps) == len(converged)
 
@@ -159,7 +156,7 @@ class ZoloPD(PolarMethod):
             # A = Q R has the factor Q times that of R: the terms then cost n^3 rather than m n^2. The rows of R may be
             # graded, for which Householder QR of [R; sqrt(c) I] is unstable (Hilbert matrices: skewness 1e-10); the
             # columns may.
-            Q, R = torch.linalg.qr(X)
+            Q, R = reduced_qr(X)
             X = R.mH
         for index, step in enumerate(steps):
             arithmetic = self._arithmetic(step, X.dtype)
@@ -167,7 +164,10 @@ class ZoloPD(PolarMethod):
                 X = step.scale * _qr_terms(normalize_frobenius(X) if index == 0 else X, step)
                 continue
             G = gram(X, double_precision(X.dtype) if arithmetic == "double" else X.dtype)
-            size = _schatten4(G) if index == 0 else torch.ones_like(G[:, :1, :1].real)
+            size = torch.ones_like(G[:, :1, :1].real)
+            if index == 0:
+                bound = gram_norm_bound(G)
+                size = torch.where(bound > 0, bound, 1.0)[:, None, None]
             P, info = _cholesky_terms(G / size**2, step)
             X = product(X, P * (step.scale / size))
             failed = failed | info

@@ -39,7 +39,7 @@ def blocked(X: Tensor) -> bool:
 
 def padded(m: int, n: int, dtype: torch.dtype) -> Tensor:
     """An uninitialized (m, n) matrix on the CPU whose rows do not collide in the cache."""
-    return torch.empty(m, n + _PADDING, dtype=dtype)[:, :n]
+    return torch.empty(m, n + _PADDING, dtype=dtype, device="cpu")[:, :n]
 
 
 def _lower_panels(n: int) -> list[slice]:

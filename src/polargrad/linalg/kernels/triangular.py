@@ -27,7 +27,7 @@ def _inverted_blocks(R: Tensor) -> list[Tensor] | None:
     for start in range(0, R.shape[0], _BLOCK):
         block = R[start : start + _BLOCK, start : start + _BLOCK]
         block = block.to(torch.complex128 if R.is_complex() else torch.float64)
-        eye = torch.eye(block.shape[0], dtype=block.dtype)
+        eye = torch.eye(block.shape[0], dtype=block.dtype, device=block.device)
         inverse = torch.linalg.solve_triangular(block, eye, upper=True)
         # || |R^{-1}| |R| ||_1 bounds what a product with the inverse loses beyond back substitution.
         if not bool((inverse.abs() @ block.abs()).sum(-2).max() <= _SAFE_SKEEL):
