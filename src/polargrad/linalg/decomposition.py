@@ -13,7 +13,6 @@ from polargrad.linalg.derivative import (
     SingularGradient,
     attach_gradient,
     confine,
-    is_transformed,
     iterate_transformed,
     product,
 )
@@ -122,9 +121,15 @@ def _is_moderate(X: Tensor, work: torch.dtype) -> bool:
     return 1.0 / _MODERATE <= max(-lowest.item(), highest.item()) < _MODERATE
 
 
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is going on."""
+    forward_mode: bool = torch.autograd.forward_ad._current_level >= 0
+    return forward_mode or torch._C._are_functorch_transforms_active()
+
+
 def _run(A: Tensor, method: PolarMethod, singular_gradient: SingularGradient) -> tuple[_Canonical, IterationResult]:
     canonical = _canonical(A, method)
-    transformed = is_transformed()
+    transformed = _is_transformed()
     result = iterate_transformed(method, canonical.X) if transformed else method.iterate(canonical.X)
     if result.unitary is canonical.X:  # which may be A itself
         result = result._replace(unitary=canonical.X.clone())

@@ -16,7 +16,7 @@ from polargrad.linalg.method import IterationResult, PolarMethod
 from polargrad.linalg.precision import at_least_single, stated_precision
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
 
-__all__ = ["SingularGradient", "attach_gradient", "confine", "is_transformed", "iterate_transformed", "product"]
+__all__ = ["SingularGradient", "attach_gradient", "confine", "iterate_transformed", "product"]
 
 # What the derivative is at a matrix without full rank, where there is none.
 SingularGradient = Literal["raise", "zero", "nan"]
@@ -54,12 +54,6 @@ def attach_gradient(A: Tensor, U: Tensor, singular: SingularGradient = "raise") 
     """
     # Dynamo traces no function that defines a forward mode.
     return (_Factor if torch.compiler.is_compiling() else _TransformableFactor).apply(A, U, singular)
-
-
-def is_transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is going on."""
-    forward_mode: bool = torch.autograd.forward_ad._current_level >= 0
-    return forward_mode or torch._C._are_functorch_transforms_active()
 
 
 def _by_vmap(formula: Callable[..., Any]) -> Callable[..., Any]:
