@@ -278,7 +278,8 @@ def test_what_cannot_be_planned(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_the_command_prints_a_table_and_what_it_adds_up_to(capsys):
+def test_the_command_prints_a_table_and_what_it_adds_up_to(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     assert cli.main(["plan", "--model", "demo", "--mesh", "2x4x1"]) == 0
     out = capsys.readouterr().out
     assert "model.embed_tokens.weight" in out

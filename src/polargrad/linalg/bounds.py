@@ -69,7 +69,7 @@ def gram_norm_bound(G: Tensor) -> Tensor:
 
     Example:
         >>> round(gram_norm_bound(torch.diag(torch.tensor([9.0, 4.0]))[None]).item(), 4)
-        3.1382
+        3.1383
     """
     # No entry is larger than the largest on the diagonal; squares of it need not be in range.
     largest = G.diagonal(dim1=-2, dim2=-1).real.amax(-1)

@@ -63,7 +63,7 @@ def _by_vmap(formula: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(ctx: Any, *inputs: Any) -> Any:
         if torch.compiler.is_compiling():
             return formula(ctx, *inputs)
-        is_batched = torch._C._functorch.is_legacy_batchedtensor
+        is_batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
         dims = tuple(0 if isinstance(x, Tensor) and is_batched(x) else None for x in inputs)
         if not any(dim == 0 for dim in dims):
             return formula(ctx, *inputs)
@@ -95,7 +95,8 @@ def _nested_forward_mode(*tensors: Tensor | None) -> Iterator[list[Any]]:
     torch turns forward mode off inside the formula for a tangent, also for the levels around this one, whose second
     derivatives would be zero then.
     """
-    forward_ad, functorch = torch.autograd.forward_ad, torch._C._functorch
+    forward_ad = torch.autograd.forward_ad
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
     def primal(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or functorch.is_batchedtensor(tensor):  # and so is not of this level
@@ -263,7 +264,8 @@ class _Guard(Function):
     @staticmethod
     @_by_vmap
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None]:
-        return _guard(cotangents[0], *ctx.saved_tensors, ctx.singular), None, None, None
+        full_rank, ratio = ctx.saved_tensors
+        return _guard(cotangents[0], full_rank, ratio, ctx.singular), None, None, None
 
     @staticmethod
     @_by_vmap
@@ -300,7 +302,7 @@ class _Solve(Function):
     @_by_vmap
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         H, Y, Z, values, Q = ctx.saved_tensors
-        T, V = _solve(H, *cotangents, values, Q)
+        T, V = _solve(H, cotangents[0], cotangents[1], values, Q)
         return -(product(T, Y.mH) + product(Y.mH, T) + product(Z.mH, V)), T, V, None, None
 
 
@@ -347,7 +349,7 @@ class _Product(Function):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         with _nested_forward_mode(*ctx.saved_tensors, *tangents) as (A, B, dA, dB):
             if dA is None or dB is None:
-                return product(A, dB) if dA is None else product(dA, B)
+                return product(A, dB) if dA is None else product(dA, B)  # pyright: ignore[reportArgumentType]
             return product(dA, B) + product(A, dB)
 
     @staticmethod
@@ -361,7 +363,9 @@ def confine(M: Tensor, finite: Tensor, fill: float) -> Tensor:
     What is zero in the cotangent of such a matrix stays zero, so that it touches nothing from outside of a loss; the
     rest becomes NaN.
     """
-    return (_Confine if torch.compiler.is_compiling() else _TransformableConfine).apply(M, finite, fill)
+    if torch.compiler.is_compiling():  # a trace of the functions below instantiates them, which torch deprecates
+        return torch.where(finite[:, None, None], M, fill)
+    return _TransformableConfine.apply(M, finite, fill)
 
 
 class _Confine(Function):

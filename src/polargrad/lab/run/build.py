@@ -219,7 +219,7 @@ def build_optimizer(spec: RunSpec, module: torch.nn.Module, process_group: Any =
     for group in groups:
         chosen = spec.optimizer[group["role"]]
         # How the weights are stored is a fact of the model and not a default; AdamW has no use for it.
-        facts = ("params", "role", "layout") if chosen["rule"] == "polar" else ("params", "role")
+        facts = ("params", "role", "layout") if chosen.get("rule", "polar") == "polar" else ("params", "role")
         built.append({**{key: group[key] for key in facts if key in group}, **chosen})
     rule = foreign_rule(spec.optimizer)
     if rule is None:
