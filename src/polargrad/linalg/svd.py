@@ -25,7 +25,7 @@ class SVD(PolarMethod):
     (and the zero matrix gives zero).
 
     Args:
-        cutoff: relative to the largest singular value; None is n / 4 eps of the working dtype, at least eps and in
+        cutoff: relative to the largest singular value; None is n / 4 eps of the working dtype, at least 2 eps and in
             single precision at most 4 eps: LAPACK leaves up to n / 7 eps of a null direction, and of three columns,
             where that is less than eps, no rotation is to be lost.
 
@@ -53,7 +53,7 @@ class SVD(PolarMethod):
     def _cutoff(self, dtype: torch.dtype, n: int) -> float:
         if self.cutoff is not None:
             return self.cutoff
-        multiple = max(1.0, n / 4)
+        multiple = max(2.0, n / 4)
         return torch.finfo(dtype).eps * (multiple if torch.finfo(dtype).bits == 64 else min(multiple, 4.0))
 
     def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
