@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
@@ -18,7 +19,13 @@ else:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Small matrices do not gain from threads, and two xdist workers must not fight over the cores."""
+    """Make every run alike: SIGINT as in a terminal, and one thread for each xdist worker.
+
+    A shell starts its background jobs with SIGINT ignored, which children inherit. Small matrices do not gain from
+    threads, and two workers must not fight over the cores.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("PYTEST_XDIST_WORKER"):
         torch.set_num_threads(1)
 

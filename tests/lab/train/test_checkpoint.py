@@ -274,17 +274,6 @@ def test_a_stop_request_ends_the_run_after_its_step_saved(tmp_path):
     assert trajectory(records) + trajectory(rest) == trajectory(whole)
 
 
-@pytest.fixture
-def heeded():
-    """SIGINT as in a terminal: a shell starts what runs in its background with SIGINT ignored."""
-    import signal
-
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, inherited)
-
-
-@pytest.mark.usefixtures("heeded")
 def test_a_second_request_interrupts_and_handlers_are_put_back():
     import os
     import signal
