@@ -41,10 +41,11 @@ def made(layout, world):
     """A model and its optimizer with momentum of every kind."""
     model = Model(layout, world)
     groups = [
-        {"params": [model.table, model.square], "lr": 0.02, "scale": "adaptive-nuclear", "method": "svd"},
+        {"params": [model.table], "lr": 0.02, "scale": "adaptive-nuclear", "method": "svd"},
         {"params": [model.experts, model.late], "lr": 0.03, "momentum_order": "heavy-ball", "method": "svd"},
         {"params": [model.head], "lr": 0.02, "scale": "rms", "normalize_rows": 0.9, "method": "svd"},
         {"params": [model.scalars], "lr": 0.05, "rule": "adamw", "betas": (0.8, 0.9)},
+        {"params": [model.square], "lr": 0.02, "scale": "rms", "method": "svd", "whitening": "two-sided"},
     ]
     return model, polargrad.PolarGrad(groups, **({} if layout == "alone" else arguments_of(layout)))
 
@@ -142,6 +143,7 @@ def test_no_state_is_missing_and_options_come_along(tmp_path):
     assert set(restored.state[other.table]) == {"momentum_buffer", "dual_norm_rms", "dual_norm_weight"}
     assert set(restored.state[other.head]) == {"momentum_buffer", "row_rms", "row_weight"}
     assert restored.state[other.scalars]["step"].item() == 1
+    assert {"left_covariance", "right_root", "whitening_age"} <= set(restored.state[other.square])
 
 
 def test_zeros_are_what_a_first_step_finds():

@@ -57,6 +57,11 @@ VARIANTS: dict[str, tuple[list[tuple[int, ...]], dict[str, object]]] = {
     "normalized rows transposed experts": ([(5, 4, 6)], {"normalize_rows": 0.9, "layout": "transposed", "split": [4, 2],
                                                    "scale": "adaptive-nuclear"}),
     "normalized rows thin": ([(1, 7), (7, 1), (1, 5, 3)], {"normalize_rows": 0.9, "scale": "rms"}),
+    "whitened": (SHAPES, {"whitening": {"name": "two-sided", "every": 3}, "scale": "rms"}),
+    "whitened one side": (SHAPES, {"whitening": "one-sided", "normalize_rows": 0.9, "momentum_order": "heavy-ball"}),
+    "whitened capturable": (SHAPES, {"whitening": {"name": "two-sided", "every": 1}, "capturable": True}),
+    "whitened split": ([(12, 5), (12, 60)], {"whitening": "one-sided", "split": [6, 4, 2], "heads": [3, 2, 1]}),
+    "whitened transposed experts": ([(5, 4, 6)], {"whitening": "two-sided", "layout": "transposed", "split": [4, 2]}),
     "convolution": ([(6, 2, 3)], {"layout": "convolution"}),
     "adamw": ([(9, 5), (7,), (2,), (3, 4, 2)], {"rule": "adamw", "weight_decay": 0.1}),
     "adamw cautious": ([(9, 5), (7,), (1,)], {"rule": "adamw", "weight_decay": 0.1, "weight_decay_mode": "cautious"}),
@@ -67,7 +72,7 @@ VARIANTS: dict[str, tuple[list[tuple[int, ...]], dict[str, object]]] = {
 FEW = ("momentum-first nuclear", "polar-first adaptive-nuclear", "group nuclear", "right-polar", "left-polar",
        "rank-one", "rows momentum-first", "columns polar-first", "frobenius heavy-ball", "smoothness entrywise",
        "polyak", "capturable", "split", "transposed experts", "adamw cautious", "normalized rows",
-       "normalized rows split")  # fmt: skip
+       "normalized rows split", "whitened", "whitened split")  # fmt: skip
 FEW_SHAPES = [(9, 5), (2, 3), (33, 3), (5, 4, 3), (9, 5)]
 
 

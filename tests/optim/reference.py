@@ -36,12 +36,17 @@ def shape_scale(name, m, n):
     return {"none": 1.0, "spectral": max(1.0, m / n) ** 0.5, "rms": 0.2 * max(m, n) ** 0.5}[name]
 
 
+def inverse_root(C, power, damping):
+    values, vectors = np.linalg.eigh(C * (len(C) / np.trace(C)))
+    return vectors @ np.diag((np.maximum(values, 0) + damping) ** -power) @ vectors.T
+
+
 class Reference:
     """W <- (1 - lr wd) W - lr s D for each matrix of a list."""
 
     def __init__(self, weights, *, lr=0.02, beta=0.95, order="momentum-first", nesterov=False, scale="nuclear",
                  scope="matrix", alpha=1.0, base="rms", scale_beta=0.9, decay=0.0, cautious=False, maximize=False,
-                 oracle=polar, row_beta=None):  # fmt: skip
+                 oracle=polar, row_beta=None, whiten=None):  # fmt: skip
         self.__dict__.update(locals())
         self.W = [w.copy() for w in weights]
         self.M = [np.zeros_like(w) for w in weights]
@@ -49,6 +54,7 @@ class Reference:
         self.t = 0
         self.r = [0.0] * len(weights)
         self.stepped = 0
+        self.C, self.roots = {}, {}
 
     def even(self, i, D):
         if self.row_beta is None:
@@ -57,17 +63,32 @@ class Reference:
         even = D / np.sqrt(self.r[i] / (1 - self.row_beta**self.stepped))
         return even / np.sqrt(max(D.shape))
 
+    def white(self, i, G, N):
+        """whiten: (sides, power, beta, every, damping), sides a function of (m, n)."""
+        if self.whiten is None:
+            return N
+        sides, power, beta, every, damping = self.whiten
+        for side in sides(*G.shape):
+            g = G if side == "left" else G.T
+            C = self.C[i, side] = beta * self.C.get((i, side), 0.0) + (1 - beta) * g @ g.T
+            if self.stepped % every == 0:
+                self.roots[i, side] = inverse_root(C, power, damping)
+            N = self.roots[i, side] @ N if side == "left" else N @ self.roots[i, side]
+        return N
+
     def step(self, gradients):
         G = [-g for g in gradients] if self.maximize else gradients
         b = self.beta
         if self.order == "polar-first":
-            U, nu = map(list, zip(*map(self.oracle, G), strict=True))
+            seen = [self.white(i, g, g) for i, g in enumerate(G)]
+            U, nu = map(list, zip(*map(self.oracle, seen), strict=True))
             self.M = [b * M + (1 - b) * u for M, u in zip(self.M, U, strict=True)]
             D = [b * M + (1 - b) * u for M, u in zip(self.M, U, strict=True)] if self.nesterov else self.M
         else:
             new = 1.0 if self.order == "heavy-ball" else 1 - b
             self.M = [b * M + new * g for M, g in zip(self.M, G, strict=True)]
             seen = [b * M + new * g for M, g in zip(self.M, G, strict=True)] if self.nesterov else self.M
+            seen = [self.white(i, g, n) for i, (g, n) in enumerate(zip(G, seen, strict=True))]
             D, nu = map(list, zip(*map(self.oracle, seen), strict=True))
         lengths = self.lengths(np.array(nu))
         self.stepped += 1

@@ -16,6 +16,7 @@ VARIANTS = [
     {"scale": "mean-singular", "geometry": "rows"},
     {"step_rule": {"name": "smoothness", "smoothness": 2.0}, "momentum": 0.0},
     {"normalize_rows": 0.9, "scale": "rms"},
+    {"whitening": {"name": "two-sided", "every": 1}, "scale": "rms"},
 ]
 METHODS = ["newton-schulz", "polar-express", "qdwh", "svd"]
 SHAPES = [(4, 3), (4, 3), (5, 3, 2), (6, 3, 2, 2)]

@@ -13,9 +13,9 @@ from polargrad.optim.options import OPTIONS, inherited_options, resolve
 
 ELSEWHERE = [name for name in GEOMETRIES if name != "spectral"]
 ORDINARY = {"momentum": 0.5, "momentum_order": "heavy-ball", "nesterov": True, "scale": "rms", "scope": "group",
-            "step_rule": "fixed", "normalize_rows": 0.9, "geometry": "rows", "method": "svd", "max_steps": 2,
-            "accuracy": 0.1, "momentum_dtype": "float32", "workspace": 10, "layout": "transposed", "split": [1, 2],
-            "heads": 2}  # fmt: skip
+            "step_rule": "fixed", "normalize_rows": 0.9, "whitening": "one-sided", "geometry": "rows", "method": "svd",
+            "max_steps": 2, "accuracy": 0.1, "momentum_dtype": "float32", "workspace": 10, "layout": "transposed",
+            "split": [1, 2], "heads": 2}  # fmt: skip
 SMOOTHNESS = {"step_rule": {"name": "smoothness", "smoothness": 2.0}, "momentum": 0.0}
 POLYAK = {"step_rule": {"name": "polyak", "minimum": 0.0}, "momentum": 0.0}
 
@@ -119,6 +119,7 @@ def test_fields_of_other_step_rules(match, rule):
         ("direction of the gradient itself, got momentum=0.9; give momentum=0", {"momentum": 0.9}),
         ("direction of the gradient itself", {"momentum": 0.9, "nesterov": True}),
         ("which normalize_rows=0.9 changes", {"normalize_rows": 0.9}),
+        ("leave whitening out", {"whitening": "one-sided"}),
         ("knows no weight decay", {"weight_decay": 0.1}),
         ("nesterov=True needs momentum > 0", {"nesterov": True}),
     ],
@@ -142,6 +143,22 @@ def test_a_minimum_and_the_way_up():
         (r"normalize_rows as a mapping has the key 'beta' alone", {"normalize_rows": {"decay": 0.9}}),
         (r"normalize_rows must lie in \[0, 1\)", {"normalize_rows": {"beta": 1.0}}),
         (r"normalize_rows must be a number, got '0.9'", {"normalize_rows": "0.9"}),
+        (r"whitening must be one of 'two-sided', 'one-sided', got 'left'", {"whitening": "left"}),
+        (r"whitening='two-sided' does not use 'exponent'", {"whitening": {"name": "two-sided", "exponent": 0.3}}),
+        (r"whitening='two-sided': power must lie in \[0, 0.5\], got 0.6",
+         {"whitening": {"name": "two-sided", "power": 0.6}}),
+        (r"whitening='two-sided': power must lie in \[0, 0.5\], got -0.1",
+         {"whitening": {"name": "two-sided", "power": -0.1}}),
+        (r"whitening='one-sided': beta must lie in \[0, 1\), got 1.0",
+         {"whitening": {"name": "one-sided", "beta": 1.0}}),
+        (r"whitening='one-sided': damping must lie in \(0, 1\], got 0.0",
+         {"whitening": {"name": "one-sided", "damping": 0.0}}),
+        (r"whitening='one-sided': every must be a positive integer, got 2.0",
+         {"whitening": {"name": "one-sided", "every": 2.0}}),
+        (r"forms the 3 x 3 covariance of the left side of a matrix \(3, 3\), and max_side is 2; use 'one-sided'",
+         {"whitening": {"name": "two-sided", "max_side": 2}}),
+        (r"the host counts the 5 steps between the roots of whitening, and capturable=True",
+         {"whitening": "two-sided", "capturable": True}),
         (r"scale='adaptive-nuclear': base must be one of 'none', 'spectral', 'rms', got 'cubic'",
          {"scale": {"name": "adaptive-nuclear", "base": "cubic"}}),
         (r"scale='adaptive-nuclear': beta must lie in \[0, 1\)", {"scale": {"name": "adaptive-nuclear", "beta": 1.0}}),
@@ -168,7 +185,7 @@ def test_choices_of_another_kind(option):
 
 
 def test_the_constructor_takes_few_arguments():
-    assert len(inspect.signature(polargrad.PolarGrad).parameters) <= 22
+    assert len(inspect.signature(polargrad.PolarGrad).parameters) <= 23
 
 
 def test_the_rate_is_looked_at_before_the_parameters():
@@ -217,6 +234,8 @@ OBJECTS = [
     {"scale": {"name": "adaptive-nuclear", "base": "spectral"}, "scope": "group"},
     {"step_rule": {"name": "smoothness", "smoothness": 2.0}, "momentum": 0.0},
     {"normalize_rows": {"beta": 0.9}},
+    {"whitening": {"name": "two-sided", "power": 0.25, "every": 2}},
+    {"whitening": polargrad.optim.whitening.OneSided(beta=0.9)},
 ]
 
 

@@ -92,7 +92,11 @@ def load(folder: str | Path, model: nn.Module, optimizer: PolarGrad) -> dict[str
         )
     initialize_state(optimizer)
     state = _state(model, optimizer)
-    differences = _differences(saved, state) or _other_groups(metadata["groups"], _group_metadata(model, optimizer))
+    # Every rank names what any rank finds: some state is held by the owners of matrices alone.
+    everywhere = _gathered(optimizer, list(state))
+    differences = _gathered(optimizer, _differences(saved, state, everywhere)) or _other_groups(
+        metadata["groups"], _group_metadata(model, optimizer)
+    )
     if differences:
         raise ValueError(f"{folder} is of another model or optimizer: {'; '.join(differences)}. Nothing was loaded")
     _quietly("load", state, folder)
@@ -152,15 +156,26 @@ def _set_options(group: dict[str, Any], options: Mapping[str, Any]) -> None:
     resolve(group)
 
 
+def _gathered(optimizer: PolarGrad, texts: list[str]) -> list[str]:
+    """The texts of all ranks of an optimizer, sorted."""
+    return [text for text in optimizer.executor.gather_names([*texts, ""]) if text]
+
+
 def _encoded(metadata: Mapping[str, Any]) -> Tensor:
     return torch.frombuffer(bytearray(json.dumps(metadata).encode()), dtype=torch.uint8)
 
 
-def _differences(saved: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]:
-    """How the tensors of a checkpoint differ from those to load, the first few of each kind."""
+def _differences(saved: Mapping[str, Any], state: Mapping[str, Tensor], everywhere: list[str]) -> list[str]:
+    """How the tensors of a checkpoint differ from those to load, the first few of each kind.
+
+    Args:
+        saved: metadata of the checkpoint.
+        state: of this rank.
+        everywhere: the names in the states of all ranks.
+    """
     kept = set(saved) - {_METADATA}
     sentences = []
-    for names, what in ((set(state) - kept, "it lacks"), (kept - set(state), "only it has")):
+    for names, what in ((set(everywhere) - kept, "it lacks"), (kept - set(everywhere), "only it has")):
         if names:
             sentences.append(f"{what} {', '.join(sorted(names)[:4])}{' and others' if len(names) > 4 else ''}")
     for name in sorted(kept & set(state)):

@@ -113,7 +113,9 @@ def operations(geometry: Geometry, m: int, n: int, dtype: torch.dtype) -> Operat
     return Operations(count, 0.0) if half else Operations(0.0, count)
 
 
-def owner_traffic(layout: Layout, view: MatrixView, owners: Sequence[int], itemsize: int, numbers: int = 1) -> Traffic:
+def owner_traffic(
+    layout: Layout, view: MatrixView, owners: Sequence[int], itemsize: int, numbers: int = 1, *, whole: bool = False
+) -> Traffic:
     """What is sent for one parameter whose pieces go to their owners, and whose directions come back.
 
     A rank sends each entry of its part once to the owner of the piece, unless that holds the piece already; the owner
@@ -125,23 +127,24 @@ def owner_traffic(layout: Layout, view: MatrixView, owners: Sequence[int], items
         owners: of each piece.
         itemsize: bytes of an entry.
         numbers: per matrix: its dual norm, and its squared length where that is needed.
+        whole: whether one rank is in charge of all matrices, and is sent the parts of the gradient too.
     """
     sent, received = [0.0] * layout.world, [0.0] * layout.world
     replicas, tiles, parts_move = layout.replicas, layout.tiles, 0
-    for piece, owner in zip(pieces_of(view), owners, strict=True):
-        whole = tiles[owner].overlap(piece.box) == piece.box
-        parts_move |= not whole
+    for piece, owner in zip(pieces_of(view, whole=whole), owners, strict=True):
+        is_there = tiles[owner].overlap(piece.box) == piece.box
+        parts_move |= not is_there
         norms = _NUMBER * numbers * len(piece.numbers)
         for rank, tile in enumerate(tiles):
             if rank == owner:
                 continue
             entries = _overlap(piece.box, tile) * itemsize
-            if not whole and replicas[rank] == replicas[owner]:
-                sent[rank] += entries
-                received[owner] += entries
+            if not is_there and replicas[rank] == replicas[owner]:
+                sent[rank] += entries * (1 + whole)
+                received[owner] += entries * (1 + whole)
             sent[owner] += entries + norms
             received[rank] += entries + norms
-    return Traffic(tuple(sent), tuple(received), 1 + parts_move)
+    return Traffic(tuple(sent), tuple(received), 1 + parts_move * (1 + whole))
 
 
 def _overlap(one: Box, other: Box) -> int:

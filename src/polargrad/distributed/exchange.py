@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polargrad.distributed.communicator import Communicator
-from polargrad.distributed.layout import Box, Layout, Piece, pieces_of
+from polargrad.distributed.layout import Box, Layout, Piece
 from polargrad.optim.execution import (
     LMO,
     DirectionRequest,
@@ -19,7 +19,6 @@ from polargrad.optim.execution import (
     apply_lmo,
     statistics_dtype,
 )
-from polargrad.optim.matrix_view import MatrixView
 
 __all__ = ["TransferPlan", "exchange", "plan_transfers"]
 
@@ -60,18 +59,18 @@ class TransferPlan(NamedTuple):
 
 
 def plan_transfers(
-    layout: Layout, source_layout: Layout, view: MatrixView, owners: Sequence[tuple[int, ...]], here: int
+    layout: Layout, source_layout: Layout, pieces: list[Piece], owners: Sequence[tuple[int, ...]], here: int
 ) -> TransferPlan:
     """What rank `here` sends and receives, for parameters of one layout and view.
 
     Args:
         layout: of each parameter.
         source_layout: of what their directions are taken of (the momentum).
-        view: of each parameter.
+        pieces: of each parameter.
         owners: for each parameter, of each of its pieces.
         here: the position of this rank.
     """
-    pieces, tiles, world = pieces_of(view), layout.tiles, layout.world
+    tiles, world = layout.tiles, layout.world
     sources, replicas = source_layout.tiles, source_layout.replicas
     parts_out: list[list[Move]] = [[] for _ in range(world)]
     parts_in: list[list[Move]] = [[] for _ in range(world)]
@@ -118,18 +117,16 @@ def exchange(
     Between the phases those of other requests may run. Every rank sends each entry of its parts once, and the owner
     each entry of a direction once to every rank that holds it, with one or two numbers per matrix to every rank.
     """
-    sources, tile, source_tile = (
-        request.sources,
-        layout.tiles[communicator.here],
-        source_layout.tiles[communicator.here],
-    )
-    parts = None
-    if plan.parts_move:
-        boxes = [sources[m.parameter][m.box.within(source_tile)] for to in plan.parts_out for m in to]
-        send = _gathered(sources[0], boxes)
-        parts = communicator.all_to_all(send, _sizes(plan.parts_out), _sizes(plan.parts_in))
+    tile, source_tile = layout.tiles[communicator.here], source_layout.tiles[communicator.here]
+    sources, transform = request.sources, request.transform
+    parts = _sent(sources, plan, source_tile, communicator)
+    gradients = transform and _sent(transform.gradients, plan, source_tile, communicator)
     yield
-    wholes = _wholes(request, plan, source_tile, None if parts is None else parts())
+    wholes = _wholes(sources, plan, source_tile, parts)
+    if transform is not None:
+        given = _wholes(transform.gradients, plan, source_tile, gradients)
+        changed = transform([index for index, _ in wholes], list(wholes.values()), list(given.values()))
+        wholes = dict(zip(wholes, changed, strict=True))
     directions, answers = _computed(plan, wholes, lmo, workspace)
     numbers = _numbers(plan, answers, sources[0].device)
     messages = [
@@ -148,6 +145,16 @@ def exchange(
     return _placed(request, plan, tile, directions, numbers, replies().split(sizes), columns, communicator.here)
 
 
+def _sent(
+    tensors: Sequence[Tensor], plan: TransferPlan, tile: Box, communicator: Communicator
+) -> Callable[[], Tensor] | None:
+    """Send the parts of some local tensors to the owners; what waits for those of owned pieces, None if none move."""
+    if not plan.parts_move:
+        return None
+    boxes = [tensors[m.parameter][m.box.within(tile)] for to in plan.parts_out for m in to]
+    return communicator.all_to_all(_gathered(tensors[0], boxes), _sizes(plan.parts_out), _sizes(plan.parts_in))
+
+
 def _gathered(like: Tensor, boxes: list[Tensor]) -> Tensor:
     """The entries of all boxes, one after the other."""
     return torch.cat([box.reshape(-1) for box in boxes]) if boxes else like.new_empty(0)
@@ -158,12 +165,12 @@ def _sizes(moves: list[list[Move]]) -> list[int]:
 
 
 def _wholes(
-    request: DirectionRequest, plan: TransferPlan, tile: Box, received: Tensor | None
+    sources: Sequence[Tensor], plan: TransferPlan, tile: Box, parts: Callable[[], Tensor] | None
 ) -> dict[tuple[int, int], Tensor]:
     """The whole pieces that this rank computes."""
     wholes: dict[tuple[int, int], Tensor] = {}
     for index, number in plan.owned:
-        source, box = request.sources[index], plan.pieces[number].box
+        source, box = sources[index], plan.pieces[number].box
         mine = box.overlap(tile)
         if mine == box:
             wholes[index, number] = source[box.within(tile)]
@@ -171,9 +178,9 @@ def _wholes(
             wholes[index, number] = source.new_empty(box.size)
             if mine.numel:
                 wholes[index, number][mine.within(box)] = source[mine.within(tile)]
-    if received is not None:
+    if parts is not None:
         moves = [move for sent in plan.parts_in for move in sent]
-        for move, entries in zip(moves, received.split([move.box.numel for move in moves]), strict=True):
+        for move, entries in zip(moves, parts().split([move.box.numel for move in moves]), strict=True):
             box = plan.pieces[move.piece].box
             wholes[move.parameter, move.piece][move.box.within(box)] = entries.view(move.box.size)
     return wholes

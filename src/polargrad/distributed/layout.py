@@ -144,10 +144,10 @@ class Piece:
     numbers: tuple[int, ...]
 
 
-def pieces_of(view: MatrixView) -> list[Piece]:
-    """The pieces of a parameter: each matrix of a stack by itself; any other parameter is one piece."""
+def pieces_of(view: MatrixView, *, whole: bool = False) -> list[Piece]:
+    """The pieces of a parameter: each matrix of a stack by itself; any other parameter, or a `whole` one, is one."""
     stack = view.stack if isinstance(view, FusedView) else view.batches[0][0]
-    if stack == 1:
+    if stack == 1 or whole:
         return [Piece(Box((0,) * len(view.shape), view.shape), view, tuple(range(view.count)))]
     pieces = []
     batches = tuple((k // stack, m, n) for k, m, n in view.batches)

@@ -14,7 +14,7 @@ from polargrad.distributed.agreement import Agreement
 from polargrad.distributed.communicator import Communicator
 from polargrad.distributed.exchange import TransferPlan, exchange, plan_transfers
 from polargrad.distributed.gram import directions_by_gram
-from polargrad.distributed.layout import Layout, layout_of, root_of
+from polargrad.distributed.layout import Layout, layout_of, pieces_of, root_of
 from polargrad.distributed.strategy import Strategy, assign_owners, choose_strategies, polar_parameters
 from polargrad.distributed.sums import (
     directions_by_sums,
@@ -167,6 +167,10 @@ class ManyProcesses(Executor):
         stride = torch.empty(parameter.shape, device="meta").stride()
         return DTensor.from_local(rows, self._mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=stride)
 
+    def owns(self, parameter: Tensor) -> bool:
+        """Whether this rank computes the directions of all matrices of a parameter."""
+        return self._communicator.here in self._owners.get(parameter, (self._communicator.here,))
+
     def adopt(self, parameter: Tensor, buffer: Any) -> Tensor:
         """This rank's rows of a whole buffer, or the whole of a buffer that was saved in rows."""
         if self._is_momentum_sharded(parameter) and not _is_distributed(buffer):
@@ -270,7 +274,8 @@ class ManyProcesses(Executor):
         key = tuple(request.parameters)
         if key not in self._transfers:
             owners = [self._owners[p] for p in key]
-            self._transfers[key] = plan_transfers(layout, sources, request.view, owners, self._communicator.here)
+            pieces = pieces_of(request.view, whole=request.transform is not None)
+            self._transfers[key] = plan_transfers(layout, sources, pieces, owners, self._communicator.here)
         return self._transfers[key]
 
 

@@ -53,6 +53,7 @@ class PolarParameter(NamedTuple):
         view: how it is split into matrices.
         geometry: the norm.
         dtype: of the momentum.
+        whole: whether one rank is in charge of all its matrices, as for a transform of its sources.
     """
 
     parameter: Tensor
@@ -60,6 +61,7 @@ class PolarParameter(NamedTuple):
     view: MatrixView
     geometry: Geometry
     dtype: torch.dtype
+    whole: bool = False
 
 
 def polar_parameters(groups: Sequence[Mapping[str, Any]], layouts: Mapping[Tensor, Layout]) -> list[PolarParameter]:
@@ -70,12 +72,19 @@ def polar_parameters(groups: Sequence[Mapping[str, Any]], layouts: Mapping[Tenso
         if isinstance(rule, PolarRule):
             for p in group["params"]:
                 dtype = rule.momentum_dtype or p.dtype
-                found.append(PolarParameter(p, layouts[p], rule.view_of(p.shape), rule.geometry, dtype))
+                view, whole = rule.view_of(p.shape), rule.whitening is not None
+                found.append(PolarParameter(p, layouts[p], view, rule.geometry, dtype, whole))
     return found
 
 
 def choose_strategy(
-    view: MatrixView, layout: Layout, geometry: Geometry, dtype: torch.dtype = torch.float32, alike: int = 1
+    view: MatrixView,
+    layout: Layout,
+    geometry: Geometry,
+    dtype: torch.dtype = torch.float32,
+    alike: int = 1,
+    *,
+    whole: bool = False,
 ) -> Strategy:
     """The strategy of a parameter; the same on every rank.
 
@@ -85,9 +94,12 @@ def choose_strategy(
         geometry: the norm.
         dtype: of the momentum.
         alike: how many parameters share all of that, so that as many owners work at once.
+        whole: whether one rank must be in charge of all its matrices.
     """
     if layout.world == 1:
         return Strategy.REPLICATED
+    if whole:
+        return Strategy.OWNER
     if needs_sums_alone(geometry, view, layout):
         return Strategy.REDUCE if layout.cut else Strategy.REPLICATED
     if geometry.reduction == "gram" and _is_cut_along_its_length(view, layout):
@@ -101,7 +113,7 @@ def choose_strategies(parameters: Sequence[PolarParameter]) -> dict[Tensor, Stra
     """The strategy of each parameter of an optimizer."""
     alike = Counter(parameter[1:] for parameter in parameters)
     return {
-        one.parameter: choose_strategy(one.view, one.layout, one.geometry, one.dtype, alike[one[1:]])
+        one.parameter: choose_strategy(one.view, one.layout, one.geometry, one.dtype, alike[one[1:]], whole=one.whole)
         for one in parameters
     }
 
@@ -132,8 +144,8 @@ def assign_owners(parameters: Iterable[PolarParameter], world: int) -> dict[Tens
     entries = []
     owners: dict[Tensor, list[int]] = {}
     candidates: dict[tuple[Layout, Box], Sequence[int]] = {}
-    for order, (parameter, layout, view, _, _) in enumerate(parameters):
-        pieces = pieces_of(view)
+    for order, (parameter, layout, view, _, _, whole) in enumerate(parameters):
+        pieces = pieces_of(view, whole=whole)
         owners[parameter] = [0] * len(pieces)
         for i, piece in enumerate(pieces):
             key = (layout, piece.box)

@@ -392,8 +392,8 @@ def _polar_cost(
             work, traffic = (gram_operations(layout, geometry, dtype),) * world, gram_traffic(layout, dtype)
             workspace = 3.0 * max(tiles) + 6.0 * 8 * min(layout.shape) ** 2
         case Strategy.OWNER:
-            traffic = owner_traffic(layout, view, owners, dtype.itemsize, numbers)
-            each, pieces = [_NOTHING] * world, pieces_of(view)
+            traffic = owner_traffic(layout, view, owners, dtype.itemsize, numbers, whole=one.whole)
+            each, pieces = [_NOTHING] * world, pieces_of(view, whole=one.whole)
             for piece, owner in zip(pieces, owners, strict=True):
                 each[owner] += _work(piece.view, one)
             work = tuple(each)

@@ -68,7 +68,7 @@ class AdamWRule:
             states = [context.states[p] for p in parameters]
             self._move(group["lr"], parameters, gradients, states, keep if masked else None, context.executor)
 
-    def check_state(self, parameter: Tensor, state: Mapping[str, Any], name: str) -> None:
+    def check_state(self, parameter: Tensor, state: Mapping[str, Any], name: str, executor: Executor) -> None:
         """Refuse a loaded state whose moments are not tensors of the parameter's shape."""
         check_shapes(parameter, state, ("exp_avg", "exp_avg_sq"), name)
 

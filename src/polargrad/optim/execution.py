@@ -80,6 +80,19 @@ class LMO(ABC):
         """The result for M (k, m, n), each matrix by itself."""
 
 
+class SourceTransform(Protocol):
+    """Changes whole sources before directions are taken of them, with state that the process in charge holds."""
+
+    @property
+    def gradients(self) -> Sequence[Tensor]:
+        """The local gradient of each parameter of the request, with the layout of its source."""
+        ...
+
+    def __call__(self, which: Sequence[int], sources: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The changed sources of the parameters at `which`, from their whole sources and gradients."""
+        ...
+
+
 class DirectionRequest(NamedTuple):
     """Input of `Executor.compute_directions`: parameters of one shape and placement.
 
@@ -87,11 +100,14 @@ class DirectionRequest(NamedTuple):
         view: how each whole parameter is split into matrices, K of them over all parameters.
         parameters: as the group has them.
         sources: the local tensor of each that the direction is taken of, momentum or gradient.
+        transform: what is done to each whole source first; None for nothing. All matrices of a parameter then need one
+            process in charge of them, which `Executor.owns` the parameter.
     """
 
     view: MatrixView
     parameters: Sequence[Tensor]
     sources: Sequence[Tensor]
+    transform: SourceTransform | None = None
 
 
 class Directions(NamedTuple):
@@ -146,6 +162,10 @@ class Executor:
     def zeros(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
         """A new momentum buffer of the parameter's shape, placed as this executor keeps momentum."""
         return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+
+    def owns(self, parameter: Tensor) -> bool:
+        """Whether this process is in charge of all matrices of a parameter, and holds the state of a transform."""
+        return True
 
     def adopt(self, parameter: Tensor, buffer: Tensor) -> Tensor:
         """A loaded momentum buffer, placed as `zeros` would."""
@@ -252,8 +272,10 @@ def _split(view: MatrixView, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _directions(request: DirectionRequest, lmo: LMO, workspace: int) -> Directions:
-    view = request.view
-    results = apply_lmo(lmo, _split(view, request.sources), workspace)
+    view, sources, transform = request.view, request.sources, request.transform
+    if transform is not None:
+        sources = transform(range(len(sources)), sources, transform.gradients)
+    results = apply_lmo(lmo, _split(view, sources), workspace)
     directions, norms, lengths = map(list, zip(*results, strict=True))
     if view.is_matrix:
         local = [D.squeeze(0) for D in directions]

@@ -33,6 +33,7 @@ from polargrad.optim.update import (
     Scale,
     StepRule,
 )
+from polargrad.optim.whitening import WHITENINGS, Whitening
 
 __all__ = [
     "Rule",
@@ -128,6 +129,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "scale": lambda option, value: _build(option, SCALES, value),
     "step_rule": lambda option, value: _build(option, STEP_RULES, value),
     "normalize_rows": lambda option, value: _row_beta(value),
+    "whitening": lambda option, value: _whitening(value),
     "geometry": lambda option, value: _name_of(option, GEOMETRIES, value),
     "method": lambda option, value: _method(value),
     "workspace": _bytes,
@@ -165,13 +167,13 @@ def plain_options(options: MutableMapping[str, Any]) -> None:
         >>> options["method"]["name"], options["method"]["max_steps"]
         ('qdwh', 2)
     """
-    for option in ("geometry", "method", "scale", "step_rule", "normalize_rows"):
+    for option in ("geometry", "method", "scale", "step_rule", "normalize_rows", "whitening"):
         if option in options:
             options[option] = _plain(options[option])
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, PolarMethod | Geometry | Scale | StepRule):
+    if isinstance(value, PolarMethod | Geometry | Scale | StepRule | Whitening):
         assert dataclasses.is_dataclass(value)
         fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         return {"name": value.name, **fields} if fields else value.name
@@ -252,6 +254,11 @@ def _row_beta(value: Any) -> float | None:
     if value is not None:
         _decay("normalize_rows", value)
     return value
+
+
+def _whitening(value: Any) -> Whitening | None:
+    """The whitening that plain data ask for; None for none."""
+    return None if value is None else _build("whitening", WHITENINGS, value)
 
 
 def inherited_options(own: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,6 +358,7 @@ def resolve(group: Mapping[str, Any]) -> Rule:
         share_norms=group["scope"] == "group",
         step_rule=_build("step_rule", STEP_RULES, group["step_rule"]),
         row_beta=_row_beta(group["normalize_rows"]),
+        whitening=_whitening(group["whitening"]),
         sign=-1.0 if group["maximize"] else 1.0,
         momentum_dtype=None if dtype is None else getattr(torch, dtype),
         workspace=group["workspace"] or default_workspace(group["params"]),
@@ -396,6 +404,11 @@ def _check_combination(rule: PolarRule) -> None:
             f"scope='group' shares the sum of the dual norms, which {_list('scale', users)} uses, not "
             f"scale={rule.scale.name!r}; leave it out, or choose one of those"
         )
+    if rule.whitening is not None and rule.capturable and rule.whitening.every > 1:
+        raise ValueError(
+            f"the host counts the {rule.whitening.every} steps between the roots of whitening, and capturable=True "
+            "lets it decide nothing; give 'every': 1 in whitening"
+        )
     if isinstance(rule.step_rule, FixedRate):
         return
     what = f"step_rule={rule.step_rule.name!r}"
@@ -406,6 +419,8 @@ def _check_combination(rule: PolarRule) -> None:
             f"{what} is a rule for the direction of the geometry, which normalize_rows={rule.row_beta} changes; leave "
             "normalize_rows out"
         )
+    if rule.whitening is not None:
+        raise ValueError(f"{what} is a rule for the direction of the gradient itself; leave whitening out")
     if rule.weight_decay:
         raise ValueError(f"{what} knows no weight decay; put the decay into the loss")
     if isinstance(rule.step_rule, Polyak) and rule.sign < 0:

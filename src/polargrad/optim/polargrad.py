@@ -25,6 +25,7 @@ from polargrad.optim.options import (
     resolve,
 )
 from polargrad.optim.update import Observer, PolarRule, StepContext
+from polargrad.optim.whitening import AGE, Whitening
 
 __all__ = ["PolarGrad", "initialize_state"]
 
@@ -62,6 +63,10 @@ class PolarGrad(torch.optim.Optimizer):
         normalize_rows: decay in [0, 1) of a running mean square of each row of the direction, by whose root the row is
             divided, so that all rows move alike (NorMuon); None leaves them as they are. Rows are outputs, in a table
             tokens.
+        whitening: "two-sided" or "one-sided" (the shorter side): running covariances L and R of the gradient whiten
+            the momentum before its direction is taken, N <- L^-p N R^-p; or a mapping of the name and its options:
+            {"name": "two-sided", "power": 0.3, "beta": 0.98, "every": 5, "damping": 1e-5, "max_side": 8192} are the
+            defaults, `every` the steps between new roots. None is no whitening.
         geometry: the norm: "spectral" (polar factor), "left-polar" and "right-polar" (the same through the Gram matrix
             of the rows or columns, for very wide and very tall matrices), "rows", "columns", "entrywise" (sign) or
             "frobenius"; a `Geometry`; the nuclear norm above is then that geometry's dual norm.
@@ -117,6 +122,7 @@ class PolarGrad(torch.optim.Optimizer):
         scope: str = "matrix",
         step_rule: str | Mapping[str, Any] = "fixed",
         normalize_rows: float | Mapping[str, Any] | None = None,
+        whitening: str | Whitening | Mapping[str, Any] | None = None,
         geometry: str | Geometry | Mapping[str, Any] = "spectral",
         method: str | PolarMethod | Mapping[str, Any] = "auto",
         max_steps: int | None = None,
@@ -203,7 +209,9 @@ class PolarGrad(torch.optim.Optimizer):
                 rule = resolve(group)
                 for position, key in enumerate(saved["params"][: len(present["params"])]):
                     state = final["state"].get(key, {})
-                    rule.check_state(present["params"][position], state, parameter_name(present, position))
+                    rule.check_state(
+                        present["params"][position], state, parameter_name(present, position), self.executor
+                    )
 
         before = self.register_load_state_dict_pre_hook(check)
         after = self.register_load_state_dict_post_hook(lambda _: self._restore_dtypes(loaded[-1]), prepend=True)
@@ -223,6 +231,8 @@ class PolarGrad(torch.optim.Optimizer):
             for name, value in saved["state"].get(key, {}).items():
                 if name == "momentum_buffer":
                     self.state[p][name] = self.executor.adopt(p, value.to(p.device, dtype, copy=True))
+                elif name == AGE:
+                    self.state[p][name] = value.to("cpu", torch.int64, copy=True)
                 elif isinstance(value, Tensor):
                     self.state[p][name] = value.to(p.device, statistics_dtype(dtype), copy=True)
 

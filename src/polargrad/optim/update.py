@@ -5,6 +5,7 @@ direction is taken of (for the spectral geometry the unitary polar factor and th
 the shape (min(m, n) for the spectral geometry), `PolarRule.step` does::
 
     1 momentum    M <- beta M + (1 - beta) G;  N = M, or beta M + (1 - beta) G with Nesterov
+                  N <- L^{-p} N R^{-p} where `whitening` asks for it
     2 direction   D = lmo(N);  nu = <N, D>
     3 scale       s = (factor of nu) * (factor of the shape);  gamma by the step rule
     4 rows        D_i <- sqrt(r / (mn)) D_i / rms(D_i)
@@ -45,6 +46,7 @@ from polargrad.optim.execution import (
 )
 from polargrad.optim.matrix_view import MatrixView, matrix_view
 from polargrad.optim.nonfinite import SkipLedger
+from polargrad.optim.whitening import Whitener, Whitening
 
 __all__ = [
     "MOMENTUM_ORDERS",
@@ -153,6 +155,7 @@ class PolarRule:
         step_rule: the step size gamma.
         row_beta: decay of the running mean square of each row of the direction; None leaves rows as they are.
         weight_decay: lambda.
+        whitening: of the momentum before its direction is taken; None for none.
         cautious: whether to decay only entries that the step moves towards zero.
         sign: 1.0, or -1.0 to ascend.
         momentum_dtype: of the momentum buffer; None is the parameter's own.
@@ -170,6 +173,7 @@ class PolarRule:
     share_norms: bool
     step_rule: StepRule
     row_beta: float | None
+    whitening: Whitening | None
     weight_decay: float
     cautious: bool
     sign: float
@@ -185,7 +189,8 @@ class PolarRule:
         lmo = GeometryLMO(self.geometry, self.step_rule.needs_squared_lengths, self.scale.uses_dual_norm)
         object.__setattr__(self, "lmo", lmo)
         # Besides what the oracle holds there are the matrices that it is applied to and the stack of them.
-        bound = max(1, int(self.workspace / (self.geometry.peak_memory + 2.0)))
+        held = self.geometry.peak_memory + 2.0 + (0.0 if self.whitening is None else self.whitening.peak_memory)
+        bound = max(1, int(self.workspace / held))
         object.__setattr__(self, "stack_bytes", bound)
 
     def step(self, group: Mapping[str, Any], positions: Sequence[int], context: StepContext) -> None:
@@ -215,7 +220,8 @@ class PolarRule:
                 G, batch.buffers, batch.keep,
                 beta=self.momentum, heavy=self.momentum_order == "heavy-ball", nesterov=self.nesterov,
             )  # fmt: skip
-            return self._request(batch, list(N.unbind()))
+            return self._request(batch, list(N.unbind()), G)
+        gradients = G
         M, G = batch.fold(batch.buffers), batch.fold(G)
         G = [g.to(M[0].dtype) for g in G]
         keep = batch.spread(batch.keep, momentum=True)
@@ -226,13 +232,13 @@ class PolarRule:
         else:  # "polar-first" averages the directions instead, in `move`
             N = G if keep is None else _where(keep, G, 0.0)
         batch.store(batch.buffers, M)
-        return self._request(batch, batch.unfold(N))
+        return self._request(batch, batch.unfold(N), gradients)
 
-    def _request(self, batch: Batch, N: list[Tensor]) -> DirectionRequest:
-        # A whitening of N belongs here, between the momentum and the direction.
+    def _request(self, batch: Batch, N: list[Tensor], G: Sequence[Tensor]) -> DirectionRequest:
         if batch.watched:
             batch.sources = N
-        return DirectionRequest(batch.view, batch.parameters, N)
+        whitener = None if self.whitening is None else Whitener(self.whitening, batch, G)
+        return DirectionRequest(batch.view, batch.parameters, N, whitener)
 
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest usable entry of a gradient of `dtype`: no difference of two momentum entries overflows."""
@@ -340,6 +346,8 @@ class PolarRule:
             view = matrix_view(shape, self.options)
             for _, m, n in view.batches:
                 self.geometry.check_shape(m, n)
+                if self.whitening is not None:
+                    self.whitening.check_shape(m, n)
             lengths = tuple(self.geometry.squared_length(m, n) for _, m, n in view.batches)
             factors = tuple(
                 self.scale.of_shape(m, n, r) if m and n else 1.0
@@ -352,9 +360,11 @@ class PolarRule:
         """How a parameter of this shape is split into matrices."""
         return self.shape_of(shape).view
 
-    def check_state(self, parameter: Tensor, state: Mapping[str, Any], name: str) -> None:
-        """Refuse a loaded state whose momentum is not a tensor of the parameter's shape."""
+    def check_state(self, parameter: Tensor, state: Mapping[str, Any], name: str, executor: Executor) -> None:
+        """Refuse a loaded state whose momentum or covariances do not fit the parameter."""
         check_shapes(parameter, state, ("momentum_buffer",), name)
+        if self.whitening is not None and executor.owns(parameter):
+            self.whitening.check_state(self.view_of(parameter.shape), state, name)
 
     def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:
         """Give a parameter the state before its first step, zeros, where it is missing."""
@@ -368,6 +378,9 @@ class PolarRule:
                 state[key] = torch.zeros(count, dtype=statistics_dtype(dtype), device=parameter.device)
         if self.row_beta is not None and "row_rms" not in state:
             state["row_rms"] = executor.row_zeros(self.view_of(parameter.shape), parameter, statistics_dtype(dtype))
+        if self.whitening is not None and executor.owns(parameter):
+            view = self.view_of(parameter.shape)
+            self.whitening.add_state(view, state, statistics_dtype(dtype), parameter.device)
 
 
 def _fuses(batch: Batch, tensors: Sequence[Tensor]) -> bool:

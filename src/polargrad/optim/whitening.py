@@ -1,0 +1,280 @@
+r"""Whitening of the momentum by running covariances of the gradient, before its direction is taken.
+
+With G the gradient of a matrix (m, n), N what its direction is taken of, and p the power::
+
+    L <- beta L + (1 - beta) G G^T;   R <- beta R + (1 - beta) G^T G
+    N <- (L / mean(L) + eps I)^{-p}  N  (R / mean(R) + eps I)^{-p}
+
+where mean(L) = tr(L) / m is the mean eigenvalue. Dividing by it leaves the units of N as they are, so that learning
+rates of scales with a dual norm keep their meaning, and corrects the bias of the average, which starts at zero.
+
+p = 0 is no whitening; geometry "frobenius" with two sides and p = 1/4 is Shampoo's direction, normalized, and the
+spectral geometry with p > 0 the whitened polar factor. docs/unifying-view.md has the norms that belong to these.
+
+Source: Gupta, Koren, Singer, arXiv 1802.09568 (covariances and roots).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from polargrad.linalg.kernels import gram, product
+from polargrad.linalg.precision import stated_precision
+from polargrad.optim.execution import Batch, statistics_dtype
+from polargrad.optim.matrix_view import MatrixView
+
+__all__ = ["WHITENINGS", "OneSided", "TwoSided", "Whitener", "Whitening"]
+
+# Steps with a gradient so far, on the host; kept only where roots are not renewed in every step.
+AGE = "whitening_age"
+
+
+@dataclass(frozen=True)
+class Whitening(ABC):
+    """Which sides are whitened, and how.
+
+    For each whitened side of length s the state holds s^2 entries of the covariance and s^2 of its root, in float32
+    (float64 for float64 parameters); forming the roots takes about ten times s^2 numbers of 8 bytes besides. Roots come
+    from an eigendecomposition in float64, which on a GPU reads its status from the device.
+
+    Args:
+        power: p in [0, 1/2].
+        beta: decay of the covariances, in [0, 1).
+        every: steps between new roots.
+        damping: eps, relative to the mean eigenvalue.
+        max_side: longest side that a covariance is formed of.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    name: ClassVar[str]
+    power: float = 0.3
+    beta: float = 0.98
+    every: int = 5
+    damping: float = 1e-5
+    max_side: int = 8192
+
+    def __post_init__(self) -> None:
+        for option, interval, outside in (
+            ("power", "[0, 0.5]", None),
+            ("beta", "[0, 1)", 1.0),
+            ("damping", "(0, 1]", 0.0),
+        ):
+            value, high = getattr(self, option), 0.5 if option == "power" else 1.0
+            numeric = isinstance(value, int | float) and not isinstance(value, bool)
+            if not numeric or not 0.0 <= value <= high or value == outside:
+                raise ValueError(f"{option} must lie in {interval}, got {value!r}")
+        for option in ("every", "max_side"):
+            value = getattr(self, option)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{option} must be a positive integer, got {value!r}")
+
+    @property
+    def peak_memory(self) -> float:
+        """The most memory that whitening holds at once, in sizes of a square matrix with at least 4 bytes an entry."""
+        return 16.0
+
+    @abstractmethod
+    def sides(self, m: int, n: int) -> tuple[str, ...]:
+        """The sides of a matrix (m, n) that are whitened: "left" (rows, outputs), "right" (columns, inputs)."""
+
+    def check_shape(self, m: int, n: int) -> None:
+        """Refuse a matrix with a whitened side beyond `max_side`.
+
+        Raises:
+            ValueError: the message names the side and the remedy.
+        """
+        for side in self.sides(m, n):
+            if (length := m if side == "left" else n) > self.max_side:
+                raise ValueError(
+                    f"whitening={self.name!r} forms the {length} x {length} covariance of the {side} side of a matrix "
+                    f"({m}, {n}), and max_side is {self.max_side}; use 'one-sided', which takes the shorter side, "
+                    "or leave whitening out for this parameter, or raise max_side"
+                )
+
+    def sizes(self, view: MatrixView) -> dict[str, int]:
+        """The number of entries of the covariances of each side, over all matrices of a parameter."""
+        found = dict.fromkeys(("left", "right"), 0)
+        for k, m, n in view.batches:
+            for side in self.sides(m, n):
+                found[side] += k * (m if side == "left" else n) ** 2
+        return {side: size for side, size in found.items() if size}
+
+    def add_state(self, view: MatrixView, state: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+        """Give a parameter the state before its first step, where it is missing: covariances 0, roots I."""
+        for side, size in self.sizes(view).items():
+            if f"{side}_covariance" not in state:
+                state[f"{side}_covariance"] = torch.zeros(size, dtype=dtype, device=device)
+                state[f"{side}_root"] = torch.zeros(size, dtype=dtype, device=device)
+                for roots in _slots(self, view, state[f"{side}_root"], side):
+                    roots.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        if self.every > 1 and AGE not in state:
+            state[AGE] = torch.zeros((), dtype=torch.int64)
+
+    def check_state(self, view: MatrixView, state: Mapping[str, Any], name: str) -> None:
+        """Refuse a loaded state without covariances, or with those of another shape."""
+        for side, size in self.sizes(view).items() if state else ():
+            for key in (f"{side}_covariance", f"{side}_root"):
+                found = state.get(key)
+                entries = found.numel() if isinstance(found, Tensor) else 0
+                if entries != size:
+                    raise ValueError(
+                        f"{name} has {entries} entries of {key}, where whitening={self.name!r} keeps {size}; its state "
+                        "was saved without whitening, of another shape, or by a rank that does not own the matrix "
+                        "(polargrad.distributed.save keeps what all ranks own)"
+                    )
+
+    def root(self, covariances: Tensor) -> Tensor:
+        """(C / mean(C) + eps I)^{-p} of covariances (k, s, s), in their dtype; I where a covariance is zero.
+
+        Example:
+            >>> TwoSided(power=0.5, damping=1e-12).root(torch.diag(torch.tensor([1.5, 0.5]))[None])[0].diagonal()
+            tensor([0.8165, 1.4142])
+        """
+        values, vectors = torch.linalg.eigh(covariances.to(torch.float64))
+        mean = values.sum(-1, keepdim=True) / values.shape[-1]
+        relative = torch.where(mean > 0, values.clamp_min(0.0) / mean, 1.0)
+        powers = torch.where(mean > 0, (relative + self.damping) ** -self.power, 1.0)
+        return ((vectors * powers.unsqueeze(-2)) @ vectors.mT).to(covariances.dtype)
+
+
+@dataclass(frozen=True)
+class TwoSided(Whitening):
+    """Both sides.
+
+    Example:
+        >>> TwoSided().sides(8, 4)
+        ('left', 'right')
+    """
+
+    name: ClassVar[str] = "two-sided"
+
+    def sides(self, m: int, n: int) -> tuple[str, ...]:
+        return ("left", "right")
+
+
+@dataclass(frozen=True)
+class OneSided(Whitening):
+    """The shorter side, that of the inputs where both are equal; in a table of tokens never that of the vocabulary.
+
+    Example:
+        >>> OneSided().sides(8, 4), OneSided().sides(4, 8)
+        (('right',), ('left',))
+    """
+
+    name: ClassVar[str] = "one-sided"
+
+    def sides(self, m: int, n: int) -> tuple[str, ...]:
+        return ("left",) if m < n else ("right",)
+
+
+WHITENINGS: dict[str, type[Whitening]] = {cls.name: cls for cls in (TwoSided, OneSided)}
+
+
+def _slots(whitening: Whitening, view: MatrixView, flat: Tensor, side: str) -> list[Tensor]:
+    """The squares (k, s, s) of a side for each batch of the view, none where it is not whitened; views of the state."""
+    sizes = []
+    for k, m, n in view.batches:
+        s = (m if side == "left" else n) if side in whitening.sides(m, n) else 0
+        sizes.append((k, s, s))
+    parts = flat.split([k * s * s for k, s, _ in sizes])
+    return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Whitener:
+    """The whitening of one batch of parameters, where their matrices are whole.
+
+    Args:
+        whitening: which.
+        batch: the parameters with their states.
+        gradients: the local gradients, with the layout of the momentum.
+    """
+
+    whitening: Whitening
+    batch: Batch
+    gradients: Sequence[Tensor]
+
+    def __call__(self, which: Sequence[int], sources: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Whiten the sources of some parameters of the batch, after their covariances have taken in the gradients.
+
+        A matrix that does not step keeps its state. One whose new covariance overflows keeps its state too and becomes
+        NaN, for which no step is taken either.
+
+        Args:
+            which: positions in the batch.
+            sources: of these parameters, whole.
+            gradients: of these parameters, whole.
+        """
+        if not len(sources):
+            return []
+        view, states = self.batch.view, [self.batch.states[i] for i in which]
+        keep = None
+        if self.batch.keep is not None:
+            keep = self.batch.keep.view(-1, view.count)[list(which)].split([k for k, _, _ in view.batches], dim=1)
+        due = [self._is_due(state) for state in states]
+        N = [view.split(source) for source in sources]
+        G = [view.split(gradient) for gradient in gradients]
+        with stated_precision(sources[0].device.type):
+            for slot in range(len(view.batches)):
+                stepping = None if keep is None else keep[slot].reshape(-1)
+                whitened = self._slot(slot, states, due, [n[slot] for n in N], [g[slot] for g in G], stepping)
+                for n, part in zip(N, whitened, strict=True):
+                    n[slot] = part
+        return [view.merge(n) for n in N]
+
+    def _is_due(self, state: dict[str, Any]) -> bool:
+        if self.whitening.every == 1:
+            return True
+        age = int(state[AGE])
+        state[AGE] += 1
+        return age % self.whitening.every == 0
+
+    def _slot(
+        self,
+        slot: int,
+        states: list[dict[str, Any]],
+        due: list[bool],
+        N: list[Tensor],
+        G: list[Tensor],
+        keep: Tensor | None,
+    ) -> list[Tensor]:
+        """One batch (k, m, n) of the view of every parameter."""
+        dtype, k = N[0].dtype, len(N[0])
+        wide = statistics_dtype(dtype)
+        X, g = (torch.cat([t.to(wide) for t in tensors]) for tensors in (N, G))
+        if keep is not None:
+            g = torch.where(keep[:, None, None], g, 0.0)
+        m, n = X.shape[-2:]
+        sides = self.whitening.sides(m, n)
+        held = {side: [self._matrices(state, f"{side}_covariance", slot) for state in states] for side in sides}
+        covariances = {
+            side: torch.cat(old).lerp(gram(g.mT if side == "left" else g), 1.0 - self.whitening.beta)
+            for side, old in held.items()
+        }
+        finite = torch.stack([new.isfinite().all(-1).all(-1) for new in covariances.values()]).all(0)
+        where = (finite if keep is None else finite & keep)[:, None, None]
+        renewed = [i for i, is_due in enumerate(due) if is_due]
+        for side, new in covariances.items():
+            new = torch.where(where, new, torch.cat(held[side]))
+            torch._foreach_copy_(held[side], list(new.split(k)))
+            roots = [self._matrices(state, f"{side}_root", slot) for state in states]
+            if renewed:
+                chosen = new if len(renewed) == len(due) else torch.cat([held[side][i] for i in renewed])
+                for i, root in zip(renewed, self.whitening.root(chosen).split(k), strict=True):
+                    roots[i].copy_(torch.where(where[i * k : (i + 1) * k], root, roots[i]))
+            whole = torch.cat(roots)
+            X = product(whole, X) if side == "left" else product(X, whole)
+        return list(torch.where(finite[:, None, None], X, math.nan).to(dtype).split(k))
+
+    def _matrices(self, state: Mapping[str, Any], key: str, slot: int) -> Tensor:
+        """(k, s, s), those of one batch of the view, sharing the memory of the state."""
+        return _slots(self.whitening, self.batch.view, state[key], key.partition("_")[0])[slot]
