@@ -120,7 +120,7 @@ def exchange(
     tile, source_tile = layout.tiles[communicator.here], source_layout.tiles[communicator.here]
     sources, transform = request.sources, request.transform
     parts = _sent(sources, plan, source_tile, communicator)
-    gradients = transform and _sent(transform.gradients, plan, source_tile, communicator)
+    gradients = None if transform is None else _sent(transform.gradients, plan, source_tile, communicator)
     yield
     wholes = _wholes(sources, plan, source_tile, parts)
     if transform is not None:

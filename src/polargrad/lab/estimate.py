@@ -404,6 +404,13 @@ def _polar_cost(
             traffic = traffic.plus(all_reduce_traffic(world, math.prod(view.row_shape)))
         rows = [rows_of(view, tile).numel * statistics_dtype(dtype).itemsize for tile in layout.tiles]
         state = max(momentum + own for momentum, own in zip(tiles, rows, strict=True))
+    if rule.whitening is not None:
+        extra = sum((Operations(0.0, k * rule.whitening.operations(m, n)) for k, m, n in view.batches), _NOTHING)
+        held = 2.0 * sum(rule.whitening.sizes(view).values()) * statistics_dtype(dtype).itemsize
+        busy = set(owners) or set(range(world))
+        work = tuple(own + extra if rank in busy else own for rank, own in enumerate(work))
+        state = max(tile + held * (rank in busy) for rank, tile in enumerate(tiles))
+        workspace += rule.whitening.peak_memory * 4.0 * max(max(m, n) ** 2 for _, m, n in view.batches)
     return ParameterCost(name, role, layout, strategy, work, traffic, workspace, float(state))
 
 

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from polargrad.linalg import operations
 from polargrad.linalg.kernels import gram, product
 from polargrad.linalg.precision import stated_precision
 from polargrad.optim.execution import Batch, statistics_dtype
@@ -102,11 +103,19 @@ class Whitening(ABC):
 
     def sizes(self, view: MatrixView) -> dict[str, int]:
         """The number of entries of the covariances of each side, over all matrices of a parameter."""
-        found = dict.fromkeys(("left", "right"), 0)
+        found: dict[str, int] = dict.fromkeys(("left", "right"), 0)
         for k, m, n in view.batches:
             for side in self.sides(m, n):
                 found[side] += k * (m if side == "left" else n) ** 2
         return {side: size for side, size in found.items() if size}
+
+    def operations(self, m: int, n: int) -> float:
+        """Floating-point operations of a step for one matrix (m, n), those of roots spread over the steps between."""
+        count = 0.0
+        for side in self.sides(m, n):
+            s, other = (m, n) if side == "left" else (n, m)
+            count += operations.gram(other, s) + operations.eigh(s) / self.every + operations.product(m * n // s, s)
+        return count
 
     def add_state(self, view: MatrixView, state: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
         """Give a parameter the state before its first step, where it is missing: covariances 0, roots I."""
