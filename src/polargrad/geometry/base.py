@@ -10,6 +10,8 @@ from typing import ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from polargrad.linalg.registry import Registry
+
 __all__ = ["GEOMETRIES", "Geometry", "Reduction", "inner", "register"]
 
 Reduction = Literal["entries", "rows", "columns", "matrix", "gram"]
@@ -96,10 +98,14 @@ class Geometry(ABC):
 T = TypeVar("T", bound=Geometry)
 
 # Every geometry by its name, which `PolarGrad(geometry=...)` takes.
-GEOMETRIES: dict[str, type[Geometry]] = {}
+GEOMETRIES: Registry[type[Geometry]] = Registry("geometry")
 
 
 def register(cls: type[T]) -> type[T]:
-    """Class decorator: make a geometry, a frozen dataclass whose fields are plain data, available under its `name`."""
-    GEOMETRIES[cls.name] = cls
+    """Class decorator: make a geometry, a frozen dataclass whose fields are plain data, available under its `name`.
+
+    Raises:
+        ValueError: another geometry has the name.
+    """
+    GEOMETRIES.add(cls.name, cls)
     return cls

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polargrad.linalg import operations
 from polargrad.linalg.precision import HALF, at_least_single
+from polargrad.linalg.registry import Registry
 
 __all__ = [
     "Accuracy",
@@ -172,12 +173,12 @@ def check_lower_bound(value: object, least: float = 0.0) -> None:
 
 M = TypeVar("M", bound=PolarMethod)
 
-_METHODS: dict[str, type[PolarMethod]] = {}
+_METHODS: Registry[type[PolarMethod]] = Registry("polar method")
 
 
 def register(cls: type[M]) -> type[M]:
-    """Class decorator: make an algorithm available under its `name`."""
-    _METHODS[cls.name] = cls
+    """Class decorator: make an algorithm available under its `name`, unless another one has it (ValueError)."""
+    _METHODS.add(cls.name, cls)
     return cls
 
 
@@ -215,8 +216,6 @@ def resolve_method(
         2
     """
     if isinstance(method, str):
-        if method not in _METHODS:
-            raise ValueError(f"unknown polar method {method!r}; known: {', '.join(available_methods())}")
         method = _METHODS[method]()
     if not isinstance(method, PolarMethod):
         raise TypeError(f"method must be a name or a PolarMethod, got {type(method).__name__}")

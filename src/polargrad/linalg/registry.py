@@ -1,0 +1,100 @@
+"""Names of things that can be added: polar methods, geometries, matrix problems, recipes, sources of text, models."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import Any, TypeVar
+
+__all__ = ["Registry", "unknown_name"]
+
+T = TypeVar("T")
+
+
+class Registry(MutableMapping[str, T]):
+    """Things of one kind by their names, in the order in which they were added, from anywhere.
+
+    Args:
+        kind: what the things are, in errors.
+        modules: names of things that register themselves when their module is imported, and these modules; a module is
+            imported when its name is first looked up.
+
+    Example:
+        >>> shapes = Registry("shape")
+        >>> _ = shapes.add("circle", "round")
+        >>> shapes["circel"]
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown shape 'circel'; did you mean 'circle'? The allowed names are 'circle'
+    """
+
+    def __init__(self, kind: str, modules: Mapping[str, str] | None = None) -> None:
+        self.kind, self._modules = kind, dict(modules or {})
+        self._things: dict[str, T | None] = dict.fromkeys(self._modules)
+
+    def add(self, name: str, thing: T) -> T:
+        """Make a thing known by a name and return it; the same class or function may come again.
+
+        Raises:
+            ValueError: the name is taken by another one.
+        """
+        taken = self._things.get(name)
+        if taken is not None and _origin(taken) != _origin(thing):
+            by = getattr(taken, "__qualname__", "another one")
+            raise ValueError(f"the {self.kind} {name!r} is taken by {by}; choose another name")
+        self._things[name] = thing
+        return thing
+
+    def __getitem__(self, name: str) -> T:
+        thing = self._things.get(name)
+        if thing is not None:
+            return thing
+        if name not in self._things:
+            raise unknown_name(self.kind, name, self)
+        importlib.import_module(self._modules[name])
+        thing = self._things[name]
+        assert thing is not None, f"{self._modules[name]} does not register {name!r}"
+        return thing
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The thing of this name, or the default if there is none."""
+        return self[name] if name in self else default
+
+    def __setitem__(self, name: str, thing: T) -> None:
+        self._things[name] = thing
+
+    def __delitem__(self, name: str) -> None:
+        del self._things[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._things
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._things)
+
+    def __len__(self) -> int:
+        return len(self._things)
+
+
+def _origin(thing: Any) -> Any:
+    """Where a class or function is defined, which importing its file again does not change; else the thing itself."""
+    return (thing.__module__, thing.__qualname__) if hasattr(thing, "__qualname__") else thing
+
+
+def unknown_name(kind: str, name: Any, known: Iterable[str]) -> ValueError:
+    """The error for a name that is not known, with the closest one and all that are; the caller raises it.
+
+    Args:
+        kind: what is named, such as "model".
+        name: the unknown name.
+        known: the names that are allowed.
+
+    Example:
+        >>> unknown_name("schedule", "cosin", ["constant", "cosine"])
+        ValueError("unknown schedule 'cosin'; did you mean 'cosine'? The allowed names are 'constant', 'cosine'")
+    """
+    names = list(known)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {close[0]!r}? The" if close else "the"
+    return ValueError(f"unknown {kind} {name!r}; {hint} allowed names are {', '.join(map(repr, names))}")
