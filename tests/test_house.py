@@ -13,12 +13,12 @@ import polargrad
 SOURCE = Path(polargrad.__file__).parent
 # Each layer and the others that it may import besides itself.
 LIBRARY = ("linalg", "geometry", "optim", "diagnostics", "distributed")
-TRAIN = (*LIBRARY, "lab.checks", "lab.train")
+TRAIN = (*LIBRARY, "lab.options", "lab.train")
 RUN = (*TRAIN, "lab.lm", "lab.matrix", "lab.run")
 ALLOWED = {
     **{layer: LIBRARY[:position] for position, layer in enumerate(LIBRARY)},
     "integrations": TRAIN,
-    "lab.checks": (),
+    "lab.options": ("linalg",),
     "lab.train": TRAIN,
     "lab.lm": TRAIN,
     "lab.matrix": TRAIN,

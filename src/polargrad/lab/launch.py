@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import math
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -19,14 +18,30 @@ from typing import Any, Literal, Self
 
 import torch
 
-from polargrad.lab.checks import check_integer, given, unknown_name
 from polargrad.lab.lm.models import Architecture, architecture
-from polargrad.lab.recipes import RECIPES, optimizer_for
-from polargrad.lab.run.spec import Computation, Evaluation, LanguageModel, RunSpec, Text, option
-from polargrad.lab.train import Constant, Cosine, LoopConfig, Schedule, WarmupLinearDecay
+from polargrad.lab.options import (
+    Options,
+    Used,
+    check_value,
+    given,
+    name_of,
+    option,
+    refuse_unused,
+    unknown_name,
+    values_of,
+)
+from polargrad.lab.recipes import optimizer_for, recipe
+from polargrad.lab.run.spec import Computation, Evaluation, LanguageModel, RunSpec, Text
+from polargrad.lab.train import LoopConfig, Schedule
+from polargrad.lab.train.config import Clipping, Intervals
+from polargrad.lab.train.schedules import SCHEDULES
 from polargrad.optim.roles import roles
 
 __all__ = ["Launch"]
+
+# Checkpoints of several processes, which there are none of.
+_ONE_PROCESS = Used("parallel", unless=True, why="a run on several processes writes no checkpoints")
+_DRY = Used("dry_run", why="options of a dry run")
 
 
 @dataclass(frozen=True)
@@ -49,35 +64,38 @@ class ModelOptions(Architecture, _Named):
         Raises:
             ValueError: an unknown name, or sizes that do not fit together.
         """
-        own = {entry.name: getattr(architecture(name), entry.name) for entry in fields(Architecture)}
-        return cls(**{**own, **sizes, "model": name})
+        return cls(**{**values_of(Architecture, architecture(name)), **sizes, "model": name})
 
 
 @dataclass(frozen=True)
-class DataOptions(Text):
+class DataOptions(Options, Text):
     """[data] The text and its tokens."""
 
     shuffle: Literal["windows", "documents"] = "documents"
 
 
 @dataclass(frozen=True)
-class OptimizerOptions:
+class OptimizerOptions(Options, Clipping):
     """[optimizer] A recipe, and changes to it.
 
     Args:
         recipe: muon+polargrad, adamw, muon+adamw, ...: see `polargrad list`.
         set: change of an option of a role's group, as in hidden.lr=0.005, embedding+head.momentum=0.9 or
             *.weight_decay=0.1; may be given several times.
-        clip: largest norm of all gradients together.
     """
 
     recipe: str = "muon+polargrad"
     set: tuple[str, ...] = option((), metavar="ROLE.OPTION=V", repeated=True)
-    clip: float | None = option(None, metavar="NORM")
+
+
+def _of_schedules(name: str) -> Used:
+    """The condition of an option that only some schedules have."""
+    having = [kind.name for kind in SCHEDULES.values() if any(entry.name == name for entry in fields(kind))]
+    return Used("schedule", tuple(having))
 
 
 @dataclass(frozen=True)
-class ScheduleOptions:
+class ScheduleOptions(Options):
     """[schedule] The length of the run, and the learning rate over it.
 
     Args:
@@ -86,17 +104,17 @@ class ScheduleOptions:
         minutes: instead of steps: as many as take this long on this machine, which a few steps measure.
         schedule: course of the learning rates.
         warmup: steps of linear warm-up; a fifteenth of the run, at most 100, by default.
-        decay: share of the run over which warmup-linear-decay falls to zero, in [0, 1].
+        decay_fraction: share of the run over which warmup-linear-decay falls to zero, in [0, 1].
         final: factor of the rate at which a cosine ends.
     """
 
     steps: int | None = None
     tokens: int | None = None
-    minutes: float | None = None
+    minutes: float | None = option(None, above=0)
     schedule: Literal["warmup-linear-decay", "cosine", "constant"] = "warmup-linear-decay"
-    warmup: int | None = None
-    decay: float = option(0.4, metavar="SHARE")
-    final: float = option(0.0, metavar="FACTOR")
+    warmup: int | None = option(None, least=0, used=_of_schedules("warmup"))
+    decay_fraction: float = option(0.4, flag="decay", metavar="SHARE", used=_of_schedules("decay_fraction"))
+    final: float = option(0.0, metavar="FACTOR", used=_of_schedules("final"))
 
     def count(self, tokens_per_step: int) -> int:
         """Number of steps, 200 where it is to be found from minutes."""
@@ -105,21 +123,18 @@ class ScheduleOptions:
         return 200 if self.steps is None else self.steps
 
     def course(self, steps: int) -> Schedule:
-        """The schedule of a run of so many steps.
+        """The schedule of a run of this many steps.
 
         Raises:
             ValueError: numbers that do not fit.
         """
         warmup = min(100, steps // 15) if self.warmup is None else self.warmup
-        if self.schedule == "constant":
-            return Constant()
-        if self.schedule == "cosine":
-            return Cosine(total=steps, warmup=warmup, final=self.final)
-        return WarmupLinearDecay(total=steps, warmup=warmup, decay_fraction=self.decay)
+        chosen, kind = {**vars(self), "total": steps, "warmup": warmup}, SCHEDULES[self.schedule]
+        return kind(**{entry.name: chosen[entry.name] for entry in fields(kind)})
 
 
 @dataclass(frozen=True)
-class TrainingOptions(Computation):
+class TrainingOptions(Options, Computation):
     """[training] How a step is computed.
 
     Args:
@@ -127,32 +142,28 @@ class TrainingOptions(Computation):
     """
 
     device: str = "auto"
-    seed: int = 42
+    seed: int = option(42, least=0)
 
 
 @dataclass(frozen=True)
-class EvaluationOptions(Evaluation):
+class EvaluationOptions(Options, Evaluation, Intervals):
     """[evaluation] What is measured, and when.
 
     Args:
-        eval_every: steps between evaluations; 0: before the first step and after the last.
-        diagnostics_every: steps between computations of singular values, off the timed path; 0: none.
         matrices: matrices for diagnostics; embedding, head, an early and a late hidden one by default.
         tensorboard: write the records for TensorBoard too, into the run folder.
         track: send the records to a tracker too, which must be installed.
-        log_every: steps between reads of the loss; all are recorded.
     """
 
-    eval_every: int = 50
-    diagnostics_every: int = 0
-    matrices: tuple[str, ...] = ()
+    eval_every: int = option(50, least=0)
+    log_every: int = 10
+    matrices: tuple[str, ...] = option((), used=Used("probe_every", why="they are for diagnostics, and there are none"))
     tensorboard: bool = False
     track: Literal["none", "wandb", "trackio"] = "none"
-    log_every: int = 10
 
 
 @dataclass(frozen=True)
-class CheckpointOptions:
+class CheckpointOptions(Options):
     """[checkpoints] Checkpoints in the run folder, from which a run that was stopped or killed continues.
 
     Args:
@@ -161,13 +172,13 @@ class CheckpointOptions:
         resume: run folder to continue, of a run of the same options; `polargrad resume` asks for none.
     """
 
-    checkpoint_every: int = 0
-    keep: int = 2
-    resume: Path | None = None
+    checkpoint_every: int = option(0, least=0, used=_ONE_PROCESS)
+    keep: int = option(2, used=_ONE_PROCESS)
+    resume: Path | None = option(None, used=_ONE_PROCESS)
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Options):
     """[run] Where the run goes, or what a dry run assumes.
 
     Args:
@@ -180,11 +191,11 @@ class RunOptions:
     """
 
     name: str = ""
-    out: Path | None = None
+    out: Path | None = option(None, used=Used("resume", unless=True, why="a resumed run stays in its folder"))
     dry_run: bool = False
-    devices: int = 1
-    tflops: float = 400.0
-    optimizer_tflops: float = 40.0
+    devices: int = option(1, used=_DRY)
+    tflops: float = option(400.0, above=0, used=_DRY)
+    optimizer_tflops: float = option(40.0, above=0, used=_DRY)
 
 
 @dataclass(frozen=True)
@@ -212,10 +223,10 @@ class Launch:
             FileNotFoundError: there is no such file.
             ValueError: it is not TOML, or it has an unknown table or key or a value of the wrong type.
         """
-        tables, made = {} if path is None else _read_toml(path), cls()
+        made = cls()
         known = {entry.name: getattr(made, entry.name) for entry in fields(Launch)}
         values: dict[str, dict[str, Any]] = {"model": {}}
-        for name, table in tables.items():
+        for name, table in ({} if path is None else _read_toml(path)).items():
             if name not in known:
                 raise ValueError(f"{path}: {unknown_name('table', name, known)}")
             if not isinstance(table, dict):
@@ -233,11 +244,11 @@ class Launch:
         Raises:
             ValueError: values that do not fit together.
         """
-        tables = ((Architecture, self.model), (Text, self.data), (Computation, self.training))
         values = {
-            entry.name: getattr(table, entry.name)
-            for kind, table in (*tables, (Evaluation, self.evaluation))
-            for entry in fields(kind)
+            **values_of(Architecture, self.model),
+            **values_of(Text, self.data),
+            **values_of(Computation, self.training),
+            **values_of(Evaluation, self.evaluation),
         }
         if values["device"] == "auto":
             accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -248,51 +259,26 @@ class Launch:
         """The run that these options describe.
 
         Raises:
-            ValueError: options that do not fit together; the message says which and what to do.
+            ValueError: options that do not fit together, or that have no effect; the message says what to do.
         """
-        self._refuse_unused()
-        model, recipe, observed = self.language_model(), self.optimizer.recipe, self.evaluation
+        refuse_unused(self)
+        lengths = given(self.schedule, "steps", "tokens", "minutes")
+        if "," in lengths:
+            raise ValueError(f"{lengths} each say how long the run is; give one of them")
+        model, chosen = self.language_model(), recipe(self.optimizer.recipe)
         steps = self.schedule.count(model.batch * model.sequence)
         module = model.build(device="meta")
         return RunSpec(
-            name=self.run.name or f"{self.model.model}-{recipe}",
-            recipe=recipe,
+            name=self.run.name or f"{self.model.model}-{chosen.name}",
+            recipe=chosen.name,
             objective=model,
-            optimizer=optimizer_for(recipe, set(roles(module).values()), self.optimizer.set),
-            description=RECIPES[recipe].description,
+            optimizer=optimizer_for(chosen.name, set(roles(module).values()), self.optimizer.set),
+            description=chosen.description,
             schedule=self.schedule.course(steps),
-            loop=LoopConfig(
-                steps=steps,
-                eval_every=observed.eval_every,
-                log_every=observed.log_every,
-                probe_every=observed.diagnostics_every,
-                clip_grad_norm=self.optimizer.clip,
-            ),
+            loop=LoopConfig(steps, **values_of(Intervals, self.evaluation), **values_of(Clipping, self.optimizer)),
             seed=self.training.seed,
-            probe=_probed(module, observed.matrices) if observed.diagnostics_every else (),
+            probe=_probed(module, self.evaluation.matrices) if self.evaluation.probe_every else (),
         )
-
-    def _refuse_unused(self) -> None:
-        """Raise ValueError for options of which one takes the place of another, or that have no effect."""
-        schedule, run = self.schedule, self.run
-        lengths = [flag for flag in (given(schedule, name) for name in ("steps", "tokens", "minutes")) if flag]
-        if len(lengths) > 1:
-            raise ValueError(f"{', '.join(lengths)} each say how long the run is; give one of them")
-        for name, count in (("--steps", schedule.steps), ("--tokens", schedule.tokens)):
-            if count is not None:
-                check_integer(name, count)
-        if schedule.minutes is not None and not schedule.minutes > 0:
-            raise ValueError(f"--minutes is {schedule.minutes}; give a positive number")
-        used_by = {"decay": "warmup-linear-decay", "final": "cosine"}
-        unused = {name: by for name, by in used_by.items() if by != schedule.schedule and given(schedule, name)}
-        if schedule.schedule == "constant" and schedule.warmup:
-            unused["warmup"] = "warmup-linear-decay with --decay 0"
-        for name, by in unused.items():
-            raise ValueError(f"--{name} is not used by --schedule {schedule.schedule}; leave it out, or take {by}")
-        if self.evaluation.matrices and not self.evaluation.diagnostics_every:
-            raise ValueError("--matrices are for diagnostics, and there are none; add --diagnostics-every")
-        if not run.dry_run and (assumed := given(run, "devices", "tflops", "optimizer_tflops")):
-            raise ValueError(f"{assumed}: options of a dry run; add --dry-run, or leave them out")
 
 
 def _probed(module: torch.nn.Module, named: tuple[str, ...]) -> tuple[str, ...]:
@@ -321,34 +307,23 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _checked(table: Mapping[str, Any], kind: type[Any], where: str) -> dict[str, Any]:
-    """A table's values by the names of the fields."""
-    known = {entry.metadata.get("flag", entry.name): entry for entry in fields(kind)}
+    """A table's values by the names of the fields, each as the type that its field has."""
+    known = {name_of(entry): entry for entry in fields(kind)}
     hints, values = typing.get_type_hints(kind), {}
     for key, value in table.items():
         if key not in known:
             raise ValueError(f"{where}: {unknown_name('key', key, known)}")
-        values[known[key].name] = _fitted(value, hints[known[key].name], f"{where} {key}")
+        entry = known[key]
+        hint = hints[entry.name]
+        values[entry.name] = made = _converted(value, {hint, typing.get_origin(hint), *typing.get_args(hint)})
+        check_value(f"{where} {key}", made, hint, entry.metadata)
     return values
 
 
-def _fitted(value: Any, hint: Any, where: str) -> Any:
-    """A value of TOML as the type that a field has."""
-    origin, choices = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value in choices:
-            return value
-        raise ValueError(f"{where} is {value!r}; allowed are {', '.join(map(repr, choices))}")
-    if origin is tuple:
-        if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-            return tuple(value)
-        raise ValueError(f"{where} is {value!r}; give a list of strings")
-    allowed = choices if origin in (types.UnionType, typing.Union) else (hint,)
-    if Path in allowed and isinstance(value, str):
+def _converted(value: Any, kinds: set[Any]) -> Any:
+    """A value of TOML, where tuples are lists, paths are strings, and a number may be an integer."""
+    if isinstance(value, list) and tuple in kinds:
+        return tuple(value)
+    if isinstance(value, str) and Path in kinds:
         return Path(value)
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    plain = tuple(kind for kind in allowed if kind is not type(None))
-    if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
-        words = {int: "an integer", float: "a number", str: "a string", Path: "a string", bool: "true or false"}
-        raise ValueError(f"{where} is {value!r}; give {' or '.join(words[kind] for kind in plain)}")
-    return value
+    return float(value) if type(value) is int and float in kinds else value

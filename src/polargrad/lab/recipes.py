@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from polargrad.lab.checks import unknown_name
+from polargrad.lab.options import unknown_name
 from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
 

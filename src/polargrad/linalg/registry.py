@@ -59,7 +59,10 @@ class Registry(MutableMapping[str, T]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The thing of this name, or the default if there is none."""
-        return self[name] if name in self else default
+        try:
+            return self[name]
+        except ValueError:
+            return default
 
     def __setitem__(self, name: str, thing: T) -> None:
         self._things[name] = thing

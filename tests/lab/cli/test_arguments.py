@@ -8,9 +8,9 @@ from typing import Literal
 
 import pytest
 
-from polargrad.lab.checks import given
 from polargrad.lab.cli import main as cli
 from polargrad.lab.cli.arguments import Positional, _meanings, read
+from polargrad.lab.options import given
 
 
 @dataclass(frozen=True)

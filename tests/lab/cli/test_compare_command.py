@@ -103,10 +103,10 @@ def test_a_search_ends_with_what_it_tried(capsys, tiny_recipes):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--seeds", "0"), "--seeds must be at least 1"),
+        (("--seeds", "0"), "--seeds must be an integer of at least 1"),
         (("--minutes", "1", "--steps", "3"), "give one of the two"),
-        (("--minutes", "-1"), "positive"),
-        (("--tune", "--sweep", "hidden.lr=1,2"), "give it or --sweep"),
+        (("--minutes", "-1"), "--minutes must be a finite number above 0; got -1.0"),
+        (("--tune", "--sweep", "hidden.lr=1,2"), "--sweep: a search makes its own grid; leave it out"),
         (("--tune", "--ratio", "1"), "ratio"),
         (("--ratio", "3"), "--ratio: options of the search for rates; add --tune"),
         (("--no-halving", "--extend", "2"), "--extend, --no-halving: options of the search"),

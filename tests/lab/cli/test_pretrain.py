@@ -166,7 +166,7 @@ def test_every_recipe_has_options_for_every_model(recipe, model):
         (["--recipe", "muon+adam"], "did you mean 'muon+adamw'"),
         (["--steps", "5", "--tokens", "100"], "give one of them"),
         (["--tokens", "5", "--minutes", "1"], "give one of them"),
-        (["--minutes", "-1"], "--minutes is -1.0"),
+        (["--minutes", "-1"], "--minutes must be a finite number above 0; got -1.0"),
         (["--steps", "0"], "steps must be"),
         (["--tokens", "0"], "--tokens must be an integer of at least 1"),
         (["--batch", "6", "--accumulation", "4"], "it may be one of 1, 2, 3, 6"),
@@ -177,7 +177,10 @@ def test_every_recipe_has_options_for_every_model(recipe, model):
         (["--set", "hidden.lr=fast"], "the lr of 'hidden' is 'fast'"),
         (["--schedule", "constant", "--warmup", "5"], "--warmup is not used by --schedule constant"),
         (["--warmup", "500"], "does not fit"),
-        (["--schedule", "cosine", "--decay", "0.5"], "--decay is not used by --schedule cosine"),
+        (
+            ["--schedule", "cosine", "--decay", "0.5"],
+            "--decay is not used by --schedule cosine",
+        ),
         (["--final", "0.1"], "--final is not used by --schedule warmup-linear-decay; leave it out, or take cosine"),
         (["--matrices", "lm_head.weight"], "add --diagnostics-every"),
         (["--devices", "8", "--tflops", "100"], "--devices, --tflops: options of a dry run"),
@@ -302,8 +305,8 @@ def test_an_existing_folder_is_left_alone(capsys, small, tmp_path):
     [
         ("[training]\nbacth = 4", "[training]: unknown key 'bacth'; did you mean 'batch'?"),
         ("[trainning]\nbatch = 4", "unknown table 'trainning'; did you mean 'training'?"),
-        ("[training]\nbatch = 'four'", "[training] batch is 'four'; give an integer"),
-        ("[training]\nbatch = true", "[training] batch is True; give an integer"),
+        ("[training]\nbatch = 'four'", "[training] batch must be an integer of at least 1; got 'four'"),
+        ("[training]\nbatch = true", "[training] batch must be an integer of at least 1; got True"),
         ("[training]\nprecision = 'half'", "allowed are 'float32'"),
         ("[optimizer]\nset = 'hidden.lr=1'", "give a list of strings"),
         ("batch = 4", "unknown table 'batch'; the allowed names are 'model'"),
@@ -327,6 +330,6 @@ def test_a_launch_file_may_hold_anything_a_flag_can(tmp_path):
     )
     made = Launch.from_file(path)
     assert made.optimizer.set == ("hidden.lr=0.1",)
-    assert made.optimizer.clip == 1.0
+    assert made.optimizer.clip_grad_norm == 1.0
     assert str(made.run.out) == "a/b"
     assert made.evaluation.matrices == ("lm_head.weight",)

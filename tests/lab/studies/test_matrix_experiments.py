@@ -224,7 +224,7 @@ def test_polargrad_converges_at_a_small_size_too(name, tmp_path):
     [
         ("completion", {"only": ("polargard",)}, "did you mean 'polargrad'"),
         ("completion", {"preset": "mine"}, "unknown preset 'mine'"),
-        ("completion", {"size": "huge"}, "unknown size 'huge'; the allowed names are 'full', 'small'"),
+        ("completion", {"size": "huge"}, "size is 'huge'; allowed are 'full', 'small'"),
         ("completion", {"repeat": 0}, "repeat must be an integer of at least 1; got 0"),
         ("completion", {"steps": 0}, "steps must be"),
         ("completion", {"eval_every": 0}, "eval_every must be"),

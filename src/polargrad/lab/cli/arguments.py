@@ -1,8 +1,4 @@
-"""Command-line arguments: a command is a dataclass, and its docstring says what its options mean.
-
-The help text of a field is its entry under `Args:`, its allowed values are its type, and its metadata may hold the
-`flag` under which it is given, the `metavar` of its value, and `repeated` where the flag may be given several times.
-"""
+"""Command-line arguments: a command is a dataclass of options (`polargrad.lab.options`), read by tyro."""
 
 from __future__ import annotations
 
@@ -24,15 +20,17 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from polargrad.lab.options import Options, flag_of, given, name_of, option, refuse_unused, tables
+
 __all__ = ["Jobs", "Parallelism", "Positional", "read"]
 
-Options = TypeVar("Options")
+Command = TypeVar("Command")
 _REGISTRY = ConstructorRegistry()
 _METAVARS = {int: "N", float: "X", str: "NAME", Path: "DIR"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Parallelism:
+class Parallelism(Options):
     """Options of several processes: torchrun --nproc-per-node 2 -m polargrad run NAME --parallel ddp.
 
     Args:
@@ -41,7 +39,7 @@ class Parallelism:
     """
 
     parallel: Literal["ddp", "fsdp", "hsdp", "tp"] | None = None
-    mesh: str | None = dataclasses.field(default=None, metadata={"metavar": "DxSxT"})
+    mesh: str | None = option(None, metavar="DxSxT")
 
     def processes(self) -> contextlib.AbstractContextManager[Any]:
         """The processes (`polargrad.lab.train.parallel.Parallel`), as long as the block lasts."""
@@ -51,12 +49,12 @@ class Parallelism:
 
     def refuse(self, name: str) -> None:
         """Raise ValueError if several processes were asked for where one does the work."""
-        if self.parallel is not None or self.mesh is not None:
-            raise ValueError(f"{name} runs on one process; leave --parallel and --mesh out")
+        if unused := given(self):
+            raise ValueError(f"{unused}: {name} runs on one process; leave --parallel and --mesh out")
 
 
-@dataclasses.dataclass(frozen=True)
-class Jobs:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Jobs(Options):
     """Several runs at a time.
 
     Args:
@@ -68,8 +66,8 @@ class Jobs:
     threads: int | None = None
 
 
-def read(kind: type[Options], command: str, arguments: Sequence[str], default: Options | None = None) -> Options:
-    """A command with its options set.
+def read(kind: type[Command], command: str, arguments: Sequence[str], default: Command | None = None) -> Command:
+    """A command with its options set, none of which the others leave without effect.
 
     Args:
         kind: the command's dataclass.
@@ -78,7 +76,7 @@ def read(kind: type[Options], command: str, arguments: Sequence[str], default: O
         default: the options that are there already, such as those of a launch file.
 
     Raises:
-        ValueError: arguments that cannot be read.
+        ValueError: arguments that cannot be read, or an option that the others leave without effect.
         SystemExit: after --help.
     """
     if {"-h", "--help"} & set(arguments):
@@ -87,11 +85,19 @@ def read(kind: type[Options], command: str, arguments: Sequence[str], default: O
     options: dict[str, Any] = {"prog": f"polargrad {command}", "description": "", "registry": _REGISTRY}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=list(arguments), default=default, **options)
+            made = tyro.cli(kind, args=list(arguments), default=default, **options)
     except SystemExit as end:
         if not end.code:
             raise
-    raise ValueError(f"{refusal(said.getvalue())}; `polargrad {command} --help` shows what it takes")
+        message = f"{refusal(said.getvalue())}; `polargrad {command} --help` shows what it takes"
+        raise ValueError(message) from None
+    flags = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    for table in tables(made):
+        spellings = {e.name: {flag_of(e), "--" + name_of(e).replace("_", "-")} for e in dataclasses.fields(table)}
+        written = {name for name, spelling in spellings.items() if spelling & flags}
+        object.__setattr__(table, "written", frozenset(written))
+    refuse_unused(made)
+    return made
 
 
 def _description(kind: type[Any]) -> str:

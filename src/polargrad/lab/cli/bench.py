@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Positional
+from polargrad.lab.options import Options, option
 from polargrad.lab.studies import engine
 from polargrad.lab.train.progress import time_left
 
@@ -17,7 +18,7 @@ __all__ = ["Bench"]
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Options):
     """Measure every polar method: time against one matrix product of the same shape, residuals, memory.
 
     Example: polargrad bench polar --shapes 4096x1024 --spectra gaussian log-1e6
@@ -34,7 +35,7 @@ class Bench:
     """
 
     what: Positional[Literal["polar"]]
-    shapes: tuple[str, ...] = field(default=engine.SHAPES, metadata={"metavar": "MxN ..."})
+    shapes: tuple[str, ...] = option(engine.SHAPES, metavar="MxN ...")
     dtypes: tuple[str, ...] = ("float32",)
     spectra: tuple[str, ...] = ("gaussian", "log-1e6")
     methods: tuple[str, ...] = ()
@@ -46,8 +47,6 @@ class Bench:
         """Print each measurement as it is made, then write table, plot and record; interrupted, those made so far."""
         from polargrad.lab.studies.engine_report import write
 
-        if self.repeats < 1:
-            raise ValueError(f"--repeats must be at least 1, got {self.repeats}")
         batches = [
             engine.MatrixBatch.parse(shape, dtype=dtype, spectrum=spectrum, device=self.device)
             for shape, dtype, spectrum in itertools.product(self.shapes, self.dtypes, self.spectra)

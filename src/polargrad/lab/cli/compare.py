@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polargrad.lab.checks import given
 from polargrad.lab.cli import report, terminal
 from polargrad.lab.cli.arguments import Jobs, Parallelism, Positional
-from polargrad.lab.compare.comparison import Comparison, run_comparison
+from polargrad.lab.compare.comparison import Comparison, ComparisonOptions, run_comparison
+from polargrad.lab.options import given, option, values_of
 from polargrad.lab.recipes import COMPARISONS, spec_of
 from polargrad.lab.run import runner
 from polargrad.lab.run.spec import RunSpec
@@ -18,7 +18,7 @@ __all__ = ["Compare"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(Jobs):
+class Compare(ComparisonOptions, Jobs):
     """Run several recipes on the same model, data and order of batches, and write a report.
 
     Example: polargrad compare adamw muon+polargrad --steps 100
@@ -41,11 +41,6 @@ class Compare(Jobs):
 
     Args:
         names: recipes, spec.json files of runs, or one named comparison
-        sweep: values of ROLE.OPTION, rates or warmup; may be given several times
-        tune: search for the learning rates of every recipe first
-        ratio: ratio of neighbouring rates in the search
-        extend: number of rounds in which the search may go beyond its first grid
-        halving: whether the search begins with a grid of shortened runs, or at the recipe's own rates
         seeds: number of seeds, from --seed on; figures show bands
         seed: seed of the initial weights and of the batches
         steps: optimizer steps; the recipe's own number by default
@@ -54,27 +49,23 @@ class Compare(Jobs):
     """
 
     names: Positional[tuple[str, ...]]
-    sweep: tuple[str, ...] = field(default=(), metadata={"metavar": "WHAT=V,V,...", "repeated": True})
-    tune: bool = False
-    ratio: float = 2.0
-    extend: int = 8
-    halving: bool = True
     seeds: int = 1
-    seed: int = 42
+    seed: int = option(42, least=0)
     steps: int | None = None
-    minutes: float | None = None
+    minutes: float | None = option(None, above=0)
     out: Path | None = None
     parallel: Parallelism = field(default_factory=Parallelism)
 
     def __call__(self) -> None:
         """Run everything, then print the table, warn of edges, and write the report."""
-        self._check()
+        if self.minutes is not None and self.steps is not None:
+            raise ValueError("--minutes stands in place of --steps; give one of the two")
         with self.parallel.processes() as parallel:
             if not parallel.is_single and (unused := given(self, "tune", "seeds", "jobs", "threads", "minutes")):
                 raise ValueError(f"{unused}: not with --parallel, where every process takes part in every run")
             specs, sweep = self._asked()
-            seeds = tuple(range(self.seed, self.seed + self.seeds))
-            asked = Comparison(tuple(specs), seeds, self.tune, self.ratio, self.extend, self.halving, sweep)
+            options = {**values_of(ComparisonOptions, self), "sweep": sweep}
+            asked = Comparison(tuple(specs), tuple(range(self.seed, self.seed + self.seeds)), **options)
             if not parallel.is_main_process:
                 for spec in asked.pending({}):
                     runner.run_worker(spec, parallel)
@@ -84,31 +75,18 @@ class Compare(Jobs):
             run_comparison(asked, out, parallel=parallel, **how)
         report.print_comparison(out)
 
-    def _check(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
-        if self.minutes is not None and (self.steps is not None or not self.minutes > 0):
-            raise ValueError("--minutes is a positive number in place of --steps; give one of the two")
-        if self.tune and self.sweep:
-            raise ValueError("--tune makes its own grid around the recipes' rates; give it or --sweep")
-        if not self.tune and (unused := given(self, "ratio", "extend", "halving")):
-            raise ValueError(f"{unused}: options of the search for rates; add --tune, or leave them out")
-
     def _asked(self) -> tuple[list[RunSpec], tuple[str, ...]]:
         """The recipes, and the axes of the grid over them."""
         named = [name for name in self.names if name in COMPARISONS]
         if not named:
-            return [self._spec(name, self.steps) for name in self.names], tuple(self.sweep)
+            return [self._spec(name, self.steps) for name in self.names], self.sweep
         if len(self.names) > 1:
             raise ValueError(f"{named[0]} names a whole comparison; give it alone, or the recipes themselves")
         if self.tune:
             raise ValueError(f"{named[0]} has a grid of its own; leave --tune out, or give the recipes themselves")
         whole = COMPARISONS[named[0]]
-        specs = [
-            whole.observed(self._spec(name, whole.steps if self.steps is None else self.steps))
-            for name in whole.recipes
-        ]
-        return specs, tuple(self.sweep) or whole.sweep
+        steps = whole.steps if self.steps is None else self.steps
+        return [whole.observed(self._spec(name, steps)) for name in whole.recipes], self.sweep or whole.sweep
 
     def _spec(self, name: str, steps: int | None) -> RunSpec:
         if name.endswith(".json"):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import polargrad
-from polargrad.lab.checks import unknown_name
+from polargrad.lab.options import unknown_name
 
 # Each is a module of this package with a class of the same name, imported when it runs.
 COMMANDS = ("list", "run", "compare", "pretrain", "resume", "report", "bench", "plan", "info")

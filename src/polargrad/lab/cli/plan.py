@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from polargrad.distributed.cost import Machine
-from polargrad.lab.checks import check_integer
 from polargrad.lab.cli import terminal
 from polargrad.lab.estimate import Estimate, ParameterCost, estimate
 from polargrad.lab.lm.models import architecture
+from polargrad.lab.options import Options, option
 from polargrad.lab.recipes import recipe
 from polargrad.lab.run.spec import LanguageModel
 from polargrad.lab.train.parallel import parse_mesh
@@ -21,7 +21,7 @@ _COLUMNS = ("parameters", "shape", "role", "strategy", "operations", "sent a ran
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Options):
     """Print how the direction of each matrix is found on a mesh of ranks, and what a step sends, computes and holds.
 
     Nothing runs and no weights are allocated, so that the mesh may be of any size. Forward and backward pass are those
@@ -44,18 +44,17 @@ class Plan:
     """
 
     model: str
-    mesh: str = field(metadata={"metavar": "DxSxT"})
+    mesh: str = option(dataclasses.MISSING, metavar="DxSxT")
     optimizer: str = "muon+polargrad"
     tokens: int = 16384
-    half: float = field(default=_MACHINE.half, metadata={"metavar": "FLOP/S"})
-    single: float = field(default=_MACHINE.single, metadata={"metavar": "FLOP/S"})
-    bandwidth: float = field(default=_MACHINE.bandwidth, metadata={"metavar": "BYTE/S"})
-    latency: float = field(default=_MACHINE.latency, metadata={"metavar": "S"})
+    half: float = option(_MACHINE.half, metavar="FLOP/S", above=0)
+    single: float = option(_MACHINE.single, metavar="FLOP/S", above=0)
+    bandwidth: float = option(_MACHINE.bandwidth, metavar="BYTE/S", above=0)
+    latency: float = option(_MACHINE.latency, metavar="S", least=0)
     full: bool = False
 
     def __call__(self) -> None:
         """Print the table and what it adds up to."""
-        check_integer("--tokens", self.tokens)
         machine = Machine(self.half, self.single, self.bandwidth, self.latency)
         sizes = dataclasses.asdict(architecture(self.model))
         model = LanguageModel(**sizes, precision="bfloat16-mixed")

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from polargrad.lab.checks import given
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Parallelism, read
 from polargrad.lab.launch import Launch
+from polargrad.lab.options import given
 from polargrad.lab.run.build import foreign_rule
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 
@@ -52,12 +52,6 @@ class Pretrain(Launch):
 
     def __call__(self) -> None:
         """Check everything, train, then say how it ended and where the report is."""
-        if self.checkpoints.resume is not None:
-            self.parallel.refuse("a run that is resumed")
-            if unused := given(self.run, "out"):
-                raise ValueError(f"{unused}: a resumed run stays in its folder; leave it out")
-        elif self.parallel.parallel is not None and (unused := given(self.checkpoints)):
-            raise ValueError(f"{unused}: a run on several processes writes no checkpoints; leave them out")
         spec = self.spec()
         if foreign_rule(spec.optimizer) == "shampoo" and (unused := given(self.checkpoints)):
             raise ValueError(f"{unused}: Shampoo's state is not plain data, so that its runs write no checkpoints")

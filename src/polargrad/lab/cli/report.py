@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Positional
 from polargrad.lab.compare import analysis
+from polargrad.lab.options import Options, option
 from polargrad.lab.run.folder import COMPARISON, FIGURES, Run, find_runs, read_run, refuse_existing
 from polargrad.lab.run.spec import LanguageModel
 
@@ -22,7 +23,7 @@ PAGE = "report.html"
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Options):
     """Write the report of run folders, or of the folders of comparisons, as one self-contained HTML page.
 
     Example: polargrad report runs/monday runs/tuesday --out both.html
@@ -33,7 +34,7 @@ class Report:
     """
 
     folders: Positional[tuple[Path, ...]]
-    out: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    out: Path | None = option(None, metavar="FILE")
 
     def __call__(self) -> None:
         """Read the folders, print the table and write the page."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from polargrad.lab.checks import given
 from polargrad.lab.cli import report
 from polargrad.lab.cli.arguments import Jobs, Positional
+from polargrad.lab.options import given
 from polargrad.lab.run.folder import COMPARISON, EXPERIMENT
 from polargrad.lab.train import terminal_progress
 

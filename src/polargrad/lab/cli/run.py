@@ -2,88 +2,55 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from polargrad.lab import recipes
-from polargrad.lab.checks import given, unknown_name
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Parallelism, Positional
+from polargrad.lab.options import Options, given, option, unknown_name, values_of
 from polargrad.lab.recipes import COMPARISONS, spec_of
-from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.run.spec import MatrixOptions, RunSpec
 from polargrad.lab.train import StageLines, terminal_progress
-
-if TYPE_CHECKING:
-    from polargrad.lab.studies.matrix.experiments import ExperimentOptions
 
 __all__ = ["Run"]
 
 
 @dataclass(frozen=True)
-class MatrixOptions:
+class ProblemFlags(Options, MatrixOptions):
     """Options of the matrix problems, which `polargrad list` names.
 
     Args:
-        only: configurations to run; all by default
-        preset: settings of the paper's problems: paper (the authors', the default), or exact (converged polar factors
-            with step sizes that converge)
-        size: size of the problem
         set: settings of the problem, such as rows=2000 rank=3 observed=0.2
-        repeat: number of seeds, from --seed on; figures show bands
-        eval_every: steps between evaluations of the gap in float64
-        diagnostics: steps between computations of the singular values of gradient and residual, outside the timed
-            path; 0: never; by default a hundred of them
         picture: photograph that the problem `picture` completes
         ratings: ratings that the problem `ratings` completes: a CSV of user, item, rating
-        jobs: configurations at a time, each in a process of its own with its share of the cores
     """
 
-    only: tuple[str, ...] = ()
-    preset: str | None = None
-    size: Literal["full", "small"] = "full"
-    set: tuple[str, ...] = field(default=(), metadata={"metavar": "NAME=VALUE ..."})
-    repeat: int = 1
-    eval_every: int | None = None
-    diagnostics: int | None = None
+    set: tuple[str, ...] = option((), metavar="NAME=VALUE ...")
     picture: Literal["china", "flower"] | None = None
-    ratings: Path | None = field(default=None, metadata={"metavar": "FILE"})
-    jobs: int = 1
+    ratings: Path | None = option(None, metavar="FILE")
 
-    def experiment_options(self, *, steps: int | None, seed: int) -> ExperimentOptions:
-        """The same as `run_experiment` takes it.
+    def settings(self) -> dict[str, str]:
+        """The settings of the problem, by name.
 
         Raises:
             ValueError: a setting that is not NAME=VALUE, or given twice.
         """
-        from polargrad.lab.studies.matrix.experiments import ExperimentOptions
-
-        pairs = [(name, value) for name, value in (("picture", self.picture), ("file", self.ratings)) if value]
+        pairs = [(name, str(value)) for name, value in (("picture", self.picture), ("file", self.ratings)) if value]
         for text in self.set:
             name, sign, value = text.partition("=")
             if not sign:
                 raise ValueError(f"--set takes NAME=VALUE, got {text!r}")
             pairs.append((name, value))
-        settings = {name: str(value) for name, value in pairs}
-        if len(settings) < len(pairs):
-            twice = next(name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1)
-            raise ValueError(f"{twice} is given twice; give it once")
-        return ExperimentOptions(
-            only=self.only,
-            preset=self.preset,
-            size=self.size,
-            settings=settings,
-            seed=seed,
-            repeat=self.repeat,
-            steps=steps,
-            eval_every=self.eval_every,
-            diagnostics_every=self.diagnostics,
-            jobs=self.jobs,
-        )
+        if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+            raise ValueError(f"{twice[0]} is given twice; give it once")
+        return dict(pairs)
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Options):
     """Run one recipe into a new run folder: spec, environment, records, summary, figures.
 
     Example: polargrad run muon+polargrad --steps 50 --out runs/first
@@ -101,9 +68,9 @@ class Run:
 
     name: Positional[str]
     steps: int | None = None
-    seed: int = 42
+    seed: int = option(42, least=0)
     out: Path | None = None
-    matrix: MatrixOptions = field(default_factory=MatrixOptions)
+    matrix: ProblemFlags = field(default_factory=ProblemFlags)
     parallel: Parallelism = field(default_factory=Parallelism)
 
     def __call__(self) -> None:
@@ -139,18 +106,19 @@ class Run:
     def _spec(self) -> RunSpec:
         if not self.name.endswith(".json"):
             return spec_of(self.name, steps=self.steps, seed=self.seed)
-        if self.steps is not None or self.seed != 42:
-            raise ValueError(f"{self.name} fixes steps and seed; leave --steps and --seed out, or edit a copy of it")
+        if unused := given(self, "steps", "seed"):
+            raise ValueError(f"{unused}: {self.name} fixes steps and seed; leave them out, or edit a copy of it")
         return RunSpec.from_json(Path(self.name).read_text(encoding="utf-8"))
 
     def _experiment(self) -> None:
         """Every configuration of a matrix problem, then a table and the page."""
         from polargrad.lab.cli.report import print_experiment
         from polargrad.lab.matrix import PROBLEMS
-        from polargrad.lab.studies.matrix.experiments import run_experiment
+        from polargrad.lab.studies.matrix.experiments import ExperimentOptions, run_experiment
 
         self.parallel.refuse(self.name)
-        options = self.matrix.experiment_options(steps=self.steps, seed=self.seed)
+        own = {"settings": self.matrix.settings(), "seed": self.seed, "steps": self.steps}
+        options = ExperimentOptions(**values_of(MatrixOptions, self.matrix), **own)
         out = terminal.new_folder(self.out, self.name)
         print_experiment(*run_experiment(PROBLEMS[self.name], out, options, progress=terminal_progress))
 

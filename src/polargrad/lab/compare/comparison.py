@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polargrad.lab.compare.analysis import final_metric
-from polargrad.lab.compare.rate_search import RateSearch, SearchState
+from polargrad.lab.compare.rate_search import RateSearch, SearchOptions, SearchState
 from polargrad.lab.compare.sweep import Axis, GridPoint, grid_points, parse_axis
+from polargrad.lab.options import Used, check_options, option, values_of
 from polargrad.lab.run import workers
 from polargrad.lab.run.folder import COMPARISON, ENDED, Run, create_folder, find_runs, read_run, status_of, write_json
 from polargrad.lab.run.spec import RunSpec
@@ -30,19 +31,30 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions(SearchOptions):
+    """What takes the place of each recipe: a grid, or the recipe at the rates that a search finds.
+
+    Args:
+        sweep: values of ROLE.OPTION, rates or warmup; may be given several times
+        tune: search for the learning rates of every recipe first, with a seed of its own
+    """
+
+    sweep: tuple[str, ...] = option(
+        (), metavar="WHAT=V,V,...", repeated=True, used=Used("tune", unless=True, why="a search makes its own grid")
+    )
+    tune: bool = False
+
+
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(ComparisonOptions):
     """The recipes, seeds, grid and search of a comparison; equal comparisons consist of the same runs.
+
+    A search has the seed after the last of `seeds`: it must not choose what is favourable for the seeds that count.
 
     Args:
         recipes: one spec each, at full length. Their names must differ.
         seeds: every recipe runs with each of them.
-        tune: whether the learning rates are searched for first, with the seed after the last of `seeds`: the search
-            must not choose what is favourable for the seeds that count.
-        ratio: between neighbouring rates of the search.
-        limit: rounds of the search beyond its first grid.
-        halving: whether the search has a first grid, of shortened runs.
-        sweep: axes, as `parse_axis` reads them, of a grid that takes the place of each recipe; not with `tune`.
 
     Raises:
         ValueError: nothing to compare, equal names or seeds, a ratio or limit out of range, a grid that does not fit.
@@ -50,13 +62,9 @@ class Comparison:
 
     recipes: tuple[RunSpec, ...]
     seeds: tuple[int, ...] = (42,)
-    tune: bool = False
-    ratio: float = 2.0
-    limit: int = 8
-    halving: bool = True
-    sweep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_options(self)
         names = [spec.name for spec in self.recipes]
         if not names:
             raise ValueError("there is nothing to compare; give at least one recipe")
@@ -69,12 +77,11 @@ class Comparison:
         made = [point.spec.name for point in self.points]
         if twice := {name for name in made if made.count(name) > 1}:
             raise ValueError(f"{min(twice)} would be made twice; values of a sweep must differ in six digits")
-        if self.tune:
-            _ = [self.search(spec) for spec in self.recipes]
 
     def search(self, recipe: RunSpec) -> RateSearch:
         """The search for a recipe's rates."""
-        return RateSearch(dataclasses.replace(recipe, seed=max(self.seeds) + 1), self.ratio, self.limit, self.halving)
+        base = dataclasses.replace(recipe, seed=max(self.seeds) + 1)
+        return RateSearch(base, **values_of(SearchOptions, self))
 
     @property
     def axes(self) -> list[Axis]:
@@ -122,11 +129,10 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
-        recipes = [spec.to_dict() for spec in self.recipes]
         return {
             "format": FORMAT,
-            **vars(self),
-            "recipes": recipes,
+            **values_of(Comparison, self),
+            "recipes": [spec.to_dict() for spec in self.recipes],
             "seeds": list(self.seeds),
             "sweep": list(self.sweep),
         }

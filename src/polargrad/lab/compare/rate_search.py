@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from polargrad.lab.checks import check_integer
 from polargrad.lab.compare.sweep import Axis, setting_text
+from polargrad.lab.options import Used, check_options, option
 from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.train import Schedule
 
@@ -45,34 +45,46 @@ class SearchState:
     extensions: int
 
 
+_OF_A_SEARCH = Used("tune", why="options of the search for rates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Options of the search for rates.
+
+    Args:
+        ratio: ratio of neighbouring rates in the search
+        limit: number of rounds in which the search may go beyond its first grid
+        halving: whether the search begins with a grid of shortened runs, or at the recipe's own rates
+
+    """
+
+    ratio: float = option(2.0, above=1, used=_OF_A_SEARCH)
+    limit: int = option(8, flag="extend", least=0, used=_OF_A_SEARCH)
+    halving: bool = option(True, used=_OF_A_SEARCH)
+
+
 @dataclass(frozen=True)
-class RateSearch:
+class RateSearch(SearchOptions):
     """The search for one recipe's rates.
 
     The first grid has the rates c / ratio, c and c * ratio on every axis, c being the recipe's own; it runs a quarter
     of the steps, the best third of it half of them, the best third of those all. From the best of these the search goes
     to whichever neighbour (one rate times or over the ratio) is better, at full length, until none is. Without halving
-    it starts at the recipe's own rates.
+    it starts at the recipe's own rates: short runs may want other rates than long ones. After `limit` rounds the best
+    so far stands, unbracketed.
 
     Args:
         base: the recipe at its own rates and full length; its seed is that of the search.
-        ratio: between neighbouring rates.
-        limit: rounds of the search after the first grid; at the end of them the best so far stands, unbracketed.
-        halving: whether there is a first grid. Short runs may want other rates than long ones.
 
     Raises:
         ValueError: a ratio of at most 1, or a negative limit.
     """
 
     base: RunSpec
-    ratio: float = 2.0
-    limit: int = 8
-    halving: bool = True
 
     def __post_init__(self) -> None:
-        if not self.ratio > 1:
-            raise ValueError(f"the ratio between neighbouring rates must be above 1; got {self.ratio}")
-        check_integer("limit", self.limit, 0)
+        check_options(self)
 
     @property
     def axes(self) -> list[Axis]:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polargrad.lab.checks import check_integer
 from polargrad.lab.lm.tokens import TokenFile
+from polargrad.lab.options import check_integer
 
 _SCANNED = 2**24  # tokens looked at at a time
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from polargrad.lab.checks import check_integer, unknown_name
+from polargrad.lab.options import check_options
+from polargrad.linalg.registry import Registry
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-FAMILIES = ("qwen2", "gpt2", "mixtral")
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Architecture:
         ValueError: an unknown family, or sizes that do not fit together.
     """
 
-    family: str = "qwen2"
+    family: Literal["qwen2", "gpt2", "mixtral"] = "qwen2"
     hidden_size: int = 192
     layers: int = 3
     heads: int = 3
@@ -52,15 +49,11 @@ class Architecture:
     untied: bool = True
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise unknown_name("model family", self.family, FAMILIES)
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.mlp is None:
             object.__setattr__(self, "mlp", (4 if self.family == "gpt2" else 2) * self.hidden_size)
-        for entry in fields(Architecture):
-            if entry.name not in ("family", "untied"):
-                check_integer(entry.name, getattr(self, entry.name))
+        check_options(self)
         _check_sizes(self)
 
     def sizes(self) -> dict[str, Any]:
@@ -186,22 +179,22 @@ def _configuration(sizes: Architecture) -> PretrainedConfig:
 
 
 _GPT2: dict[str, Any] = {"family": "gpt2", "vocabulary": 50257, "sequence": 1024, "untied": False}
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
-    {
-        # 1.9M parameters, the laboratory's small model
-        "demo": Architecture(),
-        # 10.6M parameters
-        "laptop": Architecture(hidden_size=320, layers=6, heads=5, mlp=960, vocabulary=4096, sequence=256),
-        # GPT-2 Small, 124M parameters
-        "gpt2-small": Architecture(**_GPT2, hidden_size=768, layers=12, heads=12),
-        # GPT-2 Medium, 355M parameters
-        "gpt2-medium": Architecture(**_GPT2, hidden_size=1024, layers=24, heads=16),
-        # the paper's Qwen2.5, 540,865,536 parameters (arXiv 2505.21799, section 6.4)
-        "qwen2.5-540m": Architecture(hidden_size=1024, layers=12, heads=16, mlp=4864, vocabulary=151936, sequence=512),
-        # Mixtral, 6.5M parameters: 8 experts a block, 2 for each token
-        "moe-demo": Architecture("mixtral", experts=8, experts_per_token=2),
-    }
+ARCHITECTURES: Registry[Architecture] = Registry("model")
+# 1.9M parameters, the laboratory's small model
+ARCHITECTURES.add("demo", Architecture())
+# 10.6M parameters
+ARCHITECTURES.add("laptop", Architecture(hidden_size=320, layers=6, heads=5, mlp=960, vocabulary=4096, sequence=256))
+# GPT-2 Small, 124M parameters
+ARCHITECTURES.add("gpt2-small", Architecture(**_GPT2, hidden_size=768, layers=12, heads=12))
+# GPT-2 Medium, 355M parameters
+ARCHITECTURES.add("gpt2-medium", Architecture(**_GPT2, hidden_size=1024, layers=24, heads=16))
+# the paper's Qwen2.5, 540,865,536 parameters (arXiv 2505.21799, section 6.4)
+ARCHITECTURES.add(
+    "qwen2.5-540m",
+    Architecture(hidden_size=1024, layers=12, heads=16, mlp=4864, vocabulary=151936, sequence=512),
 )
+# Mixtral, 6.5M parameters: 8 experts a block, 2 for each token
+ARCHITECTURES.add("moe-demo", Architecture("mixtral", experts=8, experts_per_token=2))
 
 
 def architecture(name: str) -> Architecture:
@@ -214,6 +207,4 @@ def architecture(name: str) -> Architecture:
         >>> architecture("gpt2-small").hidden_size
         768
     """
-    if name not in ARCHITECTURES:
-        raise unknown_name("model", name, ARCHITECTURES)
     return ARCHITECTURES[name]

@@ -12,9 +12,9 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from polargrad.lab.checks import check_integer
 from polargrad.lab.lm.batches import WindowBatches, window_count
 from polargrad.lab.lm.tokens import TokenFile
+from polargrad.lab.options import check_integer
 
 
 class LanguageModelObjective:

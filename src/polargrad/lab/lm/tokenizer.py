@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polargrad.lab.checks import check_integer
 from polargrad.lab.lm.cache import cache_folder, publish, verified_header
 from polargrad.lab.lm.sources import HELD_OUT, Source
+from polargrad.lab.options import check_integer
 
 if TYPE_CHECKING:
     import tokenizers

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from polargrad.lab.checks import unknown_name
+from polargrad.lab.options import unknown_name
 
 __all__ = ["DECAY_EVERY", "Configuration", "Experiment", "configurations", "polargrad", "tuned"]
 

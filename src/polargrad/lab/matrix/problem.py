@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
-from polargrad.lab.checks import check_integer, unknown_name
 from polargrad.lab.matrix.configurations import Experiment
+from polargrad.lab.options import check_integer, check_value, unknown_name
 
 Matrices = Mapping[str, Tensor]
 Setting = int | float | str
@@ -222,7 +222,7 @@ class ProblemSpec:
         if unknown := [name for name in self.settings if name not in defaults]:
             raise unknown_name(f"setting of {self.kind}", unknown[0], defaults)
         for name, value in self.settings.items():
-            _check_setting(name, value, defaults[name])
+            check_value(name, value, type(defaults[name]))
         object.__setattr__(self, "settings", MappingProxyType({**defaults, **self.settings}))
 
     def __hash__(self) -> int:
@@ -281,18 +281,6 @@ class ProblemSpec:
 
 def _spec_of(problem: type[Problem], settings: Mapping[str, Setting]) -> ProblemSpec:
     return problem.spec(**settings)
-
-
-def _check_setting(name: str, value: Any, default: Setting) -> None:
-    if isinstance(default, int):
-        return check_integer(name, value)
-    if isinstance(default, str):
-        fits, wanted = isinstance(value, str), "a text"
-    else:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        wanted = "a finite number"
-    if not fits:
-        raise ValueError(f"{name} must be {wanted}; got {value!r}")
 
 
 @lru_cache(maxsize=1)

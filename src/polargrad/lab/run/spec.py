@@ -3,9 +3,8 @@
 A spec is plain data. It round-trips through JSON, checks itself when it is made, and has a hash of its content, so that
 a run folder says exactly what ran and two runs can be told to be the same experiment.
 
-The fields of `Text`, `Computation` and `Evaluation`, like those of `Architecture`, are also the flags of `polargrad
-pretrain` and the keys of a launch file: the type of a field holds the allowed values, its entry under `Args:` is its
-help text, and `option` adds the name of the flag where it differs.
+The fields of `Text`, `Computation` and `Evaluation`, like those of `Architecture` and `LoopConfig`, are also the flags
+of `polargrad pretrain` and the keys of a launch file; `polargrad.lab.options` says how.
 """
 
 from __future__ import annotations
@@ -14,30 +13,18 @@ import dataclasses
 import hashlib
 import json
 import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from polargrad.lab.checks import check_integer, unknown_name
 from polargrad.lab.lm.models import Architecture
+from polargrad.lab.options import check_integer, option, unknown_name
 from polargrad.lab.train import Constant, LoopConfig, Schedule, schedule_from_dict
 
 Plain = None | bool | int | float | str | tuple["Plain", ...] | Mapping[str, "Plain"]
 
 FORMAT = 1
-
-
-def option(default: Any, **metadata: Any) -> Any:
-    """A field that is an option too.
-
-    Args:
-        default: of the field.
-        **metadata: `flag`, its name as flag and key, if another one; `metavar`, a word for its value; `repeated`,
-            whether the flag may be given several times; `least`, the smallest allowed integer, 1 if nothing is said.
-    """
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -117,17 +104,7 @@ class LanguageModel(Evaluation, Computation, Text, Architecture):
     metric_unit: ClassVar[str] = "nats per token"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        hints = typing.get_type_hints(type(self))
-        for entry in fields(self):
-            value, hint = getattr(self, entry.name), hints[entry.name]
-            allowed = typing.get_args(hint)
-            if hint is int:
-                check_integer(entry.name, value, entry.metadata.get("least", 1))
-            elif hint in (bool, str) and not isinstance(value, hint):
-                raise ValueError(f"{entry.name} is {value!r}; give a {hint.__name__}")
-            elif typing.get_origin(hint) is Literal and value not in allowed:
-                raise ValueError(f"{entry.name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+        super().__post_init__()  # checks every field
         if self.batch % self.accumulation:
             divisors = [count for count in range(1, self.batch + 1) if self.batch % count == 0]
             raise ValueError(
@@ -140,6 +117,31 @@ class LanguageModel(Evaluation, Computation, Text, Architecture):
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the kind first."""
         return {"kind": self.kind, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class MatrixOptions:
+    """Which runs of a matrix problem: `polargrad run PROBLEM`, and `ExperimentOptions` with settings, seed and steps.
+
+    Args:
+        only: configurations to run; all by default
+        preset: settings of the paper's problems: paper (the authors', the default), or exact (converged polar factors
+            with step sizes that converge)
+        size: full (the paper's) or small
+        repeat: number of seeds, from the seed on; figures show bands
+        eval_every: steps between evaluations of the gap in float64
+        diagnostics_every: steps between computations of the singular values of gradient and residual, outside the timed
+            path; 0: never; by default a hundred of them
+        jobs: configurations at a time, each in a process of its own with its share of the cores
+    """
+
+    only: tuple[str, ...] = ()
+    preset: str | None = None
+    size: Literal["full", "small"] = "full"
+    repeat: int = 1
+    eval_every: int | None = None
+    diagnostics_every: int | None = option(None, flag="diagnostics", least=0)
+    jobs: int = 1
 
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from polargrad.lab.checks import check_integer
+from polargrad.lab.options import check_integer
 from polargrad.lab.run import runner
 from polargrad.lab.run.environment import torch_threads
 from polargrad.lab.run.spec import RunSpec

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polargrad.lab.checks import unknown_name
+from polargrad.lab.options import unknown_name
 from polargrad.lab.run.environment import environment, version
 from polargrad.lab.studies.peak_memory import peak_bytes
 from polargrad.linalg import available_methods, polar_factor

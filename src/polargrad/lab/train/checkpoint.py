@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from polargrad.lab.checks import check_integer
+from polargrad.lab.options import check_integer
 
 FORMAT = 1
 _DIGITS = 16

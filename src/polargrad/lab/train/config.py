@@ -4,19 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polargrad.lab.checks import check_integer
+from polargrad.lab.options import check_options, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """What is measured how often.
+
+    Args:
+        eval_every: steps between evaluations; 0: before the first step and after the last alone.
+        log_every: steps between reads of the loss; every step is recorded, and a larger number lets a GPU run ahead.
+        probe_every: steps between computations of singular values, off the timed path; 0: none.
+    """
+
+    eval_every: int = option(0, least=0)
+    log_every: int = 1
+    probe_every: int = option(0, flag="diagnostics_every", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clipping:
+    """Whether gradients are clipped.
+
+    Args:
+        clip_grad_norm: largest Frobenius norm of all gradients together; None: no clipping.
+    """
+
+    clip_grad_norm: float | None = option(None, flag="clip", metavar="NORM", above=0)
 
 
 @dataclass(frozen=True)
-class LoopConfig:
-    """Length of a run, intervals of what is recorded, and when a run counts as diverged.
+class LoopConfig(Clipping, Intervals):
+    """Length of a run, `Intervals` of what is recorded, `Clipping`, and when a run counts as diverged.
 
     Args:
         steps: optimizer steps.
-        eval_every: steps between evaluations, besides the ones before the first and after the last step; 0: only those.
-        log_every: steps between reads of the loss. Every step is recorded; a larger number lets a GPU run ahead.
-        probe_every: steps between calls of the probe, besides the first step's; 0: none.
-        clip_grad_norm: the largest Frobenius norm of all gradients together; None: no clipping.
         divergence_factor: a loss above this many times the first step's ends the run, if that one is positive; None: no
             limit.
         nonfinite_limit: number of steps in a row, whose loss is not finite or of which every update was skipped, that
@@ -34,20 +56,9 @@ class LoopConfig:
     """
 
     steps: int
-    eval_every: int = 0
-    log_every: int = 1
-    probe_every: int = 0
-    clip_grad_norm: float | None = None
-    divergence_factor: float | None = 10.0
+    divergence_factor: float | None = option(10.0, above=1)
     nonfinite_limit: int | None = 10
-    spike_threshold: float | None = 8.0
+    spike_threshold: float | None = option(8.0, above=0)
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("eval_every", 0), ("log_every", 1), ("probe_every", 0)):
-            check_integer(name, getattr(self, name), least)
-        if self.nonfinite_limit is not None:
-            check_integer("nonfinite_limit", self.nonfinite_limit)
-        for name, least in (("clip_grad_norm", 0), ("divergence_factor", 1), ("spike_threshold", 0)):
-            value = getattr(self, name)
-            if value is not None and not value > least:
-                raise ValueError(f"{name} must be above {least}, or None to do without; got {value!r}")
+        check_options(self)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from polargrad.lab.checks import unknown_name
+from polargrad.lab.options import unknown_name
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

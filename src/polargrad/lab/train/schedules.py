@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from polargrad.lab.checks import check_integer, unknown_name
+from polargrad.lab.options import check_integer, unknown_name
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from polargrad.lab.checks import check_integer, unknown_name
 from polargrad.lab.matrix import PROBLEMS, Experiment, Problem, ProblemSpec
 from polargrad.lab.matrix.configurations import DECAY_EVERY
 from polargrad.lab.matrix.training import ROLE
+from polargrad.lab.options import check_options, option
 from polargrad.lab.report.page import PAGE
 from polargrad.lab.run.folder import EXPERIMENT, Run, create_folder, read_run, refuse_existing, write_json
-from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.run.spec import MatrixOptions, RunSpec
 from polargrad.lab.run.workers import run_all
 from polargrad.lab.studies.matrix.page import write_page
 from polargrad.lab.train import Constant, LoopConfig, StepDecay
@@ -27,47 +27,27 @@ if TYPE_CHECKING:
 
 __all__ = ["ExperimentOptions", "report", "resume_experiment", "run_experiment"]
 
-SIZES = ("full", "small")
-
 
 @dataclass(frozen=True)
-class ExperimentOptions:
+class ExperimentOptions(MatrixOptions):
     """The options of an experiment: which configurations, on which sizes and seeds, for how long.
 
     Args:
-        only: names of configurations; all if empty.
-        preset: one of the experiment's; None is its first, for the paper's problems "paper" (the authors' settings)
-            beside "exact" (converged polar factors, step sizes that converge).
-        size: "full" (the paper's) or "small".
         settings: of the problem, by name, as text: sizes, rank, the picture's name, the path of a file of ratings.
         seed: of data, initial point and batches.
-        repeat: number of seeds, from `seed` on.
         steps: of each run; the experiment's own by default.
-        eval_every: steps between evaluations of the gap.
-        diagnostics_every: steps between computations of singular values; 0: never; by default a hundred over a run.
-        jobs: runs at a time, each in a process of its own.
 
     Raises:
-        ValueError: an unknown size, or a number below 1.
+        ValueError: an unknown size, or a number below its least.
     """
 
-    only: Sequence[str] = ()
-    preset: str | None = None
-    size: str = "full"
     settings: Mapping[str, str] = field(default_factory=dict)
-    seed: int = 42
-    repeat: int = 1
+    seed: int = option(42, least=0)
     steps: int | None = None
-    eval_every: int | None = None
-    diagnostics_every: int | None = None
-    jobs: int = 1
 
     def __post_init__(self) -> None:
-        if self.size not in SIZES:
-            raise unknown_name("size", self.size, SIZES)
-        for name in ("repeat", "steps", "eval_every", "jobs"):
-            if (value := getattr(self, name)) is not None:
-                check_integer(name, value)
+        object.__setattr__(self, "only", tuple(self.only))
+        check_options(self)
 
     def problem_spec(self, problem: type[Problem]) -> ProblemSpec:
         """What is minimized.
