@@ -17,8 +17,6 @@ class Registry(MutableMapping[str, T]):
 
     Args:
         kind: what the things are, in errors.
-        modules: names of things that register themselves when their module is imported, and these modules; a module is
-            imported when its name is first looked up.
 
     Example:
         >>> shapes = Registry("shape")
@@ -29,9 +27,19 @@ class Registry(MutableMapping[str, T]):
         ValueError: unknown shape 'circel'; did you mean 'circle'? The allowed names are 'circle'
     """
 
-    def __init__(self, kind: str, modules: Mapping[str, str] | None = None) -> None:
-        self.kind, self._modules = kind, dict(modules or {})
-        self._things: dict[str, T | None] = dict.fromkeys(self._modules)
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._things: dict[str, T | None] = {}  # None until the module is imported
+        self._modules: dict[str, str] = {}
+
+    def announce(self, modules: Mapping[str, str]) -> None:
+        """Name things that register themselves when their module is imported, as it is when one is first looked up.
+
+        Args:
+            modules: name -> module.
+        """
+        self._modules.update(modules)
+        self._things = {**dict.fromkeys(modules), **self._things}
 
     def add(self, name: str, thing: T) -> T:
         """Make a thing known by a name and return it; the same class or function may come again.
@@ -40,6 +48,8 @@ class Registry(MutableMapping[str, T]):
             ValueError: the name is taken by another one.
         """
         taken = self._things.get(name)
+        if taken is None and getattr(thing, "__module__", "") != self._modules.get(name, ""):
+            taken = self.get(name)
         if taken is not None and _origin(taken) != _origin(thing):
             by = getattr(taken, "__qualname__", "another one")
             raise ValueError(f"the {self.kind} {name!r} is taken by {by}; choose another name")

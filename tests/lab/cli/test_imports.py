@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from polargrad.lab import matrix
 from polargrad.lab.cli import main as cli
 from tests.runs import tiny_spec, tiny_text, written_run
 
@@ -28,6 +29,8 @@ COMMANDS = {
     "info": (["info"], set()),
 }
 SLOW = ("run", "pretrain", "resume")  # like `compare`, they load transformers and matplotlib
+# Files of matrix problems: all are listed, and a problem runs by its own.
+PROBLEM_FILES = {file for file, _ in matrix._PROBLEMS.values()}
 SCRIPT = """
 import json, sys
 from polargrad.lab.cli.main import main
@@ -95,6 +98,8 @@ def test_a_command_imports_what_it_runs(folder, command):
     arguments, layers = COMMANDS[command]
     modules = loaded(folder, arguments)
     assert not outside(modules, BASE | layers)
+    problems = {name for name in modules if name.removeprefix("lab.matrix.") in PROBLEM_FILES}
+    assert command == "list" or problems <= {f"lab.matrix.{name}" for name in arguments[1:2]}
     others = {f"lab.cli.{name}" for name in cli.COMMANDS} - {f"lab.cli.{arguments[0]}", "lab.cli.report"}
     assert not others & set(modules)
 

@@ -101,7 +101,7 @@ def test_known_data_sets_have_short_names():
         assert open_source(short).identity == open_source(name).identity == open_source(name, subset=subset).identity
     with pytest.raises(
         FileNotFoundError,
-        match=r"no file or folder 'nowhere'.*standard-library, or one of openwebtext-100k, fineweb, fineweb-edu",
+        match=r"no file or folder 'nowhere'.*or one of standard-library, openwebtext-100k, fineweb, fineweb-edu",
     ):
         open_source("nowhere")
 

@@ -3,7 +3,9 @@ import json
 import pytest
 
 from polargrad.lab.lm import sources
-from polargrad.lab.lm.sources import Source, open_source, standard_library, text_files
+from polargrad.lab.lm.sources import SOURCES, Source, open_source, register, standard_library, text_files
+from polargrad.lab.run.runner import train_unrecorded
+from tests.runs import tiny_spec
 
 
 def write(path, text):
@@ -103,6 +105,42 @@ def test_files_are_not_data_sets(tmp_path):
     for where in (str(path), "standard-library"):
         with pytest.raises(ValueError, match=r"split 'test' choose a part of a data set, and .* is not one"):
             open_source(where, split="test")
+
+
+# As CONTRIBUTING walks it.
+HELP_TOPICS = """
+import hashlib
+from pydoc_data.topics import topics
+from polargrad.lab.lm.sources import Document, Source, register
+
+@register("help-topics")
+def help_topics(split="train"):
+    documents = [Document(name, text) for name, text in sorted(topics.items())]
+    identity = hashlib.sha256(repr(documents).encode()).hexdigest()
+    return Source(f"help-topics, {split}", identity, lambda skip: iter(documents[skip:]))
+"""
+
+
+def test_a_source_from_outside_is_one_function(tmp_path, monkeypatch):
+    (tmp_path / "help_topics.py").write_text(HELP_TOPICS)
+    monkeypatch.syspath_prepend(tmp_path)
+    import help_topics  # pyright: ignore[reportMissingImports]
+
+    try:
+        source = open_source("help-topics", split="all")
+        assert source.name == "help-topics, all"
+        assert texts(source, 3) == texts(help_topics.help_topics())[3:]
+        spec = tiny_spec("help-topics", steps=2)
+        monkeypatch.setenv("POLARGRAD_CACHE", str(tmp_path / "cache"))
+        assert [record["step"] for record in train_unrecorded(spec) if record["kind"] == "step"] == [1, 2]
+        with pytest.raises(ValueError, match=r"subset 'b' and .* choose a part of a data set"):
+            open_source("help-topics", subset="b")
+        with pytest.raises(ValueError, match="field 'body' is an entry of JSON lines, and 'help-topics' has none"):
+            open_source("help-topics", field="body")
+        with pytest.raises(ValueError, match="the source of text 'help-topics' is taken by help_topics"):
+            register("help-topics")(standard_library)
+    finally:
+        del SOURCES["help-topics"]
 
 
 def test_text_files_from_file_folder_and_pattern(tmp_path):

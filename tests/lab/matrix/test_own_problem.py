@@ -119,7 +119,7 @@ def test_a_kind_that_is_taken_is_refused():
     class Impostor(Problem):
         kind = "quadratic"
 
-    with pytest.raises(ValueError, match="kind 'quadratic' is taken by MatrixQuadratic"):
+    with pytest.raises(ValueError, match="matrix problem 'quadratic' is taken by MatrixQuadratic"):
         register(Impostor)
     assert PROBLEMS["quadratic"] is MatrixQuadratic
 

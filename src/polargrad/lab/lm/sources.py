@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import inspect
 import itertools
 import json
 import os
@@ -18,10 +19,12 @@ import sysconfig
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from polargrad.lab.lm.cache import sha256_of
+from polargrad.linalg.registry import Registry
 
 STANDARD_LIBRARY = "standard-library"
 HELD_OUT = 0.05
@@ -39,14 +42,6 @@ class Document(NamedTuple):
 
     name: str
     text: str
-
-
-# Short names of data sets that are often used for pre-training: the name on the hub and the subset.
-KNOWN_DATASETS = {
-    "openwebtext-100k": ("Elriggs/openwebtext-100k", ""),  # the paper's
-    "fineweb": ("HuggingFaceFW/fineweb", "sample-10BT"),
-    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
-}
 
 
 @dataclass(frozen=True)
@@ -101,12 +96,36 @@ class Source:
         return range(self.length - max(1, round(share * self.length)), self.length)
 
 
+# Sources with a name, each a function that opens it; its keyword arguments are those options of `open_source` it has.
+SOURCES: Registry[Callable[..., Source]] = Registry("source of text")
+Opener = TypeVar("Opener", bound=Callable[..., Source])
+
+
+def register(name: str) -> Callable[[Opener], Opener]:
+    """Decorator of a function that opens a source: make the source known by a name, from anywhere.
+
+    Example:
+        >>> @register("two-words")
+        ... def two_words():
+        ...     words = [Document("1", "one"), Document("2", "two")]
+        ...     return Source("two-words", "1", lambda skip: iter(words[skip:]))
+        >>> [document.text for document in open_source("two-words").read(0)]
+        ['one', 'two']
+        >>> del SOURCES["two-words"]
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    return lambda function: SOURCES.add(name, function)
+
+
 def open_source(where: str, *, subset: str = "", split: str = "train", field: str = "text") -> Source:
-    """The documents at a path, of a folder in the hub's format, of a data set of the hub, or the standard library.
+    """The source of a name, the documents at a path, of a folder in the hub's format, or of a data set of the hub.
 
     Args:
-        where: a file, folder or glob of .txt, .py, .md or .jsonl files; a folder of .parquet, .arrow, .json or .csv
-            files; a data set of the hub, one of `KNOWN_DATASETS` or OWNER/NAME; or "standard-library".
+        where: one of `SOURCES`, such as "standard-library"; a file, folder or glob of .txt, .py, .md or .jsonl files;
+            a folder of .parquet, .arrow, .json or .csv files; or OWNER/NAME of a data set of the hub. A path that is
+            called like a source is written ./PATH.
         subset: subset of a data set that has several.
         split: split of a data set.
         field: the entry of a JSON object or row that holds the text.
@@ -116,27 +135,32 @@ def open_source(where: str, *, subset: str = "", split: str = "train", field: st
 
     Raises:
         FileNotFoundError: neither a path nor a data set.
-        ValueError: as `text_files`; or a subset or split of what is not a data set.
+        ValueError: as `text_files`; or a subset, split or field of what has none.
         ImportError: a data set is asked for and `datasets` is not installed.
 
     Example:
         >>> open_source("fineweb-edu").name
         'HuggingFaceFW/fineweb-edu, sample-10BT, train'
     """
-    path = Path(where).expanduser()
-    library = where == STANDARD_LIBRARY
-    if not library and path.is_dir() and _is_dataset(path):
-        return _local_dataset(path, where, subset, split, field)
-    if not (library or path.exists() or glob.glob(str(path), recursive=True)):
-        return _hub_dataset(where, subset, split, field)
-    if subset or split != "train":
+    path, options = Path(where).expanduser(), {"subset": subset, "split": split, "field": field}
+    if where in SOURCES:
+        opener = SOURCES[where]
+        having = set(inspect.signature(opener).parameters)
+    elif path.is_dir() and _is_dataset(path):
+        opener, having = partial(_local_dataset, path, where), set(options)
+    elif not path.exists() and not glob.glob(str(path), recursive=True):
+        opener, having = partial(hub_dataset, where), set(options)
+    else:
+        opener = partial(text_files, where)
+        having = {"field"} if any(file.suffix == ".jsonl" for file in _files_at(where)) else set()
+    if ("subset" not in having and subset) or ("split" not in having and split != "train"):
         raise ValueError(
             f"subset {subset!r} and split {split!r} choose a part of a data set, and {where!r} is not one: leave them "
             "out"
         )
-    if field != "text" and (library or not any(file.suffix == ".jsonl" for file in _files_at(where))):
+    if "field" not in having and field != "text":
         raise ValueError(f"field {field!r} is an entry of JSON lines, and {where!r} has none: leave it out")
-    return standard_library() if library else text_files(where, field=field)
+    return opener(**{name: value for name, value in options.items() if name in having})
 
 
 def text_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, field: str = "text") -> Source:
@@ -174,6 +198,7 @@ def text_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     return Source(name, _identity("files", field, *contents), read)
 
 
+@register(STANDARD_LIBRARY)
 def standard_library() -> Source:
     """The running interpreter's standard library: its `*.py` sources without tests, in the order of their paths.
 
@@ -312,7 +337,7 @@ def _named(name: str, subset: str, split: str) -> str:
     return ", ".join(part for part in (name, subset, split) if part)
 
 
-def _local_dataset(folder: Path, where: str, subset: str, split: str, field: str) -> Source:
+def _local_dataset(folder: Path, where: str, *, subset: str, split: str, field: str) -> Source:
     files = sorted(file for file in folder.rglob("*") if file.suffix in _HUB_SUFFIXES and file.is_file())
     if not files:
         raise FileNotFoundError(
@@ -323,17 +348,32 @@ def _local_dataset(folder: Path, where: str, subset: str, split: str, field: str
     return Source(_named(where, subset, split), identity, _rows(str(folder), subset, split, field))
 
 
-def _hub_dataset(where: str, subset: str, split: str, field: str) -> Source:
-    subsets = dict(KNOWN_DATASETS.values())
-    name, usual = KNOWN_DATASETS.get(where, (where, subsets.get(where, "")))
+# Data sets of the hub that are often used for pre-training: short name -> name, and the usual subset.
+KNOWN_DATASETS = {
+    "openwebtext-100k": ("Elriggs/openwebtext-100k", ""),  # the paper's
+    "fineweb": ("HuggingFaceFW/fineweb", "sample-10BT"),
+    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
+}
+
+
+def hub_dataset(name: str, *, subset: str = "", split: str = "train", field: str = "text") -> Source:
+    """A data set of the Hugging Face hub, OWNER/NAME, by rows; without a subset its usual one of `KNOWN_DATASETS`.
+
+    Raises:
+        FileNotFoundError: the name is none of a data set.
+    """
     if not _HUB_NAME.fullmatch(name):
         raise FileNotFoundError(
-            f"there is no file or folder {where!r}, and it is not a data set's name; give a path, OWNER/NAME of a data "
-            f"set on the hub, {STANDARD_LIBRARY}, or one of {', '.join(KNOWN_DATASETS)}"
+            f"there is no file or folder {name!r}, and it is not a data set's name; give a path, OWNER/NAME of a data "
+            f"set on the hub, or one of {', '.join(SOURCES)}"
         )
-    subset = subset or usual
+    subset = subset or dict(KNOWN_DATASETS.values()).get(name, "")
     identity = _identity("hub", name, subset, split, field)
     return Source(_named(name, subset, split), identity, _rows(name, subset, split, field))
+
+
+for _short, (_name, _) in KNOWN_DATASETS.items():
+    SOURCES.add(_short, partial(hub_dataset, _name))
 
 
 def _rows(name: str, subset: str, split: str, field: str) -> Callable[[int], Iterator[Document]]:

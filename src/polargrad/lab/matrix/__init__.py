@@ -1,32 +1,50 @@
-# ruff: noqa: I001 - problems are listed in the order of these lines: the paper's first
 """Matrix problems: data from a seed, an initial point, a loss, and what is known of optimum and curvature.
 
-A problem is one class in one file. Importing the file registers the problem; the line below is all that names it.
+A problem is one class in one file, which registers it; the line below is all that names it. Files are imported when a
+name of theirs is first used, so that a run imports its own problem alone.
 """
 
-from polargrad.lab.matrix.quadratic import MatrixQuadratic as MatrixQuadratic
-from polargrad.lab.matrix.logistic import MatrixLogistic as MatrixLogistic
-from polargrad.lab.matrix.completion import MatrixCompletion as MatrixCompletion, Observations as Observations
-from polargrad.lab.matrix.regression import MultiResponseRegression as MultiResponseRegression
-from polargrad.lab.matrix.multinomial import MultinomialRegression as MultinomialRegression
-from polargrad.lab.matrix.nonnegative import (
-    NonnegativeFactorization as NonnegativeFactorization,
-    SoftplusFactorization as SoftplusFactorization,
-)
-from polargrad.lab.matrix.procrustes import OrthogonalProcrustes as OrthogonalProcrustes
-from polargrad.lab.matrix.picture_completion import PictureCompletion as PictureCompletion, photograph as photograph
-from polargrad.lab.matrix.ratings_completion import RatingsCompletion as RatingsCompletion, ratings as ratings
+from __future__ import annotations
 
-from polargrad.lab.matrix.configurations import Configuration as Configuration, Experiment as Experiment
-from polargrad.lab.matrix.training import (
-    AlternatingGradientDescent as AlternatingGradientDescent,
-    AlternatingNewton as AlternatingNewton,
-    MultiplicativeUpdates as MultiplicativeUpdates,
-    ProblemObjective as ProblemObjective,
-)
-from polargrad.lab.matrix.problem import (
-    PROBLEMS as PROBLEMS,
-    Problem as Problem,
-    ProblemSpec as ProblemSpec,
-    register as register,
-)
+import importlib
+from typing import Any
+
+from polargrad.lab.matrix.problem import PROBLEMS, Problem, ProblemSpec, register
+
+# Kind -> file and class, in the order in which problems are listed: the paper's first.
+_PROBLEMS = {
+    "quadratic": ("quadratic", "MatrixQuadratic"),
+    "logistic": ("logistic", "MatrixLogistic"),
+    "completion": ("completion", "MatrixCompletion"),
+    "regression": ("regression", "MultiResponseRegression"),
+    "multinomial": ("multinomial", "MultinomialRegression"),
+    "nonnegative": ("nonnegative", "NonnegativeFactorization"),
+    "nonnegative-softplus": ("nonnegative", "SoftplusFactorization"),
+    "procrustes": ("procrustes", "OrthogonalProcrustes"),
+    "picture": ("picture_completion", "PictureCompletion"),
+    "ratings": ("ratings_completion", "RatingsCompletion"),
+}
+PROBLEMS.announce({kind: f"{__name__}.{file}" for kind, (file, _) in _PROBLEMS.items()})
+
+# Public name -> file.
+_PUBLIC = {
+    **{name: file for file, name in _PROBLEMS.values()},
+    "Observations": "completion",
+    "photograph": "picture_completion",
+    "ratings": "ratings_completion",
+    **dict.fromkeys(("Configuration", "Experiment"), "configurations"),
+    **dict.fromkeys(("AlternatingGradientDescent", "AlternatingNewton", "MultiplicativeUpdates"), "training"),
+    "ProblemObjective": "training",
+}
+
+__all__ = ["PROBLEMS", "Problem", "ProblemSpec", "register", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

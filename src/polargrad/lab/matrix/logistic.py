@@ -16,10 +16,11 @@ from polargrad.lab.matrix.problem import (
     check_shapes,
     check_sizes,
     generator,
+    normal_curvature,
+    normal_matrices,
     register,
     uniform,
 )
-from polargrad.lab.matrix.quadratic import normal_curvature
 
 _RATES = {
     "polarsgd": 1.5e-7,
@@ -99,26 +100,11 @@ class MatrixLogistic(Problem):
 
     @classmethod
     def draw(
-        cls,
-        seed: int,
-        *,
-        rows: int = 10000,
-        m: int = 1000,
-        n: int = 100,
-        columns: int = 400,
-        batch: int | None = 1000,
+        cls, seed: int, *, rows: int = 10000, m: int = 1000, n: int = 100, columns: int = 400, batch: int | None = 1000
     ) -> Self:
-        """A (rows, m), B (n, columns) standard normal; C (rows, columns) is 1 where a normal draw exceeds 0.5, else -1.
-
-        The numbers are those of `torch.manual_seed(seed)` before A, B, C, and once more before X, uniform on (-1, 1),
-        and the batches.
-        """
-        check_sizes(rows=rows, m=m, n=n, columns=columns)
-        data = generator(seed)
-        A = torch.randn(rows, m, generator=data)
-        B = torch.randn(n, columns, generator=data)
-        C = (torch.randn(rows, columns, generator=data) > 0.5).to(A.dtype) * 2.0 - 1.0
-        return cls(A, B, C, uniform(m, n, draw=generator(seed)), batch=batch, seed=seed)
+        """The data of `normal_matrices`, with C (rows, columns) 1 where the normal draw exceeds 0.5, else -1."""
+        A, B, C, X = normal_matrices(seed, rows=rows, m=m, n=n, columns=columns)
+        return cls(A, B, (C > 0.5).to(A.dtype) * 2.0 - 1.0, X, batch=batch, seed=seed)
 
     @classmethod
     def expected_curvature(cls, sizes: Any) -> tuple[float, int]:

@@ -105,6 +105,8 @@ class NonnegativeFactorization(Problem):
 
     def multiplicative_direction(self, name: str, G: Tensor, point: Matrices) -> Tensor:
         """The gradient G entry by entry times X / P, with P = 2/(p q) X Y^T Y its nonnegative part; Y alike."""
+        if not self.constrained:
+            return super().multiplicative_direction(name, G, point)
         this = point[name].detach()
         other = point["Y" if name == "X" else "X"].detach()
         P = (2.0 / self.M.numel()) * (this @ (other.mT @ other))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from polargrad.lab.matrix.configurations import Experiment
 from polargrad.lab.options import check_integer, check_value, unknown_name
+from polargrad.linalg.registry import Registry
 
 Matrices = Mapping[str, Tensor]
 Setting = int | float | str
@@ -144,6 +145,14 @@ class Problem(ABC):
         """
         raise ValueError(f"no Newton direction is known for {self.kind}; use another optimizer")
 
+    def multiplicative_direction(self, name: str, G: Tensor, point: Matrices) -> Tensor:
+        """The named matrix's gradient G times X / P entry by entry, with P the nonnegative part of the gradient.
+
+        Raises:
+            ValueError: the gradient of this problem does not split into nonnegative parts.
+        """
+        raise ValueError(f"multiplicative updates are for projected nonnegative factorization, not {self.kind}")
+
     def project(self, parameters: Matrices) -> None:  # noqa: B027 - most problems are unconstrained
         """Move parameters in place to the nearest feasible point; unconstrained problems leave them."""
 
@@ -165,7 +174,7 @@ class Problem(ABC):
 
 
 P = TypeVar("P", bound=type[Problem])
-PROBLEMS: dict[str, type[Problem]] = {}
+PROBLEMS: Registry[type[Problem]] = Registry("matrix problem")
 
 
 def register(problem: P) -> P:
@@ -175,17 +184,13 @@ def register(problem: P) -> P:
         ValueError: another class has the kind.
         TypeError: a setting of `draw` whose default is not an integer, a number or a text.
     """
-    other = PROBLEMS.get(problem.kind, problem)
-    if (other.__module__, other.__qualname__) != (problem.__module__, problem.__qualname__):
-        raise ValueError(f"the kind {problem.kind!r} is taken by {other.__qualname__}; give another one")
     for name, default in settings_of(problem).items():
         if isinstance(default, bool) or not isinstance(default, int | float | str):
             raise TypeError(
                 f"the setting {name} of {problem.__qualname__}.draw has the default {default!r}; "
                 "give an int, a float or a str, which is also the type of the setting"
             )
-    PROBLEMS[problem.kind] = problem
-    return problem
+    return PROBLEMS.add(problem.kind, problem)
 
 
 def settings_of(problem: type[Problem]) -> dict[str, Any]:
@@ -216,8 +221,6 @@ class ProblemSpec:
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in PROBLEMS:
-            raise unknown_name("matrix problem", self.kind, PROBLEMS)
         defaults = settings_of(self.problem)
         if unknown := [name for name in self.settings if name not in defaults]:
             raise unknown_name(f"setting of {self.kind}", unknown[0], defaults)
@@ -374,6 +377,26 @@ def generator(seed: int) -> torch.Generator:
 def uniform(*shape: int, draw: torch.Generator) -> Tensor:
     """A matrix with entries uniform on (-1, 1)."""
     return torch.empty(*shape).uniform_(-1.0, 1.0, generator=draw)
+
+
+def normal_matrices(seed: int, *, rows: int, m: int, n: int, columns: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A (rows, m), B (n, columns), C (rows, columns) standard normal, and X (m, n) uniform on (-1, 1).
+
+    The numbers are those of `torch.manual_seed(seed)` before A, B, C and once more before X.
+    """
+    check_sizes(rows=rows, m=m, n=n, columns=columns)
+    data = generator(seed)
+    A, B, C = (torch.randn(*shape, generator=data) for shape in ((rows, m), (n, columns), (rows, columns)))
+    return A, B, C, uniform(m, n, draw=generator(seed))
+
+
+def normal_curvature(rows: int, sizes: Any) -> tuple[float, int]:
+    """L = sigma_max(A)^2 sigma_max(B)^2 expected of normal A (rows, m), B (n, columns), and r = min(m, n).
+
+    sigma_max of a normal matrix (p, m) is about sqrt(p) + sqrt(m).
+    """
+    spectral = (math.sqrt(rows) + math.sqrt(sizes.m)) * (math.sqrt(sizes.n) + math.sqrt(sizes.columns))
+    return spectral**2, min(sizes.m, sizes.n)
 
 
 def normal_smoothness(columns: int, rows: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -11,15 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from polargrad.lab.matrix.configurations import STOPPED_EARLY, Experiment, configurations
-from polargrad.lab.matrix.problem import (
-    Matrices,
-    Problem,
-    check_shapes,
-    check_sizes,
-    generator,
-    register,
-    uniform,
-)
+from polargrad.lab.matrix.problem import Matrices, Problem, check_shapes, normal_curvature, normal_matrices, register
 
 _PAPER = {
     "polargrad": 4e-8,
@@ -46,15 +37,6 @@ _EXACT = {
     "momentum-first": 1.5e-7,
     "momentum-first-decay": 1.9e-7,
 }
-
-
-def normal_curvature(rows: int, sizes: Any) -> tuple[float, int]:
-    """L = sigma_max(A)^2 sigma_max(B)^2 expected of normal A (rows, m), B (n, columns), and r = min(m, n).
-
-    sigma_max of a normal matrix (p, m) is about sqrt(p) + sqrt(m).
-    """
-    spectral = (math.sqrt(rows) + math.sqrt(sizes.m)) * (math.sqrt(sizes.n) + math.sqrt(sizes.columns))
-    return spectral**2, min(sizes.m, sizes.n)
 
 
 @register
@@ -108,16 +90,8 @@ class MatrixQuadratic(Problem):
 
     @classmethod
     def draw(cls, seed: int, *, rows: int = 1000, m: int = 500, n: int = 100, columns: int = 250) -> Self:
-        """A (rows, m), B (n, columns), C (rows, columns) standard normal; X (m, n) uniform on (-1, 1).
-
-        The numbers are those of `torch.manual_seed(seed)` before A, B, C and once more before X.
-        """
-        check_sizes(rows=rows, m=m, n=n, columns=columns)
-        data = generator(seed)
-        A = torch.randn(rows, m, generator=data)
-        B = torch.randn(n, columns, generator=data)
-        C = torch.randn(rows, columns, generator=data)
-        return cls(A, B, C, uniform(m, n, draw=generator(seed)))
+        """A (rows, m), B (n, columns), C (rows, columns) standard normal, and X (m, n) uniform on (-1, 1)."""
+        return cls(*normal_matrices(seed, rows=rows, m=m, n=n, columns=columns))
 
     @classmethod
     def expected_curvature(cls, sizes: Any) -> tuple[float, int]:

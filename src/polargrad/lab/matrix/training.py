@@ -12,7 +12,6 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from polargrad.diagnostics.metrics import matrix_metrics
-from polargrad.lab.matrix.nonnegative import NonnegativeFactorization
 from polargrad.lab.matrix.problem import Problem
 from polargrad.optim import PolarGrad
 
@@ -165,13 +164,12 @@ class MultiplicativeUpdates(_Alternating):
     """
 
     def __init__(self, problem: Problem, parameters: Mapping[str, Parameter], lr: float) -> None:
-        if not isinstance(problem, NonnegativeFactorization) or not problem.constrained:
-            raise ValueError(f"multiplicative updates are for projected nonnegative factorization, not {problem.kind}")
         super().__init__(problem, parameters, lr)
-        self._factorization = problem
+        for name, parameter in parameters.items():  # a problem without such a direction says so at once
+            problem.multiplicative_direction(name, torch.zeros_like(parameter), parameters)
 
     def _direction(self, name: str, G: Tensor) -> Tensor:
-        return self._factorization.multiplicative_direction(name, G, self._parameters)
+        return self._problem.multiplicative_direction(name, G, self._parameters)
 
 
 # Rules that need the problem, besides PolarGrad's own "polar" and "adamw".

@@ -101,7 +101,7 @@ def build_objective(spec: RunSpec, parallel: Parallel | None = None) -> tuple[Ob
 
 
 def _matrix_problem(spec: RunSpec) -> tuple[Objective, Mapping[str, Any]]:
-    from polargrad.lab.matrix import ProblemObjective
+    from polargrad.lab.matrix.training import ProblemObjective
 
     assert not isinstance(spec.objective, LanguageModel)
     problem = spec.objective.build(spec.seed)

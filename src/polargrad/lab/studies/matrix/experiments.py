@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from polargrad.lab.matrix import PROBLEMS, Experiment, Problem, ProblemSpec
-from polargrad.lab.matrix.configurations import DECAY_EVERY
+from polargrad.lab.matrix import PROBLEMS, Problem, ProblemSpec
+from polargrad.lab.matrix.configurations import DECAY_EVERY, Experiment
 from polargrad.lab.matrix.training import ROLE
 from polargrad.lab.options import check_options, option
 from polargrad.lab.report.page import PAGE

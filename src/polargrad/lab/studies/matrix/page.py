@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polargrad.lab.matrix import Configuration, Experiment, ProblemSpec
+from polargrad.lab.matrix.configurations import Configuration, Experiment
+from polargrad.lab.matrix.problem import ProblemSpec
 from polargrad.lab.report import page as report
 from polargrad.lab.report.curves import over_seeds
 from polargrad.lab.report.figures import LIGHT, MUTED, Figure, Line, line_figure, style

@@ -10,7 +10,7 @@ import torch
 
 from polargrad.geometry import inner
 from polargrad.geometry.preconditioners import Kronecker, curvature_condition_number, gradient_condition_number, newton
-from polargrad.lab.matrix import MatrixQuadratic
+from polargrad.lab.matrix.quadratic import MatrixQuadratic
 from polargrad.lab.studies.preconditioning.best_step import best_descent
 from polargrad.lab.studies.preconditioning.views import VIEWS
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from polargrad.lab.matrix import MatrixQuadratic
+from polargrad.lab.matrix.quadratic import MatrixQuadratic
 from polargrad.lab.report.figures import INK, LIGHT, MUTED, Figure, style, titled_canvas
 from polargrad.lab.report.page import Section, Table
 from polargrad.lab.run.environment import torch_threads

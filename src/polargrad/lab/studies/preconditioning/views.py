@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polargrad.geometry import Geometry, LeftPolar, RightPolar, Rows, Spectral
 from polargrad.geometry import preconditioners as pre
-from polargrad.lab.matrix import MatrixQuadratic
+from polargrad.lab.matrix.quadratic import MatrixQuadratic
 from polargrad.lab.studies.preconditioning.best_step import Ball
 from polargrad.linalg import NewtonSchulz
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polargrad.lab.matrix import MatrixQuadratic
+from polargrad.lab.matrix.quadratic import MatrixQuadratic
 
 __all__ = ["FAMILIES", "SPECTRA", "Quadratic", "random_quadratic"]
 
