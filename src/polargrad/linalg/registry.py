@@ -41,7 +41,7 @@ class Registry(MutableMapping[str, T]):
         self._modules.update(modules)
         self._things = {**dict.fromkeys(modules), **self._things}
 
-    def add(self, name: str, thing: T) -> T:
+    def add(self, name: str, thing: Any) -> Any:
         """Make a thing known by a name and return it; the same class or function may come again.
 
         Raises:

@@ -105,7 +105,7 @@ def decoder(family: str = "qwen2", *, seed: int = 0, device: str = "cpu", **size
         >>> model.lm_head.weight.shape
         torch.Size([300, 32])
     """
-    return Architecture(family, **sizes).build(seed=seed, device=device)
+    return Architecture(**{"family": family, **sizes}).build(seed=seed, device=device)
 
 
 def _check_sizes(sizes: Architecture) -> None:

@@ -289,7 +289,7 @@ def _objective_from_dict(data: Mapping[str, Any]) -> ObjectiveSpec:
 
     if kind not in PROBLEMS:
         raise unknown_name("kind of objective", kind, (LanguageModel.kind, *PROBLEMS))
-    return ProblemSpec(kind, settings)
+    return ProblemSpec(str(kind), settings)
 
 
 def _build(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
