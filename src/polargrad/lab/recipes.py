@@ -8,14 +8,13 @@ those. Larger models and other numbers of steps want their own. Convolutions and
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from polargrad.lab.options import unknown_name
-from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec
+from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec, parse_setting, parse_value
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
+from polargrad.linalg.registry import Registry
 
 __all__ = ["COMPARISONS", "RECIPES", "NamedComparison", "Recipe", "optimizer_for", "recipe", "register", "spec_of"]
 
@@ -66,7 +65,7 @@ class Recipe:
         )
 
 
-RECIPES: dict[str, Recipe] = {}
+RECIPES: Registry[Recipe] = Registry("recipe")
 
 
 def register(name: str, description: str, optimizer: Optimizer) -> None:
@@ -87,9 +86,7 @@ def register(name: str, description: str, optimizer: Optimizer) -> None:
         0.1
         >>> del RECIPES["sgd+adamw"]
     """
-    if name in RECIPES:
-        raise ValueError(f"there is a recipe {name!r} already; choose another name")
-    RECIPES[name] = Recipe(name, description, optimizer)
+    RECIPES.add(name, Recipe(name, description, optimizer))
 
 
 def spec_of(name: str, *, steps: int | None = None, seed: int = 42) -> RunSpec:
@@ -119,11 +116,11 @@ def optimizer_for(name: str, roles: Collection[str], changes: Sequence[str] = ()
     """
     options = {role: chosen for role, chosen in recipe(name).optimizer.items() if role in roles}
     for change in changes:
-        named, option, value = _read_change(change)
-        for role in options if named == ["*"] else named:
+        named, option, value = parse_setting(change)
+        for role in options if named == ("*",) else named:
             if role not in options:
                 raise ValueError(f"{change!r}: the model has no role {role!r}; its roles are {', '.join(options)}")
-            options[role] = {**options[role], option: value}
+            options[role] = {**options[role], option: parse_value(value)}
     return options
 
 
@@ -133,21 +130,7 @@ def recipe(name: str) -> Recipe:
     Raises:
         ValueError: if none is called so.
     """
-    if name not in RECIPES:
-        raise unknown_name("recipe", name, RECIPES)
     return RECIPES[name]
-
-
-def _read_change(change: str) -> tuple[list[str], str, Plain]:
-    place, equals, text = change.partition("=")
-    named, dot, option = place.strip().partition(".")
-    if not (equals and dot and named and option and text.strip()):
-        raise ValueError(f"cannot read {change!r}; write ROLE.OPTION=VALUE, as in hidden.lr=0.005 or head.momentum=0.5")
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text.strip()
-    return named.split("+"), option, value
 
 
 def by_role(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polargrad.lab.run.spec import Plain, RunSpec
+from polargrad.lab.run.spec import Plain, RunSpec, parse_setting, parse_value
 
 __all__ = ["Axis", "GridPoint", "expand", "grid_points", "parse_axis", "setting_text"]
 
@@ -116,18 +115,19 @@ def parse_axis(text: str) -> Axis:
         >>> parse_axis("warmup=0,10,40")
         Axis(roles=(), option='warmup', values=(0, 10, 40))
     """
-    place, equals, listed = (part.strip() for part in text.partition("="))
-    names, dot, option = place.rpartition(".")
-    roles = tuple(name.strip() for name in names.split("+"))
-    texts = [value.strip() for value in listed.split(",")]
-    whole = {"rates": "lr", "warmup": "warmup"}.get(place)
-    if not (equals and all(texts)) or not (whole or (dot and option and all(roles))):
+    place, _, listed = text.partition("=")
+    whole = {"rates": "lr", "warmup": "warmup"}.get(place.strip())
+    try:
+        roles, option, listed = ((), whole, listed) if whole else parse_setting(text)
+        texts = [value.strip() for value in listed.split(",")]
+        if not all(texts):
+            raise ValueError("a value is missing")
+    except ValueError:
         raise ValueError(
             f"cannot read the sweep {text!r}; write ROLE.OPTION=VALUE,VALUE, as in hidden.lr=0.003,0.01,0.03, "
             "or rates=0.5,1,2, or warmup=0,10"
-        )
-    values = tuple(dict.fromkeys(_value(value) for value in texts))
-    return Axis((), whole, values) if whole else Axis(roles, option, values)
+        ) from None
+    return Axis(roles, option, tuple(dict.fromkeys(_value(value) for value in texts)))
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,5 @@ def _is_number(value: Plain) -> bool:
 
 
 def _value(text: str) -> Plain:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
+    value = parse_value(text)
     return value if value is None or isinstance(value, bool | int | float | str) else text

@@ -276,6 +276,32 @@ class RunSpec:
         return cls.from_dict(json.loads(text))
 
 
+def parse_setting(text: str) -> tuple[tuple[str, ...], str, str]:
+    """An option of some roles as it is written on the command line: the roles, the option, and the text of its value.
+
+    Raises:
+        ValueError: anything else.
+
+    Example:
+        >>> parse_setting("embedding+head.lr=0.1")
+        (('embedding', 'head'), 'lr', '0.1')
+    """
+    place, equals, value = (part.strip() for part in text.partition("="))
+    names, dot, option = place.rpartition(".")
+    roles = tuple(name.strip() for name in names.split("+"))
+    if not (equals and dot and option and value and all(roles)):
+        raise ValueError(f"cannot read {text!r}; write ROLE.OPTION=VALUE, as in hidden.lr=0.005 or head.momentum=0.5")
+    return roles, option, value
+
+
+def parse_value(text: str) -> Any:
+    """A value as it is written on the command line: JSON, else a bare word."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _rebuild(_objective: ObjectiveSpec, data: Mapping[str, Any]) -> RunSpec:
     return RunSpec.from_dict(data)
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from polargrad.linalg.registry import Registry
 
 if TYPE_CHECKING:
-    from polargrad.lab.studies.study import StageProgress, StudyResult
+    from polargrad.lab.studies.study import StudyResult
 
 __all__ = ["STUDIES", "Study"]
-
-
-class RunStudy(Protocol):
-    """Writes a new folder of records, figures and a page."""
-
-    def __call__(self, out: str | Path, *, seed: int = 42, progress: StageProgress = ...) -> StudyResult: ...
 
 
 @dataclass(frozen=True)
@@ -26,31 +21,24 @@ class Study:
 
     Args:
         description: one line for people.
-        run: does it.
+        where: module and function, "MODULE:FUNCTION", that does it: writes a new folder of records, figures and a page.
     """
 
     description: str
-    run: RunStudy
+    where: str
+
+    def run(self, out: str | Path, **options: Any) -> StudyResult:
+        """Do the study; the function's docstring tells its options, and what it raises."""
+        module, _, function = self.where.partition(":")
+        return getattr(importlib.import_module(module), function)(out, **options)
 
 
-def _theory(out: str | Path, **options: Any) -> StudyResult:
-    from polargrad.lab.studies.theory.study import theory
-
-    return theory(out, **options)
-
-
-def _preconditioning(out: str | Path, **options: Any) -> StudyResult:
-    from polargrad.lab.studies.preconditioning.study import preconditioning
-
-    return preconditioning(out, **options)
-
-
-STUDIES: Mapping[str, Study] = MappingProxyType(
-    {
-        "theory": Study("The theorems, checked on random strongly convex quadratics with known constants.", _theory),
-        "preconditioning": Study(
-            "The unifying view: which norm, which preconditioner, which condition number, measured on a regression.",
-            _preconditioning,
-        ),
-    }
+STUDIES: Registry[Study] = Registry("study")
+STUDIES["theory"] = Study(
+    "The theorems, checked on random strongly convex quadratics with known constants.",
+    f"{__name__}.theory.study:theory",
+)
+STUDIES["preconditioning"] = Study(
+    "The unifying view: which norm, which preconditioner, which condition number, measured on a regression.",
+    f"{__name__}.preconditioning.study:preconditioning",
 )

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from polargrad.lab.report.figures import INK, LIGHT, MUTED, Figure, line_style, style, titled_canvas
 from polargrad.lab.report.page import UNKNOWN, Section, Table
 from polargrad.lab.studies.study import table_of
 from polargrad.lab.studies.theory.levels import log_slope
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
 __all__ = ["figures", "of_kind", "ratios_of", "sections", "tightest"]
 
@@ -214,134 +210,132 @@ def figures(records: Records) -> dict[str, Figure]:
         }
 
 
-def _panels(title: str, count: int = 1, width: float = 5.6) -> tuple[Canvas, list[Axes]]:
-    canvas = titled_canvas(title, (width if count == 1 else 8.2, 3.9))
-    return canvas, [canvas.add_subplot(1, count, i + 1) for i in range(count)]
+_BOUND: dict[str, Any] = {"color": INK, "linewidth": 1.0, "linestyle": (0, (4, 2))}
+_LEVEL: dict[str, Any] = {"color": MUTED, "linewidth": 1.0, "linestyle": (0, (1, 1.5))}
+
+# x, y, label in the legend, and look.
+_Line = tuple[Sequence[float], Sequence[float], str | None, Mapping[str, Any]]
 
 
-def _log_log(axes: Axes, xlabel: str, ylabel: str) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+class _Panel(NamedTuple):
+    """Lines over one pair of axes, both logarithmic unless `scales` says otherwise; `level` is a dotted line across."""
+
+    xlabel: str
+    ylabel: str
+    lines: Sequence[_Line]
+    scales: tuple[str, str] = ("log", "log")
+    level: float | None = None
 
 
-def _legend(canvas: Canvas, axes: Axes, columns: int) -> None:
-    canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=columns, fontsize=8)
+def _figure(key: str, title: str, heading: str, panels: Sequence[_Panel], columns: int) -> Figure:
+    """Panels side by side, with the legend of the first below them."""
+    canvas = titled_canvas(heading, (5.6 if len(panels) == 1 else 8.2, 3.9))
+    for number, panel in enumerate(panels, start=1):
+        axes = canvas.add_subplot(1, len(panels), number)
+        for x, y, label, look in panel.lines:
+            axes.plot(x, y, label=label, **look)
+        if panel.level is not None:
+            axes.axhline(panel.level, **_LEVEL)
+        axes.set(xscale=panel.scales[0], yscale=panel.scales[1], xlabel=panel.xlabel, ylabel=panel.ylabel)
+    handles = canvas.axes[0].get_legend_handles_labels()
+    canvas.legend(*handles, loc="outside lower left", ncols=columns, fontsize=8)
+    return Figure(key, title, canvas)
 
 
 def _descent(records: Records) -> Figure:
-    canvas, (axes,) = _panels("PolarGrad with step 1/(L r): the gap (solid) and its bound (dotted)")
     whole = [record for record in records if "gaps" in record and len(record["gaps"]) > 10]
-    shown = sorted(whole, key=lambda record: record["kappa"])[:5]
-    for index, record in enumerate(shown):
-        m, n = record["shape"]
+    lines: list[_Line] = []
+    for index, record in enumerate(sorted(whole, key=lambda record: record["kappa"])[:5]):
+        (m, n), gaps, bounds = record["shape"], record["gaps"], record["bounds"]
         label = f"{record['family']} {m}×{n}, κ {record['kappa']:.3g}"
-        style_of = {**line_style(index), "markevery": max(len(record["gaps"]) // 8, 1)}
-        axes.plot([max(gap, 1e-18) for gap in record["gaps"]], label=label, **{**style_of, "linestyle": "-"})
-        axes.plot(record["bounds"], color=LIGHT[index % len(LIGHT)], linestyle=(0, (1, 1.5)), linewidth=1.1)
-    axes.set_yscale("log")
-    axes.set_ylim(1e-14, 3.0)
-    axes.set_xlabel("steps")
-    axes.set_ylabel("gap over first gap")
-    _legend(canvas, axes, 2)
-    return Figure("descent", "Gap of PolarGrad against its bound on five quadratics", canvas)
+        look = {**line_style(index), "linestyle": "-", "markevery": max(len(gaps) // 8, 1)}
+        lines.append((range(len(gaps)), [max(gap, 1e-18) for gap in gaps], label, look))
+        lines.append((range(len(bounds)), bounds, None, {**_LEVEL, "color": LIGHT[index % len(LIGHT)]}))
+    heading = "PolarGrad with step 1/(L r): the gap (solid) and its bound (dotted)"
+    panel = _Panel("steps", "gap over first gap", lines, scales=("linear", "log"))
+    figure = _figure("descent", "Gap of PolarGrad against its bound on five quadratics", heading, [panel], 2)
+    figure.canvas.axes[0].set_ylim(1e-14, 3.0)
+    return figure
 
 
 def _rates(records: Records) -> Figure:
-    canvas, (axes,) = _panels("Measured against guaranteed: every quadratic above the line")
-    kinds = (("exact", "exact factor", "o", LIGHT[0]), (None, "inexact factor", "^", LIGHT[1]))
-    for claim, label, marker, color in kinds:
-        points = [
-            (1.0 - record["guaranteed_rate"], 1.0 - record["measured_rate"])
-            for record in records
-            if (record["claim"] == "exact") == (claim == "exact") and record["measured_rate"] is not None
-        ]
-        if points:
-            axes.plot(
-                *zip(*points, strict=True),
-                linestyle="none",
-                marker=marker,
-                color=color,
-                alpha=0.6,
-                markersize=4,
-                label=label,
-            )
-    axes.axline((1e-4, 1e-4), (1e-2, 1e-2), color=INK, linewidth=1.0, linestyle=(0, (4, 2)))
+    points: dict[str, list[tuple[float, float]]] = {"exact factor": [], "inexact factor": []}
+    for record in records:
+        if record["measured_rate"] is not None:
+            kind = "exact factor" if record["claim"] == "exact" else "inexact factor"
+            points[kind].append((1.0 - record["guaranteed_rate"], 1.0 - record["measured_rate"]))
+    lines = [
+        (*zip(*at, strict=True), kind, {"linestyle": "none", "marker": marker, "color": color, "alpha": 0.6})
+        for (kind, at), marker, color in zip(points.items(), "o^", LIGHT, strict=False)
+        if at
+    ]
+    panel = _Panel("guaranteed decrease per step, 1 − rate", "measured decrease per step", lines)
+    heading = "Measured against guaranteed: every quadratic above the line"
+    figure = _figure("rates", "Measured against guaranteed decrease per step of every quadratic", heading, [panel], 2)
+    (axes,) = figure.canvas.axes
+    axes.axline((1e-4, 1e-4), (1e-2, 1e-2), **_BOUND)
     axes.annotate("bound", (2.4e-3, 1.6e-3), color=INK, fontsize=8, va="top", ha="left")
-    _log_log(axes, "guaranteed decrease per step, 1 − rate", "measured decrease per step")
-    _legend(canvas, axes, 2)
-    return Figure("rates", "Measured against guaranteed decrease per step of every quadratic", canvas)
+    return figure
 
 
 def _oracles(records: Records) -> Figure:
-    canvas, panels = _panels("Stopped early: the error of each polar method, and the rate it leaves", 2)
+    errors: list[_Line] = []
+    kept: list[_Line] = []
     limited = [record for record in records if record["max_steps"] is not None]
     for index, method in enumerate(dict.fromkeys(record["method"] for record in limited)):
         stopped = [record for record in limited if record["method"] == method]
         steps = [record["max_steps"] for record in stopped]
-        panels[0].plot(steps, [max(abs(record["eps"]), 1e-16) for record in stopped], label=method, **line_style(index))
-        panels[1].plot(steps, [record["kept"] for record in stopped], label=method, **line_style(index))
-    panels[0].set_yscale("log")
-    panels[0].set_ylabel("|ε|, error of ⟨G, Ũ⟩ as nuclear norm")
-    panels[1].set_ylabel("(1−ε)²/(1+δ)², share of the exact rate kept")
-    panels[1].axhline(1.0, color=MUTED, linewidth=1.0, linestyle=(0, (1, 1.5)))
-    for axes in panels:
-        axes.set_xlabel("steps of the polar method")
-    _legend(canvas, panels[0], 4)
-    return Figure("oracles", "Error of each polar method by step count, and its cost in the rate", canvas)
+        errors.append((steps, [max(abs(record["eps"]), 1e-16) for record in stopped], method, line_style(index)))
+        kept.append((steps, [record["kept"] for record in stopped], method, line_style(index)))
+    xlabel, share = "steps of the polar method", "(1−ε)²/(1+δ)², share of the exact rate kept"
+    panels = [
+        _Panel(xlabel, "|ε|, error of ⟨G, Ũ⟩ as nuclear norm", errors, ("linear", "log")),
+        _Panel(xlabel, share, kept, ("linear", "linear"), level=1.0),
+    ]
+    heading = "Stopped early: the error of each polar method, and the rate it leaves"
+    return _figure("oracles", "Error of each polar method by step count, and its cost in the rate", heading, panels, 4)
 
 
 def _plateau(records: Records) -> Figure:
-    canvas, (axes,) = _panels("Matrix sign descent stalls at a level ∝ γ²")
+    lines: list[_Line] = []
     for index, record in enumerate(records):
         m, n = record["shape"]
-        first, scale = record["steps"][0], record["bounds"][0]
-        x = [gamma / first for gamma in record["steps"]]
-        axes.plot(
-            x,
-            [level / scale for level in record["levels"]],
-            label=f"{m}×{n}, κ {record['kappa']:.3g}",
-            **line_style(index),
-        )
-    axes.plot([1e-3, 1.0], [1e-6, 1.0], color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label="bound")
-    _log_log(axes, "step γ over the largest", "level over the bound at the largest step")
-    _legend(canvas, axes, 4)
-    return Figure("plateau", "Level at which sign descent stalls, against its step", canvas)
+        x = [gamma / record["steps"][0] for gamma in record["steps"]]
+        y = [level / record["bounds"][0] for level in record["levels"]]
+        lines.append((x, y, f"{m}×{n}, κ {record['kappa']:.3g}", line_style(index)))
+    lines.append(([1e-3, 1.0], [1e-6, 1.0], "bound", _BOUND))
+    panel = _Panel("step γ over the largest", "level over the bound at the largest step", lines)
+    heading = "Matrix sign descent stalls at a level ∝ γ²"
+    return _figure("plateau", "Level at which sign descent stalls, against its step", heading, [panel], 4)
 
 
 def _consistency(records: Records) -> Figure:
-    canvas, (axes,) = _panels("Does the update vanish with the gradient?")
     shown = [record for name in _RESPONDING for record in records if record["optimizer"] == name]
+    lines: list[_Line] = []
     for index, record in enumerate(shown):
-        largest = record["update_norms"][0]
-        axes.plot(
-            record["gradient_norms"],
-            [norm / largest for norm in record["update_norms"]],
-            label=record["optimizer"],
-            **{**line_style(index), "markevery": (index % 3, 3)},
-        )
-    _log_log(axes, "norm of the gradient", "norm of the update, over its first")
-    _legend(canvas, axes, 3)
-    return Figure("consistency", "Update norm against gradient norm over twelve decades", canvas)
+        y = [norm / record["update_norms"][0] for norm in record["update_norms"]]
+        look = {**line_style(index), "markevery": (index % 3, 3)}
+        lines.append((record["gradient_norms"], y, record["optimizer"], look))
+    panel = _Panel("norm of the gradient", "norm of the update, over its first", lines)
+    heading = "Does the update vanish with the gradient?"
+    return _figure("consistency", "Update norm against gradient norm over twelve decades", heading, [panel], 3)
 
 
 def _noise(records: Records, bias: Records) -> Figure:
-    canvas, panels = _panels("PolarSGD's noise floor", 2)
     by_step = [record for record in records if record["against"] == "step"]
+    against_step: list[_Line] = []
+    against_variance: list[_Line] = []
     for index, record in enumerate(by_step):
-        label = f"{record['optimizer']}, {record['noise']} noise"
-        panels[0].plot(record["steps"], record["levels"], label=label, **line_style(index))
+        label, look = f"{record['optimizer']}, {record['noise']} noise", line_style(index)
+        against_step.append((record["steps"], record["levels"], label, look))
+        same = {key: record[key] for key in ("noise", "optimizer")}
+        for other in of_kind(records, "noise", against="variance", **same):
+            against_variance.append((other["variances"], other["levels"], None, look))
     bounded = next(record for record in by_step if record["optimizer"] == "PolarSGD")
-    panels[0].plot(
-        bounded["steps"], bounded["bounds"], color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label="bound for PolarSGD"
-    )
-    panels[0].axhline(bias[0]["predicted"], color=MUTED, linewidth=1.0, linestyle=(0, (1, 1.5)))
-    for index, record in enumerate(by_step):
-        for same in records:
-            if same["against"] == "variance" and all(same[key] == record[key] for key in ("noise", "optimizer")):
-                panels[1].plot(same["variances"], same["levels"], **line_style(index))
-    for axes, xlabel in zip(panels, ("step γ, at σ² = 1", "variance σ², at the largest step"), strict=True):
-        _log_log(axes, xlabel, "mean gap in the long run")
-    _legend(canvas, panels[0], 3)
-    return Figure("noise", "Floor of PolarSGD against step and variance", canvas)
+    against_step.append((bounded["steps"], bounded["bounds"], "bound for PolarSGD", _BOUND))
+    ylabel = "mean gap in the long run"
+    panels = [
+        _Panel("step γ, at σ² = 1", ylabel, against_step, level=bias[0]["predicted"]),
+        _Panel("variance σ², at the largest step", ylabel, against_variance),
+    ]
+    return _figure("noise", "Floor of PolarSGD against step and variance", "PolarSGD's noise floor", panels, 3)
