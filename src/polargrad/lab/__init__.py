@@ -1,6 +1,6 @@
 """The laboratory: language models, matrix problems and studies on one training loop, with records and reports.
 
-A run is a frozen spec; its folder holds what is needed to read it again; reports read folders alone.
+A run is a frozen spec; its folder holds all that is needed to read it again, and reports are made from folders alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A pre-training run as it is asked for, by a launch file (TOML) and by flags, and the spec that it comes to.
+"""A pre-training run as a launch file (TOML) and flags describe it, and the spec that follows from them.
 
 Each dataclass here is a table of a launch file and a group of flags. What a spec itself holds is declared there
-(`polargrad.lab.run.spec`) and inherited here; declared here is what leads to a spec, such as a model's name.
+(`polargrad.lab.run.spec`) and inherited here; this file declares only what leads to a spec, such as a model's name.
 """
 
 from __future__ import annotations

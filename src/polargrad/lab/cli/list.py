@@ -20,7 +20,7 @@ class List:
     """
 
     def __call__(self) -> None:
-        """Print a table of each, and by which command they run."""
+        """Print a table of each kind, and the commands that run it."""
         specs = [spec_of(name) for name in RECIPES]
         roles = ", ".join(specs[0].learning_rates)
         _section(

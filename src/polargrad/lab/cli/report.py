@@ -51,7 +51,7 @@ class Report(Options):
 
 
 def narrated() -> dict[str, Any]:
-    """Options with which a comparison tells on stderr how far it has come."""
+    """Options by which a comparison reports its progress on stderr."""
     from polargrad.lab.train import terminal_progress
 
     return {"progress": terminal_progress, "report": terminal.tell}

@@ -1,4 +1,4 @@
-"""How commands write: tables and sentences on stdout, where results go on stderr."""
+"""Output of commands: tables and sentences on stdout; the folder of results and progress on stderr."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def rates(spec: RunSpec) -> str:
 
 
 def dated(name: str, folder: Path = Path("runs"), ending: str = "") -> Path:
-    """Where results go if nobody says."""
+    """The default place of results."""
     return folder / f"{name}-{datetime.now():%Y%m%d-%H%M%S}{ending}"
 
 
 def new_folder(out: Path | None, name: str) -> Path:
-    """The folder of results, by default a dated one, said on stderr before the work begins.
+    """The folder of results, by default a dated one; its name is printed on stderr before the work begins.
 
     Raises:
         FileExistsError: if it exists.

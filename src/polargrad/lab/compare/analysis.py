@@ -21,7 +21,7 @@ BASELINE_RECIPE = "adamw"
 
 
 class Reach(NamedTuple):
-    """Where a curve first came down to a target: steps, in general no integer, and seconds of a run's own time."""
+    """The point where a curve first reaches a target: steps (not always an integer) and seconds of the run's own time."""
 
     step: float
     seconds: float

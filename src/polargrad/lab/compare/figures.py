@@ -84,7 +84,7 @@ def figures(grid: Grid) -> list[Figure]:
 
 
 def _rises(cell: Replicates) -> Sequence[float]:
-    """Of runs that came to their end: one that diverged rises without bound."""
+    """The rises of a cell, none if all of its runs diverged: theirs have no bound."""
     return () if cell.diverged == len(cell.runs) else cell.rise.values
 
 

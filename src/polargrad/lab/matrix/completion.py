@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from polargrad.lab.matrix.configurations import STOPPED_EARLY, Configuration, Experiment, configurations
-from polargrad.lab.matrix.problem import (
-    Matrices,
-    Problem,
-    check_rank,
-    check_shapes,
-    check_sizes,
-    generator,
-    register,
-    uniform,
-)
+from polargrad.lab.matrix.factorization import Factorization
+from polargrad.lab.matrix.problem import Matrices, check_rank, check_sizes, generator, register, uniform
 from polargrad.linalg.bounds import spectral_norm
 
 
@@ -44,7 +35,7 @@ def _configurations(max_steps: int | None, polargrad: float) -> tuple[Configurat
 
 
 @register
-class MatrixCompletion(Problem):
+class MatrixCompletion(Factorization):
     """f(X, Y) = ||mask * (X Y^T - M)||_F^2 / sum(mask), not convex.
 
     grad_X f = 2/sum(mask) (mask * (X Y^T - M)) Y, and alike for Y.
@@ -72,7 +63,6 @@ class MatrixCompletion(Problem):
     """
 
     kind: ClassVar[str] = "completion"
-    matrices: ClassVar[tuple[str, ...]] = ("X", "Y")
     metric_label: ClassVar[str] = "mean squared error of observed entries"
     small: ClassVar = {"rows": 60, "columns": 40, "rank": 2, "observed": 0.5}
     experiment: ClassVar = Experiment(
@@ -93,20 +83,15 @@ class MatrixCompletion(Problem):
     def __init__(
         self, M: Tensor, mask: Tensor, X: Tensor, Y: Tensor, *, held_out: Tensor | None = None, exact: bool = False
     ) -> None:
-        super().__init__({"X": X, "Y": Y})
         seen = _check_mask("mask", mask, M)
         if held_out is not None:
             seen = seen | _check_mask("held_out", held_out, M)
             if both := int((mask & held_out).sum()):
                 raise ValueError(f"{both} entries are both observed and held out; remove them from one of the masks")
-        M = torch.where(seen, M, 0.0)
-        check_shapes(M=(M, "p q"), X=(X, "p r"), Y=(Y, "q r"))
-        check_rank(X.shape[1], *M.shape)
-        self.M = M
+        super().__init__(torch.where(seen, M, 0.0), X, Y, exact=exact)
         self.mask = mask.to(M.dtype)
         self.held_out = held_out
         self.observed = int(mask.sum())
-        self._minimum = 0.0 if exact else None
 
     @classmethod
     def draw(cls, seed: int, *, rows: int = 500, columns: int = 250, rank: int = 5, observed: float = 0.3) -> Self:
@@ -154,12 +139,7 @@ class MatrixCompletion(Problem):
 
     def residual(self, point: Matrices) -> Tensor:
         """The error on observed entries, mask * (X Y^T - M), (p, q)."""
-        return self.mask * torch.addmm(self.M, point["X"], point["Y"].mT, beta=-1.0)
-
-    @cached_property
-    def minimum(self) -> float | None:
-        """0 if a fit without error exists, else unknown."""
-        return self._minimum
+        return self.mask * super().residual(point)
 
     def metrics(self, point: Matrices) -> dict[str, float]:
         """`held_out_rmse`, the root mean squared error over the held-out entries."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,19 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polargrad.lab.matrix.configurations import tuned
-from polargrad.lab.matrix.problem import (
-    Matrices,
-    Problem,
-    check_rank,
-    check_shapes,
-    check_sizes,
-    generator,
-    register,
-)
+from polargrad.lab.matrix.factorization import Factorization
+from polargrad.lab.matrix.problem import Matrices, check_rank, check_sizes, generator, register
 
 
 @register
-class NonnegativeFactorization(Problem):
+class NonnegativeFactorization(Factorization):
     """f(X, Y) = ||X Y^T - M||_F^2 / (p q) with X, Y >= 0, not convex; `project` clamps X and Y at 0 after each step.
 
     Args:
@@ -43,7 +35,6 @@ class NonnegativeFactorization(Problem):
     """
 
     kind: ClassVar[str] = "nonnegative"
-    matrices: ClassVar[tuple[str, ...]] = ("X", "Y")
     metric_label: ClassVar[str] = "mean squared error"
     constrained: ClassVar[bool] = True
     small: ClassVar = {"rows": 30, "columns": 20, "rank": 3}
@@ -64,14 +55,10 @@ class NonnegativeFactorization(Problem):
     )
 
     def __init__(self, M: Tensor, X: Tensor, Y: Tensor, *, exact: bool = False) -> None:
-        check_shapes(M=(M, "p q"), X=(X, "p r"), Y=(Y, "q r"))
-        super().__init__({"X": X, "Y": Y})
-        check_rank(X.shape[1], *M.shape)
+        super().__init__(M, X, Y, exact=exact)
         for name, value in {"M": M, **(self.start if self.constrained else {})}.items():
             if bool((value < 0).any()):
                 raise ValueError(f"{name} has negative entries, so that no nonnegative factors fit it; remove them")
-        self.M = M
-        self._minimum = 0.0 if exact else None
 
     @classmethod
     def draw(cls, seed: int, *, rows: int = 200, columns: int = 100, rank: int = 10) -> Self:
@@ -99,9 +86,8 @@ class NonnegativeFactorization(Problem):
         return self.residual(point).square().mean()
 
     def residual(self, point: Matrices) -> Tensor:
-        """X Y^T - M, (p, q)."""
-        factors = self.factors(point)
-        return torch.addmm(self.M, factors["X"], factors["Y"].mT, beta=-1.0)
+        """X Y^T - M, (p, q), of the nonnegative factors."""
+        return super().residual(self.factors(point))
 
     def multiplicative_direction(self, name: str, G: Tensor, point: Matrices) -> Tensor:
         """The gradient G entry by entry times X / P, with P = 2/(p q) X Y^T Y its nonnegative part; Y alike."""
@@ -111,11 +97,6 @@ class NonnegativeFactorization(Problem):
         other = point["Y" if name == "X" else "X"].detach()
         P = (2.0 / self.M.numel()) * (this @ (other.mT @ other))
         return this / P.clamp_min(torch.finfo(P.dtype).tiny) * G
-
-    @cached_property
-    def minimum(self) -> float | None:
-        """0 if a fit without error exists, else unknown."""
-        return self._minimum
 
     def project(self, parameters: Matrices) -> None:
         """Clamp at 0."""

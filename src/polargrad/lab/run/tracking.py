@@ -38,13 +38,13 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 @contextmanager
 def watching(spec: RunSpec, path: Path, *, board: bool, track: str) -> Iterator[Record | None]:
-    """What is given every record of a run besides its folder; None if nothing is.
+    """A function that passes every record of a run on to TensorBoard and a tracker; None if neither is asked for.
 
     Args:
         spec: the run.
         path: its folder.
-        board: whether TensorBoard is.
-        track: the tracker that is, or "none".
+        board: whether TensorBoard gets the records.
+        track: the tracker that gets them, or "none".
     """
     with ExitStack() as stack:
         watchers = [stack.enter_context(tensorboard(path / BOARD))] if board else []

@@ -119,7 +119,7 @@ class _Pool:
 
 
 class _Worker:
-    """A process that makes runs, seen from outside of it. It ends when the connection is closed."""
+    """A process that makes runs, as its parent sees it. It ends when the connection is closed."""
 
     def __init__(self, context: SpawnContext, path: Path, threads: int) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""A study: a command that measures many small things rather than one run, and writes a folder that reads like one.
+"""A study: a command that measures many small things rather than one run, and writes a folder like a run's.
 
 DIR/study.json  environment.json  records.jsonl  summary.json  figures/  report.html
 """

@@ -109,7 +109,7 @@ class Descent:
 
     Args:
         quadratic: what was minimized.
-        oracle: what answered.
+        oracle: the polar method, with its claim.
         steps: every step taken while the gap was above the floor of rounding.
         final: the gap after the last step.
     """
