@@ -256,7 +256,7 @@ def estimate(
 
 
 def _passes(model: LanguageModel, module: nn.Module, tokens: float) -> Operations:
-    """Operations of forward and backward pass over so many tokens."""
+    """Operations of forward and backward pass over this many tokens."""
     sizes, role_of = {name: p.numel() for name, p in module.named_parameters()}, roles(module)
     lookups = sum(size for name, size in sizes.items() if role_of[name] in ("position", "embedding"))
     experts = sum(size for name, size in sizes.items() if role_of[name] == "expert")
@@ -420,7 +420,7 @@ def _work(view: MatrixView, one: PolarParameter) -> Operations:
 
 
 def steps_within(spec: RunSpec, minutes: float) -> int:
-    """Steps of forward, backward and optimizer that a run takes in so many minutes, measured on its first few.
+    """Steps of forward, backward and optimizer that a run takes in the given minutes, measured on its first few.
 
     Args:
         spec: the run; its own number of steps and its schedule do not matter.

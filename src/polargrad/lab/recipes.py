@@ -51,7 +51,7 @@ class Recipe:
     optimizer: Optimizer
 
     def __call__(self, *, steps: int | None = None, seed: int = 42) -> RunSpec:
-        """The spec of a run of so many steps (150 by default) from a seed."""
+        """The spec of a run of this many steps (150 by default) from a seed."""
         total = STEPS if steps is None else steps
         return RunSpec(
             name=self.name,

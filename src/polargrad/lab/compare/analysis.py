@@ -21,7 +21,7 @@ BASELINE_RECIPE = "adamw"
 
 
 class Reach(NamedTuple):
-    """The point where a curve first reaches a target: steps (not always an integer) and seconds of the run's own time."""
+    """The point where a curve first reaches a target: steps, not always an integer, and seconds of the run's time."""
 
     step: float
     seconds: float

@@ -45,14 +45,14 @@ class Axis:
 
     @property
     def label(self) -> str:
-        """As it is written: "rates", "warmup", or as in "embedding+head.lr"."""
+        """The axis as it is written: "rates", "warmup", or as in "embedding+head.lr"."""
         if self.roles:
             return f"{'+'.join(self.roles)}.{self.option}"
         return "rates" if self.option == "lr" else self.option
 
     @property
     def title(self) -> str:
-        """In words, as in "learning rate of embedding, head"."""
+        """The axis in words, as in "learning rate of embedding, head"."""
         if self.roles:
             return f"{'learning rate' if self.is_rate else self.option} of {', '.join(self.roles)}"
         return "learning rates" if self.is_rate else "length of the warm-up"

@@ -124,7 +124,7 @@ class LanguageModelObjective:
         return {"val_loss": float(total) / len(self._evaluation_starts)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Position in the data, as plain data."""
+        """The position in the data, as plain values."""
         return self.batches.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

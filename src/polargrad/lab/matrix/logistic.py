@@ -108,7 +108,7 @@ class MatrixLogistic(Problem):
 
     @classmethod
     def expected_curvature(cls, sizes: Any) -> tuple[float, int]:
-        """Of normal A and B, for the sum over a batch, in units of 1/4."""
+        """L and r expected of normal A and B, for the sum over a batch; four times the bound of softplus."""
         return normal_curvature(sizes.batch, sizes)
 
     def value(self, point: Matrices) -> Tensor:

@@ -51,7 +51,7 @@ class PictureCompletion(MatrixCompletion):
 
     @classmethod
     def expected_curvature(cls, sizes: Any) -> tuple[float, int]:
-        """That of seed 0."""
+        """L and r of the problem drawn from seed 0."""
         return cls.draw(0, **vars(sizes)).balanced_smoothness, sizes.rank
 
 

@@ -95,7 +95,7 @@ class MatrixQuadratic(Problem):
 
     @classmethod
     def expected_curvature(cls, sizes: Any) -> tuple[float, int]:
-        """Of normal A and B."""
+        """L and r expected of normal A and B."""
         return normal_curvature(sizes.rows, sizes)
 
     def value(self, point: Matrices) -> Tensor:

@@ -63,7 +63,7 @@ class RatingsCompletion(MatrixCompletion):
 
     @classmethod
     def expected_curvature(cls, sizes: Any) -> tuple[float, int]:
-        """That of seed 0."""
+        """L and r of the problem drawn from seed 0."""
         return cls.draw(0, **vars(sizes)).balanced_smoothness, sizes.rank
 
 

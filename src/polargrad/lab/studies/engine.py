@@ -93,7 +93,7 @@ class MatrixBatch:
 
     @property
     def name(self) -> str:
-        """The shape as it is parsed."""
+        """The shape as text, such as "12x768x768"."""
         return "x".join(map(str, self.shape))
 
     def matrices(self, seed: int = 0) -> Tensor:

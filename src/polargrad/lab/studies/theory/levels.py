@@ -41,7 +41,7 @@ class Levels:
     errors: list[float] = field(default_factory=list)
 
     def add(self, step: float, level: float, bound: float, variance: float = 0.0, error: float = 0.0) -> None:
-        """One more step size."""
+        """Add what one more step size led to."""
         for column, value in (
             (self.steps, step),
             (self.levels, level),

@@ -45,7 +45,7 @@ def of_kind(records: Records, kind: str, **equal: Any) -> list[Mapping[str, Any]
 
 
 def ratios_of(record: Mapping[str, Any], bounds: str) -> list[float]:
-    """The measured levels over the bounds of this name."""
+    """Ratios of the measured levels to the bounds that a record holds under this name."""
     return [level / bound for level, bound in zip(record["levels"], record[bounds], strict=True)]
 
 
