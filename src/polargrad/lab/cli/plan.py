@@ -47,10 +47,10 @@ class Plan(Options):
     mesh: str = option(dataclasses.MISSING, metavar="DxSxT")
     optimizer: str = "muon+polargrad"
     tokens: int = 16384
-    half: float = option(_MACHINE.half, metavar="FLOP/S", above=0)
-    single: float = option(_MACHINE.single, metavar="FLOP/S", above=0)
-    bandwidth: float = option(_MACHINE.bandwidth, metavar="BYTE/S", above=0)
-    latency: float = option(_MACHINE.latency, metavar="S", least=0)
+    half: float = option(_MACHINE.half, metavar="FLOP/S")
+    single: float = option(_MACHINE.single, metavar="FLOP/S")
+    bandwidth: float = option(_MACHINE.bandwidth, metavar="BYTE/S")
+    latency: float = option(_MACHINE.latency, metavar="S")
     full: bool = False
 
     def __call__(self) -> None:
