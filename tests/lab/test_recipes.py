@@ -41,7 +41,7 @@ print(spec_of("sign+adamw", steps=4).to_json())
 
 
 def test_a_name_that_is_taken_is_refused():
-    with pytest.raises(ValueError, match="there is a recipe 'adamw' already"):
+    with pytest.raises(ValueError, match="the recipe 'adamw' is taken"):
         register("adamw", "Another.", recipes.by_role(*recipes.tables()))
 
 

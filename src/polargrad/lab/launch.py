@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 
 import torch
 
+from polargrad.distributed.cost import Machine
 from polargrad.lab.lm.models import Architecture, architecture
 from polargrad.lab.options import (
     Options,
@@ -194,8 +195,8 @@ class RunOptions(Options):
     out: Path | None = option(None, used=Used("resume", unless=True, why="a resumed run stays in its folder"))
     dry_run: bool = False
     devices: int = option(1, used=_DRY)
-    tflops: float = option(400.0, above=0, used=_DRY)
-    optimizer_tflops: float = option(40.0, above=0, used=_DRY)
+    tflops: float = option(Machine.half / 1e12, above=0, used=_DRY)
+    optimizer_tflops: float = option(Machine.single / 1e12, above=0, used=_DRY)
 
 
 @dataclass(frozen=True)

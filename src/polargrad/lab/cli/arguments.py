@@ -31,7 +31,7 @@ _METAVARS = {int: "N", float: "X", str: "NAME", Path: "DIR"}
 
 @dataclasses.dataclass(frozen=True)
 class Parallelism(Options):
-    """Options of several processes: torchrun --nproc-per-node 2 -m polargrad run NAME --parallel ddp.
+    """Several processes, started as torchrun --nproc-per-node 2 -m polargrad run NAME --parallel ddp.
 
     Args:
         parallel: how a language model is divided: copies, shards, both, or tensor parallelism

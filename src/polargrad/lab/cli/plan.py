@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from polargrad.distributed.cost import Machine
 from polargrad.lab.cli import terminal
@@ -16,7 +16,6 @@ from polargrad.lab.train.parallel import parse_mesh
 
 __all__ = ["Plan"]
 
-_MACHINE = Machine()
 _COLUMNS = ("parameters", "shape", "role", "strategy", "operations", "sent a rank", "busiest", "workspace")
 
 
@@ -36,10 +35,6 @@ class Plan(Options):
         mesh: copies x shards x tensor-parallel ranks, such as 16x64x1
         optimizer: recipe of the optimizer: adamw, muon+adamw, polargrad, ...; see `polargrad list`
         tokens: tokens that a data-parallel rank sees in a step; tensor-parallel ranks share them
-        half: rate of bfloat16 products that a rank reaches
-        single: rate of float32 and float64 products that a rank reaches
-        bandwidth: rate at which a rank sends
-        latency: time until a collective starts to move bytes
         full: print a line for every parameter
     """
 
@@ -47,19 +42,15 @@ class Plan(Options):
     mesh: str = option(dataclasses.MISSING, metavar="DxSxT")
     optimizer: str = "muon+polargrad"
     tokens: int = 16384
-    half: float = option(_MACHINE.half, metavar="FLOP/S")
-    single: float = option(_MACHINE.single, metavar="FLOP/S")
-    bandwidth: float = option(_MACHINE.bandwidth, metavar="BYTE/S")
-    latency: float = option(_MACHINE.latency, metavar="S")
     full: bool = False
+    machine: Machine = field(default_factory=Machine)
 
     def __call__(self) -> None:
         """Print the table and what it adds up to."""
-        machine = Machine(self.half, self.single, self.bandwidth, self.latency)
         sizes = dataclasses.asdict(architecture(self.model))
         model = LanguageModel(**sizes, precision="bfloat16-mixed")
         mesh, optimizer = parse_mesh(self.mesh), recipe(self.optimizer).optimizer
-        found = estimate(model, optimizer, mesh, machine, tokens=self.tokens)
+        found = estimate(model, optimizer, mesh, self.machine, tokens=self.tokens)
         if found.unpriced is not None:
             raise ValueError(f"the operations of {found.unpriced}, which another library steps, are not known")
         terminal.print_table(_COLUMNS, [row for costs in _groups(found) for row in _rows(costs, full=self.full)])

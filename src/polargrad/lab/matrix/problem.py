@@ -219,8 +219,13 @@ class ProblemSpec:
 
     kind: str
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    metric: str = field(init=False, repr=False, compare=False)
+    metric_label: str = field(init=False, repr=False, compare=False)
+    metric_unit: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name in ("metric", "metric_label", "metric_unit"):  # of the evaluated number that should fall
+            object.__setattr__(self, name, getattr(self.problem, name))
         defaults = settings_of(self.problem)
         if unknown := [name for name in self.settings if name not in defaults]:
             raise unknown_name(f"setting of {self.kind}", unknown[0], defaults)
@@ -238,21 +243,6 @@ class ProblemSpec:
     def problem(self) -> type[Problem]:
         """The class of the problem."""
         return PROBLEMS[self.kind]
-
-    @property
-    def metric(self) -> str:
-        """The key of the evaluated number that should fall."""
-        return self.problem.metric
-
-    @property
-    def metric_label(self) -> str:
-        """The name of that number in tables and figures."""
-        return self.problem.metric_label
-
-    @property
-    def metric_unit(self) -> str:
-        """Its unit."""
-        return self.problem.metric_unit
 
     @property
     def expected_curvature(self) -> tuple[float, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,24 +22,27 @@ class Study:
 
     Args:
         description: one line for people.
-        where: module and function, "MODULE:FUNCTION", that does it: writes a new folder of records, figures and a page.
+        run: writes a new folder of records, figures and a page: `run(out, seed=..., progress=...)`.
     """
 
     description: str
-    where: str
+    run: Callable[..., StudyResult]
 
-    def run(self, out: str | Path, **options: Any) -> StudyResult:
-        """Do the study; the function's docstring tells its options, and what it raises."""
-        module, _, function = self.where.partition(":")
-        return getattr(importlib.import_module(module), function)(out, **options)
+
+def _of(module: str, function: str) -> Callable[..., StudyResult]:
+    """A function of a module here, which is imported when it is called."""
+
+    def run(out: str | Path, **options: Any) -> StudyResult:
+        return getattr(importlib.import_module(f"{__name__}.{module}"), function)(out, **options)
+
+    return run
 
 
 STUDIES: Registry[Study] = Registry("study")
 STUDIES["theory"] = Study(
-    "The theorems, checked on random strongly convex quadratics with known constants.",
-    f"{__name__}.theory.study:theory",
+    "The theorems, checked on random strongly convex quadratics with known constants.", _of("theory.study", "theory")
 )
 STUDIES["preconditioning"] = Study(
     "The unifying view: which norm, which preconditioner, which condition number, measured on a regression.",
-    f"{__name__}.preconditioning.study:preconditioning",
+    _of("preconditioning.study", "preconditioning"),
 )

@@ -12,7 +12,7 @@ class Intervals:
     """What is measured how often.
 
     Args:
-        eval_every: steps between evaluations; 0: before the first step and after the last alone.
+        eval_every: steps between evaluations; 0: only before the first step and after the last.
         log_every: steps between reads of the loss; every step is recorded, and a larger number lets a GPU run ahead.
         probe_every: steps between computations of singular values, off the timed path; 0: none.
     """
