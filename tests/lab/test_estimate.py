@@ -175,11 +175,10 @@ def newcomers(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "rate"), [({"method": "slow"}, "single"), ({"geometry": "costly"}, "half")], ids=["method", "geometry"]
 )
-def test_what_is_new_is_priced_without_another_word(newcomers, monkeypatch, capsys, options, rate):
+def test_what_is_new_is_priced_without_another_word(newcomers, request, capsys, options, rate):
     from polargrad.lab import recipes
 
-    monkeypatch.setattr(recipes, "RECIPES", dict(recipes.RECIPES))
-
+    request.addfinalizer(lambda: recipes.RECIPES.pop("newcomer"))
     optimizer = recipes.by_role({"rule": "polar", "lr": 0.1, **options}, *recipes.tables())
     recipes.register("newcomer", "Something new on hidden matrices.", optimizer)
     found = estimate(LanguageModel(**SMALL), optimizer)
