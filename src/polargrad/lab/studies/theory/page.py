@@ -259,16 +259,17 @@ def _descent(records: Records) -> Figure:
 
 
 def _rates(records: Records) -> Figure:
-    points: dict[str, list[tuple[float, float]]] = {"exact factor": [], "inexact factor": []}
-    for record in records:
-        if record["measured_rate"] is not None:
-            kind = "exact factor" if record["claim"] == "exact" else "inexact factor"
-            points[kind].append((1.0 - record["guaranteed_rate"], 1.0 - record["measured_rate"]))
-    lines = [
-        (*zip(*at, strict=True), kind, {"linestyle": "none", "marker": marker, "color": color, "alpha": 0.6})
-        for (kind, at), marker, color in zip(points.items(), "o^", LIGHT, strict=False)
-        if at
-    ]
+    lines: list[_Line] = []
+    measured = [record for record in records if record["measured_rate"] is not None]
+    for label, exact, marker, color in (
+        ("exact factor", True, "o", LIGHT[0]),
+        ("inexact factor", False, "^", LIGHT[1]),
+    ):
+        shown = [record for record in measured if (record["claim"] == "exact") == exact]
+        x = [1.0 - record["guaranteed_rate"] for record in shown]
+        y = [1.0 - record["measured_rate"] for record in shown]
+        look = {"linestyle": "none", "marker": marker, "color": color, "alpha": 0.6, "markersize": 4}
+        lines += [(x, y, label, look)] if shown else []
     panel = _Panel("guaranteed decrease per step, 1 − rate", "measured decrease per step", lines)
     heading = "Measured against guaranteed: every quadratic above the line"
     figure = _figure("rates", "Measured against guaranteed decrease per step of every quadratic", heading, [panel], 2)
