@@ -149,3 +149,45 @@ def test_gradient_condition_number_sees_the_nonzero_singular_values():
 def test_what_is_no_preconditioner_is_refused(make):
     with pytest.raises(ValueError, match="must be"):
         make()
+
+
+def _covariances(m, n):
+    generator = torch.Generator().manual_seed(1)
+    factors = (torch.randn(k, 2 * k, dtype=torch.float64, generator=generator) for k in (m, n))
+    return [F @ F.mT for F in factors]
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+@pytest.mark.parametrize("power", [0.0, 0.125, 0.3])
+def test_whitened_polar_is_steepest_descent_in_its_norm(shape, power):
+    G = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    L, R = _covariances(*shape)
+    P = pre.whitened_polar(G, L, R, power)
+    step = P.solve(G)
+    dual = Spectral("svd").dual_norm(pre.symmetric_power(L, -power) @ G @ pre.symmetric_power(R, -power))
+    # <G, nu D> = nu^2, and D has norm 1: the step and the dual norm are those of the norm ||L^g X R^g||_2.
+    assert float((G * step).sum() / dual**2) == pytest.approx(1.0, rel=1e-10)
+    norm = torch.linalg.matrix_norm(pre.symmetric_power(L, power) @ step @ pre.symmetric_power(R, power), 2)
+    assert float(norm / dual) == pytest.approx(1.0, rel=1e-10)
+    assert _distance(P.apply(step), G) <= 1e6 * EPS
+    if power == 0.0:
+        assert _distance(step, Spectral("svd").sharp(G)) <= 1e6 * EPS
+    # No other direction of norm 1 has a larger inner product with G.
+    for seed in range(20):
+        other = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        size = torch.linalg.matrix_norm(pre.symmetric_power(L, power) @ other @ pre.symmetric_power(R, power), 2)
+        assert float((G * other).sum() / size) <= float(dual)
+
+
+def test_the_polar_factor_alone_of_two_sides_may_ascend_and_of_one_side_does_not():
+    """polar(P G Q) without the outer roots: <G, U> = tr(A H B) for positive definite A, H, B, which has no sign."""
+    G = torch.diag(torch.tensor([1.0, 1 / 32], dtype=torch.float64))
+    P = torch.tensor([[16.0, 21.0], [21.0, 31.0]], dtype=torch.float64)
+    Q = torch.tensor([[4.0, -12.0], [-12.0, 50.0]], dtype=torch.float64)
+    assert min(torch.linalg.eigvalsh(S)[0] for S in (P, Q)) > 0
+    U = Spectral("svd").lmo(P @ G @ Q)
+    assert float((G * U).sum() / Spectral("svd").dual_norm(G)) < -0.3
+    eye = torch.eye(2, dtype=torch.float64)
+    for left, right in ((P, eye), (eye, Q)):
+        assert (G * Spectral("svd").lmo(left @ G @ right)).sum() > 0
+    assert (G * pre.whitened_polar(G, P @ P, Q @ Q, -0.5).solve(G)).sum() > 0

@@ -34,6 +34,7 @@ __all__ = [
     "shampoo",
     "sign_preconditioner",
     "symmetric_power",
+    "whitened_polar",
 ]
 
 
@@ -254,6 +255,36 @@ def polar_preconditioner(G: Tensor, *, with_size: bool = True) -> Kronecker:
         return Kronecker(torch.eye(m, dtype=G.dtype), (H + H.mT) / (2.0 * size))
     H = G @ U.mT
     return Kronecker((H + H.mT) / (2.0 * size), torch.eye(n, dtype=G.dtype))
+
+
+def whitened_polar(G: Tensor, left: Tensor, right: Tensor, power: float) -> Kronecker:
+    """The operator of steepest descent in ||L^g X R^g||_2, both kinds of preconditioning in one: P^{-1} G = nu D.
+
+    With W = L^{-g} G R^{-g} = U H the dual norm is nu = ||W||_nuc, the nuclear norm of the whitened gradient, and the
+    direction of norm 1 is D = L^{-g} U R^{-g}. For tall G, P X = L^{2g} X (R^g H R^g) / nu; a wide one swaps sides.
+    g = 0 is PolarGrad. In the coordinates Y = L^g X R^g the step is that of PolarGrad, so that its rate
+    1 - 1 / (r kappa) holds with kappa that of the Hessian preconditioned by L^{2g} kron R^{2g}, whatever L and R are.
+
+    Args:
+        G: (m, n).
+        left: L (m, m), positive definite.
+        right: R (n, n), positive definite.
+        power: g.
+
+    Example:
+        >>> import torch
+        >>> G = torch.diag(torch.tensor([3.0, -1.0], dtype=torch.float64))
+        >>> whitened_polar(G, G @ G.mT, G.mT @ G, 0.25).solve(G).round(decimals=9).tolist()
+        [[0.666666667, 0.0], [0.0, -2.0]]
+
+    Source: Lau, Long, Su, arXiv 2505.21799 (steepest descent and rate, here in other coordinates).
+    """
+    inner_left, inner_right = symmetric_power(left, -power), symmetric_power(right, -power)
+    outer_left, outer_right = symmetric_power(left, power), symmetric_power(right, power)
+    W = inner_left @ G @ inner_right
+    plain = polar_preconditioner(W)
+    factors = outer_left @ plain.left @ outer_left, outer_right @ plain.right @ outer_right
+    return Kronecker(*((factor + factor.mT) / 2.0 for factor in factors))
 
 
 def row_norm(G: Tensor) -> Kronecker:

@@ -10,22 +10,24 @@ import torch
 from torch import Tensor
 
 from polargrad.geometry import Columns, Entrywise, Frobenius, Geometry, Rows, Spectral, inner
-from polargrad.geometry.preconditioners import Kronecker, Preconditioner
+from polargrad.geometry.preconditioners import Kronecker, Preconditioner, symmetric_power
 
 __all__ = ["Ball", "best_descent", "project"]
 
 
 @dataclass(frozen=True)
 class Ball:
-    """A norm on steps: of a geometry, or <X, P X>^{1/2} of a preconditioner.
+    """A norm on steps: of a geometry, where given of X in other coordinates, or <X, P X>^{1/2} of a preconditioner.
 
     Args:
         shape: "spectral", "entrywise", "rows", "columns", "frobenius", or "ellipsoid".
         operator: P, for an ellipsoid.
+        coordinates: X -> A X B, whose result has the norm of the geometry; None is X itself.
     """
 
     shape: str
     operator: Preconditioner | None = None
+    coordinates: Kronecker | None = None
 
     def __post_init__(self) -> None:
         if self.shape not in (*_NORMS, "ellipsoid") or (self.shape == "ellipsoid") != (self.operator is not None):
@@ -38,7 +40,7 @@ class Ball:
         """||X||."""
         if self.operator is not None:
             return math.sqrt(max(float(inner(X, self.operator.apply(X))), 0.0))
-        return float(_NORMS[self.shape](X))
+        return float(_NORMS[self.shape](X if self.coordinates is None else self.coordinates.apply(X)))
 
     @property
     def geometry(self) -> Geometry:
@@ -96,7 +98,16 @@ def best_descent(hessian: Kronecker, G: Tensor, ball: Ball, radius: float, *, to
     """
     if ball.operator is not None:
         return _in_ellipsoid(hessian.matrix(), ball.operator.matrix(), G.flatten(), radius)
+    if ball.coordinates is not None:
+        A, B = (symmetric_power(factor, -1.0) for factor in (ball.coordinates.left, ball.coordinates.right))
+        hessian, G = Kronecker(_congruent(hessian.left, A), _congruent(hessian.right, B)), A @ G @ B
     return _in_norm_ball(hessian, G, ball, radius, tolerance)
+
+
+def _congruent(S: Tensor, A: Tensor) -> Tensor:
+    """A S A, symmetric to the last bit."""
+    T = A @ S @ A
+    return (T + T.mT) / 2.0
 
 
 def _in_ellipsoid(H: Tensor, P: Tensor, g: Tensor, radius: float) -> float:

@@ -46,7 +46,7 @@ class Measurement:
         step: iterations before.
         gap: f(X) - f*.
         hessian_kappa: kappa(H).
-        preconditioned_kappa: kappa(P^{-1/2} H P^{-1/2}); infinite where P is singular.
+        preconditioned_kappa: kappa(P^{-1/2} H P^{-1/2}); infinite where P is singular, NaN where none is known.
         gradient_kappa: sigma_1 / sigma_r of the gradient.
         direction_kappa: the same of the direction.
         descent: f(X) - f(X - t D) with the best t.
@@ -122,7 +122,7 @@ def measure(problem: MatrixQuadratic, optimizer: str, at: Sequence[int]) -> Cour
                     step=k,
                     gap=gap,
                     hessian_kappa=problem.condition_number,
-                    preconditioned_kappa=curvature_condition_number(H, operator),
+                    preconditioned_kappa=math.nan if operator is None else curvature_condition_number(H, operator),
                     gradient_kappa=gradient_condition_number(G),
                     direction_kappa=gradient_condition_number(direction),
                     descent=descent,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from polargrad.lab.matrix.quadratic import MatrixQuadratic
 from polargrad.lab.report.figures import INK, LIGHT, MUTED, Figure, style, titled_canvas
-from polargrad.lab.report.page import Section, Table
+from polargrad.lab.report.page import UNKNOWN, Section, Table
 from polargrad.lab.run.environment import torch_threads
 from polargrad.lab.studies.preconditioning.measure import Course, measure, regression
 from polargrad.lab.studies.preconditioning.views import VIEWS
@@ -132,11 +132,14 @@ def _described() -> Table:
 
 def _measured(courses: Sequence[Course]) -> Table:
     keys = ("hessian_kappa", "preconditioned_kappa", "gradient_kappa", "direction_kappa", "share", "efficiency")
-    rows = ({"optimizer": c.optimizer, "steps": _steps(c), **{key: _median(c, key) for key in keys}} for c in courses)
+    rows = [{"optimizer": c.optimizer, "steps": _steps(c), **{key: _median(c, key) for key in keys}} for c in courses]
+    for row in rows:
+        known = not math.isnan(kappa := row["preconditioned_kappa"])
+        row["preconditioned_kappa"] = f"{kappa:.3g}" if known else UNKNOWN
     columns = (
         ("optimizer", "{optimizer}"),
         ("κ Hessian before", "{hessian_kappa:.0f}"),
-        ("after", "{preconditioned_kappa:.3g}"),
+        ("after", "{preconditioned_kappa}"),
         ("κ gradient before", "{gradient_kappa:.3g}"),
         ("after", "{direction_kappa:.3g}"),
         ("descent per step, of the gap", "{share:.1%}"),

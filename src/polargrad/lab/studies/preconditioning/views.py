@@ -28,12 +28,12 @@ class Direction(NamedTuple):
 
     Attributes:
         direction: D (m, n); the step is -t D.
-        operator: P with D = P^{-1} M for the (averaged) gradient M.
+        operator: P with D = P^{-1} M for the (averaged) gradient M; None where none is known.
         ball: the norm in which D is steepest descent.
     """
 
     direction: Tensor
-    operator: pre.Preconditioner
+    operator: pre.Preconditioner | None
     ball: Ball
 
 
@@ -148,6 +148,32 @@ class Polar(Memory):
         return Direction(D, pre.polar_preconditioner(ahead, with_size=self.with_size), Ball("spectral"))
 
 
+class Whitened(Memory):
+    """Polar factors after whitening by the sums L of G G^T and R of G^T G.
+
+    Steepest in ||L^g X R^g||_2 is L^{-g} U R^{-g} with U the polar factor of W = L^{-g} G R^{-g}; U alone, as
+    `PolarGrad(whitening=...)` takes it, is the steepest direction in no norm of L and R, and P is unknown.
+
+    Args:
+        power: g.
+        steepest: whether to take the steepest direction, times the dual norm, or U.
+    """
+
+    def __init__(self, power: float, *, steepest: bool) -> None:
+        self.power, self.steepest = power, steepest
+        self.L: Tensor | float = 0.0
+        self.R: Tensor | float = 0.0
+
+    def __call__(self, G: Tensor, problem: MatrixQuadratic, X: Tensor) -> Direction:
+        self.L, self.R = self.L + G @ G.mT, self.R + G.mT @ G
+        L, R = (S + DAMPING * torch.linalg.eigvalsh(S)[-1] * torch.eye(len(S), dtype=S.dtype) for S in (self.L, self.R))
+        coordinates = pre.Kronecker(*(pre.symmetric_power(S, self.power) for S in (L, R)))
+        if not self.steepest:
+            return Direction(Spectral("svd").lmo(coordinates.solve(G)), None, Ball("spectral"))
+        P = pre.whitened_polar(G, L, R, self.power)
+        return Direction(P.solve(G), P, Ball("spectral", coordinates=coordinates))
+
+
 def _one_sided(G: Tensor) -> Tensor:
     """Through the Gram matrix of the shorter side, which is all that is decomposed."""
     return (RightPolar() if G.shape[0] >= G.shape[1] else LeftPolar()).sharp(G)
@@ -164,6 +190,8 @@ full_adagrad = partial(
 shampoo = partial(Accumulated, lambda G: (G @ G.mT, G.mT @ G), lambda L, R: pre.shampoo(L, R, DAMPING))
 empirical_kfac = partial(KFac, empirical=True)
 polargrad = partial(Polar, Spectral("svd"))
+whitened_polargrad = partial(Whitened, 1 / 16, steepest=True)
+whitened_polar_factor = partial(Whitened, 0.3, steepest=False)
 muon = partial(Polar, Spectral(NewtonSchulz()), beta=0.95, with_size=False)
 
 
@@ -173,9 +201,9 @@ class View(NamedTuple):
     Attributes:
         norm: in which its step is steepest descent.
         operator: P, with the step -t P^{-1} G.
-        form: "explicit" where P is formed, "implicit" where a norm does its work.
+        form: "explicit" where P is formed, "implicit" where a norm does its work, "both".
         sees: the weights as a "vector" or as a "matrix".
-        targets: "curvature" (kappa of the Hessian) or "gradient" (kappa of the gradient matrix); "-" for neither.
+        targets: "curvature" (kappa of the Hessian), "gradient" (kappa of the gradient matrix), "both", "-" for neither.
         vanishes: whether the update vanishes with the gradient; "by memory" where past gradients keep it from growing.
         make: a fresh state.
     """
@@ -212,5 +240,9 @@ VIEWS: Mapping[str, View] = MappingProxyType(
         ),
         "Muon": View("spectral", "I ⊗ (MᵀM)^½", "implicit", "matrix", "gradient", "no", muon),
         "PolarGrad": View("spectral", "I ⊗ (GᵀG)^½ / ν", "implicit", "matrix", "gradient", "yes", polargrad),
+        "whitened PolarGrad": View(
+            "spectral, of LᵍXRᵍ", "L²ᵍ ⊗ RᵍHRᵍ / ν", "both", "matrix", "both", "yes", whitened_polargrad
+        ),
+        "whitened polar factor": View("–", "–", "both", "matrix", "both", "no", whitened_polar_factor),
     }
 )
