@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from polargrad.linalg.bounds import is_positive_definite
+from polargrad.linalg.bounds import is_positive_definite, largest_eigenvalue
 from polargrad.linalg.derivative import (
     SingularGradient,
     attach_gradient,
@@ -287,48 +287,74 @@ class _Certificate(NamedTuple):
 def _certify(canonical: _Canonical, result: IterationResult, method: PolarMethod, dtype: torch.dtype) -> _Certificate:
     """What was reached, measured on the factor V as it is handed back, in `dtype`.
 
-    In float64, which tells more than the single precision that it judges (single for half), from four products:
-    G = V^H V, K = V^H X, V H with H = (K + K^H) / 2, and G^2. Converged is V, whose K is Hermitian and positive
-    semidefinite and which leaves out nothing of X beyond what its singular values do, if
+    In float64, which tells more than the single precision that it judges (single for half), from four products of m
+    rows: G = V^H V, K = V^H X, E = X - V H with H = (K + K^H) / 2, and E^H E. All bounds are on singular values, not on
+    their mean, and are decided by Cholesky factorizations. With t the tolerance of the method and rounding relative to
+    ||X||_2, V has converged if
 
-    - all singular values of V are within t of 1, t the tolerance of the method: both (1 + t)^2 I - G and
-      G - (1 - t)^2 I have a Cholesky factor; or
-    - V is a partial isometry, G^2 = G, that leaves out nothing of X beyond rounding.
+    - no singular value of V is above 1 + t, and none between rounding and 1 - t: (G - d I)(G - (1 - t)^2 I) > 0;
+    - K is Hermitian and positive semidefinite up to rounding; and
+    - V leaves out nothing of X beyond rounding, E = 0, or, where t is coarse, has no singular value below 1 - t and
+      leaves nothing of X outside of its range: E^H E = D^H G D with D = G^{-1} K - H.
     """
     work, returned = canonical.X.dtype, result.unitary.to(dtype)
     X, V = (M.to(torch.float32 if work in HALF else double_precision(work)) for M in (canonical.X, returned))
     m, n = X.shape[-2:]
-    # In 64 bits the certificate itself sums long columns, and rounds like the square root of their length.
-    length = max(n, math.isqrt(m)) if work == X.dtype else n
-    eps = max(torch.finfo(work).eps, torch.finfo(dtype).eps)
+    # The certificate's own products round; in 64 bits, like what they judge, by the root of the length of a column.
+    long = max(0, math.isqrt(m) - n) if work == X.dtype else 0
+    own, long = ((n + long) * torch.finfo(X.dtype).eps, 4 * long * torch.finfo(X.dtype).eps)
+    eps = torch.finfo(dtype).eps
     handed_back = eps if eps > torch.finfo(work).eps else 0.0
-    # Of K; LAPACK's testers grant 30 n eps, and half-precision products accumulate in single.
-    rounding = (2 if work in HALF else 8) * method.rounding(work, length) + handed_back
-    tolerance = method.tolerance(work, length) + handed_back
-    square = 2 * tolerance + tolerance**2  # |sigma - 1| <= t says |sigma^2 - 1| <= 2 t + t^2
+    # What one operation of the method rounds; half-precision products accumulate in single, and do not grow with n.
+    unit, growth = (torch.finfo(work).eps, 1.0) if work in HALF else (method.rounding(work, 1) / 4, 8 * math.sqrt(n))
+    rounding = method.rounding(work, n) + long
+    tolerance = method.tolerance(work, n) + long + handed_back
+    low, high = (1 - tolerance) ** 2 if tolerance < 1 else -1.0, (1 + tolerance) ** 2
+    null, cancelled = (rounding + handed_back) ** 2 + 8 * own, (1 / low - 1) ** 2 * high
+
     G, K = V.mH @ V, V.mH @ X
-    H, eye = (K + K.mH) / 2, torch.eye(n, dtype=X.dtype, device=X.device)
-    norm = torch.linalg.matrix_norm(X)
-    safe = torch.where(norm > 0, norm, 1.0)
-    backward_error = torch.linalg.matrix_norm(torch.baddbmm(X, V, H, alpha=-1)) / safe
-    identity_defect = torch.linalg.matrix_norm(G - eye)
-    projector_defect = torch.linalg.matrix_norm(torch.baddbmm(G, G, G, beta=-1))
-    least = (1 - tolerance) ** 2 if tolerance < 1 else -1.0
-    shifted = torch.stack([(1 + tolerance) ** 2 * eye - G, G - least * eye, H / safe[:, None, None] + rounding * eye])
-    below, above, semidefinite = is_positive_definite(shifted)
-    factor = semidefinite & (torch.linalg.matrix_norm(K - K.mH) <= rounding * safe)
-    isometry = below & above & (backward_error <= square + rounding)
-    partial_isometry = (projector_defect <= square) & (backward_error <= 16 * eps * math.sqrt(n))
-    converged = factor & (isometry | partial_isometry)
+    H, skew = (K + K.mH) / 2, K - K.mH
+    E = torch.baddbmm(X, V, H, alpha=-1)
+    norm, left = torch.linalg.matrix_norm(X), E.mH @ E
+    # From below, so that an estimate that is off makes the judgement stricter; 1 for the zero matrix.
+    size = torch.where(norm > 0, largest_eigenvalue(H), 1.0)[:, None, None]
+    L = torch.linalg.cholesky_ex(G)[0]
+    D = torch.cholesky_solve(K, L) - H
+    outside = left - D.mH @ G @ D
+    projector = torch.baddbmm(G, G, G, beta=-(null + low))
+
+    bounded, gap, semidefinite, hermitian, complete, full, inside = is_positive_definite(
+        torch.stack(
+            [
+                _shifted(-G, high),
+                _shifted(projector, null * low),
+                _shifted(H / size, unit + 8 * own + handed_back),
+                _shifted(-(skew.mH @ skew) / size**2, (4 * rounding + 1.5 * handed_back) ** 2),
+                _shifted(-left / size**2, (growth * unit + 8 * own + 1.5 * handed_back) ** 2),
+                _shifted(G, -low),
+                _shifted(-outside / size**2, (2 * rounding + 1.5 * handed_back) ** 2 + 8 * own * cancelled),
+            ]
+        )
+    )
+    converged = bounded & gap & semidefinite & hermitian & (complete | (full & inside))
     status = torch.where(converged, int(Status.CONVERGED), int(Status.STEP_LIMIT))
-    broken = ~identity_defect.isfinite()
+    broken = ~G.isfinite().all(-1).all(-1)
     if result.breakdown is not None:
         broken = broken | result.breakdown
     status = torch.where(broken, int(Status.BREAKDOWN), status)
-    orthogonality = torch.where(partial_isometry & ~isometry, projector_defect, identity_defect) / math.sqrt(n)
+    defect = torch.where((converged & ~full)[:, None, None], torch.baddbmm(G, G, G, beta=-1), _shifted(G, -1.0))
+    orthogonality = torch.linalg.matrix_norm(defect) / math.sqrt(n)
+    backward_error = torch.linalg.matrix_norm(E) / torch.where(norm > 0, norm, 1.0)
     if canonical.finite is not None:
         status = torch.where(canonical.finite, status, int(Status.NON_FINITE))
         orthogonality = torch.where(canonical.finite, orthogonality, math.nan)
         backward_error = torch.where(canonical.finite, backward_error, math.nan)
     real = at_least_single(canonical.A.real.dtype)
     return _Certificate(status.to(torch.int8), orthogonality.to(real), backward_error.to(real))
+
+
+def _shifted(M: Tensor, shift: float) -> Tensor:
+    """M + shift I."""
+    shifted = M.clone()
+    shifted.diagonal(dim1=-2, dim2=-1).add_(shift)
+    return shifted
