@@ -13,8 +13,15 @@ from polargrad.linalg import (
     polar_factor,
     resolve_method,
 )
-from tests.assertions import assert_close, assert_polar_factor, assert_psd, assert_unmodified, eps_of
-from tests.matrices import make, random_orthonormal
+from tests.assertions import (
+    assert_close,
+    assert_orthonormal,
+    assert_polar_factor,
+    assert_psd,
+    assert_unmodified,
+    eps_of,
+)
+from tests.matrices import make, random_orthonormal, with_singular_values
 from tests.polar_cases import DTYPES, FULL, METHODS, same_to, well_conditioned
 
 # Definition and orientation
@@ -54,6 +61,80 @@ def test_scipy_agrees():
         result = polar(A)
         assert_close(result.unitary, torch.from_numpy(U))
         assert_close(result.hermitian, torch.from_numpy(H))
+
+
+# Sides and completion
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("m", "n"), [(4, 4), (6, 3), (3, 6), (1, 4), (4, 1)])
+def test_the_hermitian_factor_stands_on_the_side_that_is_asked(m, n, side, dtype):
+    linalg = pytest.importorskip("scipy.linalg")
+    A = well_conditioned(2, m, n, dtype=torch.complex64 if dtype.is_complex else torch.float64).to(dtype)
+    U, H, status, _ = polar(A, side=side)
+    assert (status == Status.CONVERGED).all()
+    assert torch.equal(U, polar_factor(A))
+    assert_psd(H)
+    assert_close(U @ H if side == "right" else H @ U, A, c=300)
+    for a, u, h in zip(A, U, H, strict=True):
+        expected_u, expected_h = linalg.polar(a.to(torch.complex128).numpy(), side=side)
+        assert_close(u.to(torch.complex128), torch.from_numpy(expected_u), c=30 * eps_of(dtype) / eps_of(torch.float64))
+        assert_close(h.to(torch.complex128), torch.from_numpy(expected_h), c=30 * eps_of(dtype) / eps_of(torch.float64))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("shape", [(2, 4, 3), (3, 4), (3, 3)], ids=str)
+def test_both_sides_have_gradients(side, shape):
+    torch.manual_seed(0)
+    A = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda A: polar(A, side=side)[:2], A)
+    assert torch.autograd.gradgradcheck(lambda A: polar(A, side=side)[1], A)
+
+
+def test_no_other_side():
+    with pytest.raises(ValueError, match="side must be 'left', 'right' or None, got 'both'"):
+        polar(torch.eye(3), side="both")
+    assert polar(torch.zeros(0, 3), side="right").hermitian.shape == (3, 3)
+    assert polar(torch.zeros(2, 3, 0), side="left").hermitian.shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rank", [0, 1, 3])
+@pytest.mark.parametrize(("m", "n"), [(4, 4), (9, 5), (5, 9)])
+@pytest.mark.parametrize("method", ["auto", "svd", "qdwh", "zolo-pd"])
+def test_a_factor_can_be_completed(method, m, n, rank, dtype):
+    sigma = torch.tensor([1.0, 0.5, 0.25, 0.0, 0.0], dtype=torch.float64)[: min(m, n)] * (
+        torch.arange(min(m, n)) < rank
+    )
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    A = torch.stack([with_singular_values(m, n, sigma, wide), well_conditioned(m, n, dtype=wide)]).to(dtype)
+    U, H, status, _ = polar(A, method, completed=True)
+    assert (status == Status.CONVERGED).all()
+    assert_orthonormal(U)
+    assert_close(U @ H if m >= n else H @ U, A, c=300)
+    assert_psd(H)
+    assert torch.equal(U[1], polar_factor(A, method)[1])
+    assert torch.equal(polar_factor(A, method, completed=True), U)
+
+
+def test_the_completed_zero_matrix_is_scipys():
+    linalg = pytest.importorskip("scipy.linalg")
+    for m, n in [(3, 3), (4, 2), (2, 4)]:
+        A = torch.zeros(m, n)
+        assert torch.equal(polar_factor(A, completed=True).abs(), torch.from_numpy(linalg.polar(A.numpy())[0]).abs())
+
+
+def test_completion_leaves_what_has_full_rank_or_is_not_finite():
+    A = torch.stack([torch.eye(3), torch.full((3, 3), math.nan), torch.diag(torch.tensor([1.0, 0.0, 0.0]))])
+    U = polar_factor(A, completed=True)
+    assert torch.equal(U[0], torch.eye(3))
+    assert U[1].isnan().all()
+    assert_orthonormal(U[2])
+    assert polar(A, "newton", completed=True).status.tolist() == [Status.CONVERGED, Status.NON_FINITE, Status.BREAKDOWN]
+    assert_close(torch.vmap(lambda A: polar_factor(A, completed=True))(A[[0, 2]]), U[[0, 2]])
+    with pytest.raises(TypeError, match="completed must be True or False"):
+        polar_factor(A, completed="scipy")
 
 
 # Layouts: the same matrix in any memory layout gives the same factor, and nobody writes into it

@@ -7,8 +7,10 @@ from polargrad.linalg.gram_polynomials import GramPolynomials
 from polargrad.linalg.method import PolarMethod, available_methods, resolve_method
 from polargrad.linalg.newton import Newton
 from polargrad.linalg.newton_schulz import NewtonSchulz
+from polargrad.linalg.orthogonalization import inverse_sqrt, lowdin
 from polargrad.linalg.polar_express import PolarExpress
 from polargrad.linalg.preconditioned_newton_schulz import PreconditionedNewtonSchulz
+from polargrad.linalg.procrustes import nearest_rotation, orthogonal_procrustes
 from polargrad.linalg.qdwh import QDWH
 from polargrad.linalg.residuals import Residuals, residuals
 from polargrad.linalg.result import PolarResult, Status
@@ -31,6 +33,10 @@ __all__ = [
     "Status",
     "ZoloPD",
     "available_methods",
+    "inverse_sqrt",
+    "lowdin",
+    "nearest_rotation",
+    "orthogonal_procrustes",
     "polar",
     "polar_factor",
     "residuals",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from polargrad.linalg.bounds import is_positive_definite, largest_eigenvalue
+from polargrad.linalg.bounds import is_positive_definite
 from polargrad.linalg.derivative import (
     SingularGradient,
     attach_gradient,
@@ -21,9 +21,15 @@ from polargrad.linalg.precision import HALF, at_least_single, double_precision, 
 from polargrad.linalg.result import PolarResult, Status
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
 
-__all__ = ["polar", "polar_factor"]
+__all__ = ["Request", "Side", "factor", "on_host", "polar", "polar_factor", "resolve_request"]
+
+# On which side of the unitary factor the Hermitian one stands.
+Side = Literal["left", "right"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+# A factor whose singular values have no square below this needs no completion.
+_FULL = 0.998
 
 # Largest entries between its reciprocal and this need no scaling: squares and their sums stay in range.
 _MODERATE = 2.0**24
@@ -40,14 +46,28 @@ class _Canonical(NamedTuple):
     wide: bool
 
 
-def _resolve(
+class Request(NamedTuple):
+    """What is asked of the unitary factor."""
+
+    method: PolarMethod
+    singular_gradient: SingularGradient
+    completed: bool = False
+    rotation: bool = False  # the method gives nearest rotations, which have a derivative of their own
+
+    def iterate(self, X: Tensor) -> IterationResult:
+        result = self.method.iterate(X)
+        return result._replace(unitary=_completed(result.unitary)) if self.completed else result
+
+
+def resolve_request(
     A: Tensor,
-    method: str | PolarMethod,
-    accuracy: Accuracy | None,
-    max_steps: int | None,
-    singular_gradient: SingularGradient,
-) -> PolarMethod:
-    """Check A and the options, and turn the request into an algorithm."""
+    method: str | PolarMethod = "auto",
+    accuracy: Accuracy | None = None,
+    max_steps: int | None = None,
+    singular_gradient: SingularGradient = "raise",
+    completed: bool = False,
+) -> Request:
+    """Check A and the options, and turn the method's name into an algorithm."""
     if not isinstance(A, Tensor):
         raise TypeError(f"A must be a torch.Tensor, got {type(A).__name__}; convert it with torch.as_tensor")
     if A.ndim < 2:
@@ -58,9 +78,11 @@ def _resolve(
         raise TypeError(f"A must be a dense tensor, got layout {A.layout}; use A.to_dense()")
     if singular_gradient not in ("raise", "zero", "nan"):
         raise ValueError(f"singular_gradient must be 'raise', 'zero' or 'nan', got {singular_gradient!r}")
-    if accuracy is None and max_steps is None and isinstance(method, PolarMethod):
-        return method.on(A.device)
-    return resolve_method(method, max_steps, accuracy, A.dtype).on(A.device)
+    if not isinstance(completed, bool):
+        raise TypeError(f"completed must be True or False, got {completed!r}")
+    if accuracy is not None or max_steps is not None or not isinstance(method, PolarMethod):
+        method = resolve_method(method, max_steps, accuracy, A.dtype)
+    return Request(method.on(A.device), singular_gradient, completed)
 
 
 def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
@@ -127,14 +149,29 @@ def _is_transformed() -> bool:
     return forward_mode or torch._C._are_functorch_transforms_active()
 
 
-def _run(A: Tensor, method: PolarMethod, singular_gradient: SingularGradient) -> tuple[_Canonical, IterationResult]:
-    canonical = _canonical(A, method)
+def _completed(V: Tensor) -> Tensor:
+    """P Q^H for V = P diag(sigma) Q^H (k, m, n), where V has no full rank; NaN stays NaN."""
+    finite = V.isfinite().all(-1).all(-1)
+    work = V.to(at_least_single(V.dtype))
+    lacking = finite & ~is_positive_definite(_shifted(work.mH @ work, -_FULL))
+    looked = on_host(V)
+    if looked and not bool(lacking.any()):
+        return V
+    P, _, Qh = torch.linalg.svd(work[lacking] if looked else torch.where(finite[:, None, None], work, 0.0), False)
+    completed = (P @ Qh).to(V.dtype)
+    if looked:
+        return V.index_put((lacking,), completed)
+    return torch.where(lacking[:, None, None], completed, V)
+
+
+def _run(A: Tensor, request: Request) -> tuple[_Canonical, IterationResult]:
+    canonical = _canonical(A, request.method)
     transformed = _is_transformed()
-    result = iterate_transformed(method, canonical.X) if transformed else method.iterate(canonical.X)
+    result = (iterate_transformed if transformed else Request.iterate)(request, canonical.X)
     if result.unitary is canonical.X:  # which may be A itself
         result = result._replace(unitary=canonical.X.clone())
     if transformed or (A.requires_grad and torch.is_grad_enabled()):
-        result = result._replace(unitary=attach_gradient(canonical.A, result.unitary, singular_gradient))
+        result = result._replace(unitary=attach_gradient(canonical.A, result.unitary, *request[1::2]))
     return canonical, result
 
 
@@ -160,6 +197,7 @@ def polar_factor(
     *,
     accuracy: Accuracy | None = None,
     max_steps: int | None = None,
+    completed: bool = False,
     singular_gradient: SingularGradient = "raise",
 ) -> Tensor:
     """The unitary polar factor U of A, where A = U H (m >= n) or A = H U (m < n).
@@ -175,11 +213,13 @@ def polar_factor(
         accuracy: bound on |sigma_i(U) - 1|, or "full"; `auto` chooses by it, a named method is held to it. None asks
             for the method's own class.
         max_steps: limit on the iterations of an iterative method; not together with `accuracy`.
+        completed: whether the factor of a matrix without full rank, a partial isometry, is completed to orthonormal
+            columns (rows), as scipy.linalg.polar has it. The completion is one of many, and not continuous in A.
         singular_gradient: what backward does at a matrix without full rank that takes part in the loss, where there is
             no derivative: "raise" a RuntimeError, or make the gradient of that matrix "zero" or "nan".
 
     Returns:
-        U of A's shape and dtype. A matrix with NaN or infinity gives NaN, a zero matrix gives zero.
+        U of A's shape and dtype. A matrix with NaN or infinity gives NaN, a zero matrix gives zero unless completed.
 
     Raises:
         TypeError: A is not a dense floating-point or complex tensor.
@@ -193,13 +233,17 @@ def polar_factor(
 
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
-    chosen = _resolve(A, method, accuracy, max_steps, singular_gradient)
+    return factor(A, resolve_request(A, method, accuracy, max_steps, singular_gradient, completed))
+
+
+def factor(A: Tensor, request: Request) -> Tensor:
+    """The unitary factor of a valid A that is requested."""
     if is_lowered(A.device.type):
         with stated_precision(A.device.type):
-            return polar_factor(A, chosen, singular_gradient=singular_gradient)
+            return factor(A, request)
     if A.numel() == 0:
         return A * 1.0
-    canonical, result = _run(A, chosen, singular_gradient)
+    canonical, result = _run(A, request)
     return _unitary(result, canonical, A)
 
 
@@ -208,18 +252,25 @@ def polar(
     method: str | PolarMethod = "auto",
     *,
     hermitian: bool = True,
+    side: Side | None = None,
     accuracy: Accuracy | None = None,
     max_steps: int | None = None,
+    completed: bool = False,
     singular_gradient: SingularGradient = "raise",
 ) -> PolarResult:
-    """The polar decomposition A = U H (m >= n) or A = H U (m < n), with a measured status for each matrix.
+    """The polar decomposition A = U H or A = H U, with a measured status for each matrix.
 
     Args:
         A: (*batch, m, n), real or complex, float16 to float64.
         method: a name (`polargrad.linalg.available_methods()`) or a `PolarMethod`.
-        hermitian: whether to hand back H = (U^H A + A^H U) / 2; without it the result's `hermitian` is None.
+        hermitian: whether to hand back H; without it the result's `hermitian` is None.
+        side: "right" for A = U H with H = (U^H A + A^H U) / 2 (n, n), "left" for A = H U with
+            H = (A U^H + U A^H) / 2 (m, m), as in scipy.linalg.polar; U is the same. None is the side on which H is
+            smaller, "right" for m >= n: there it has full rank where A has.
         accuracy: bound on |sigma_i(U) - 1|, or "full"; `auto` chooses by it, a named method is held to it.
         max_steps: limit on the iterations of an iterative method; not together with `accuracy`.
+        completed: whether the factor of a matrix without full rank, a partial isometry, is completed to orthonormal
+            columns (rows), as scipy.linalg.polar has it. The completion is one of many, and not continuous in A.
         singular_gradient: what backward does at a matrix without full rank that takes part in the loss, where there is
             no derivative: "raise" a RuntimeError, or make the gradient of that matrix "zero" or "nan".
 
@@ -241,17 +292,27 @@ def polar(
 
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
-    chosen = _resolve(A, method, accuracy, max_steps, singular_gradient)
+    if side not in (None, "left", "right"):
+        raise ValueError(f"side must be 'left', 'right' or None, got {side!r}")
+    request = resolve_request(A, method, accuracy, max_steps, singular_gradient, completed)
+    chosen, short = request.method, "right" if A.shape[-2] >= A.shape[-1] else "left"
     if is_lowered(A.device.type):
         with stated_precision(A.device.type):
-            return polar(A, chosen, hermitian=hermitian, singular_gradient=singular_gradient)
-    batch, k = A.shape[:-2], min(A.shape[-2:])
+            return polar(
+                A,
+                hermitian=hermitian,
+                side=side,
+                method=chosen,
+                completed=completed,
+                singular_gradient=singular_gradient,
+            )
+    batch = A.shape[:-2]
     if A.numel() == 0:
         zero = torch.zeros(batch, dtype=A.real.dtype if A.is_complex() else A.dtype, device=A.device)
         stats = {"method": chosen.name, "steps": 0, "orthogonality": zero, "backward_error": zero, "bounds": None}
-        empty = (A.mH @ A if A.shape[-2] >= A.shape[-1] else A @ A.mH) if hermitian else None
+        empty = (A.mH @ A if (side or short) == "right" else A @ A.mH) if hermitian else None
         return PolarResult(A * 1.0, empty, zero.to(torch.int8), stats)
-    canonical, result = _run(A, chosen, singular_gradient)
+    canonical, result = _run(A, request)
     certificate = _certify(canonical, result, chosen, A.dtype)
     ran = result.method or chosen
     stats = {
@@ -261,18 +322,24 @@ def polar(
         "backward_error": certificate.backward_error.reshape(batch),
         "bounds": ran.bounds(canonical.X.dtype),
     }
-    H = _hermitian(canonical, result, A.dtype).reshape(*batch, k, k) if hermitian else None
+    H = None
+    if hermitian:
+        H = _hermitian(canonical, result, A.dtype, across=side not in (None, short))
+        H = H.reshape(*batch, *H.shape[-2:])
     return PolarResult(_unitary(result, canonical, A), H, certificate.status.reshape(batch), stats)
 
 
-def _hermitian(canonical: _Canonical, result: IterationResult, dtype: torch.dtype) -> Tensor:
-    """H = (V^H A + A^H V) / 2 in the accuracy of the input; differentiable in A and V."""
+def _hermitian(canonical: _Canonical, result: IterationResult, dtype: torch.dtype, across: bool) -> Tensor:
+    """H = (V^H A + A^H V) / 2 (k, n, n) in the accuracy of the input; differentiable in A and V.
+
+    `across`: (A V^H + V A^H) / 2 (k, m, m), the one on the long side.
+    """
     work = at_least_single(dtype)
     A, scale = canonical.A.to(work), canonical.scale
     V, X = result.unitary.to(work), A if scale is None else A * scale
     if canonical.finite is not None:
         V, X = confine(V, canonical.finite, 0.0), confine(X, canonical.finite, 0.0)
-    K = product(V.mH, X)
+    K = product(X, V.mH) if across else product(V.mH, X)
     H = (K + K.mH) / 2
     return _restore(H if scale is None else H / scale, canonical, dtype)
 
@@ -309,19 +376,24 @@ def _certify(canonical: _Canonical, result: IterationResult, method: PolarMethod
     unit, growth = (torch.finfo(work).eps, 1.0) if work in HALF else (method.rounding(work, 1) / 4, 8 * math.sqrt(n))
     rounding = method.rounding(work, n) + long
     tolerance = method.tolerance(work, n) + long + handed_back
+    coarse = method.tolerance(work, n) > 1.5 * method.rounding(work, n) or work in HALF
     low, high = (1 - tolerance) ** 2 if tolerance < 1 else -1.0, (1 + tolerance) ** 2
-    null, cancelled = (rounding + handed_back) ** 2 + 8 * own, (1 / low - 1) ** 2 * high
+    null = (rounding + handed_back) ** 2 + 8 * own
 
     G, K = V.mH @ V, V.mH @ X
     H, skew = (K + K.mH) / 2, K - K.mH
     E = torch.baddbmm(X, V, H, alpha=-1)
     norm, left = torch.linalg.matrix_norm(X), E.mH @ E
-    # From below, so that an estimate that is off makes the judgement stricter; 1 for the zero matrix.
-    size = torch.where(norm > 0, largest_eigenvalue(H), 1.0)[:, None, None]
-    L = torch.linalg.cholesky_ex(G)[0]
-    D = torch.cholesky_solve(K, L) - H
-    outside = left - D.mH @ G @ D
+    # At most ||H||_2 <= ||V||_2 ||X||_2: where it is less the judgement is the stricter. 1 for the zero matrix.
+    size = torch.linalg.matrix_norm(H @ H) / torch.linalg.matrix_norm(H)
+    size = torch.where(norm > 0, size, 1.0)[:, None, None]
     projector = torch.baddbmm(G, G, G, beta=-(null + low))
+    # Of X = V H: what singular values within t of 1 leave out of it, unless that is known.
+    outside, allowed = left, (2 * tolerance + tolerance**2 + 2 * rounding + 1.5 * handed_back) ** 2
+    if coarse:
+        D = torch.cholesky_solve(K, torch.linalg.cholesky_ex(G)[0]) - H
+        outside = left - D.mH @ G @ D
+        allowed = (2 * rounding + 1.5 * handed_back) ** 2 + 8 * own * (1 / low - 1) ** 2 * high
 
     bounded, gap, semidefinite, hermitian, complete, full, inside = is_positive_definite(
         torch.stack(
@@ -332,7 +404,7 @@ def _certify(canonical: _Canonical, result: IterationResult, method: PolarMethod
                 _shifted(-(skew.mH @ skew) / size**2, (4 * rounding + 1.5 * handed_back) ** 2),
                 _shifted(-left / size**2, (growth * unit + 8 * own + 1.5 * handed_back) ** 2),
                 _shifted(G, -low),
-                _shifted(-outside / size**2, (2 * rounding + 1.5 * handed_back) ** 2 + 8 * own * cancelled),
+                _shifted(-outside / size**2, allowed),
             ]
         )
     )

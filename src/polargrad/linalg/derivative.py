@@ -6,24 +6,33 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from polargrad.linalg.method import IterationResult, PolarMethod
+from polargrad.linalg.method import IterationResult
 from polargrad.linalg.precision import at_least_single, stated_precision
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
 
 __all__ = ["SingularGradient", "attach_gradient", "confine", "iterate_transformed", "product"]
 
+
+class Iterating(Protocol):
+    """A `PolarMethod`, or what has its iteration."""
+
+    def iterate(self, X: Tensor) -> IterationResult:
+        """Return the unitary factors of the canonical batch X (k, m, n)."""
+        ...
+
+
 # What the derivative is at a matrix without full rank, where there is none.
 SingularGradient = Literal["raise", "zero", "nan"]
 
 
-def attach_gradient(A: Tensor, U: Tensor, singular: SingularGradient = "raise") -> Tensor:
-    """U, made to carry the derivative of the polar factor at A.
+def attach_gradient(A: Tensor, U: Tensor, singular: SingularGradient = "raise", rotation: bool = False) -> Tensor:
+    """U, made to carry the derivative of the polar factor at A, or of the nearest rotation.
 
     With A = U H, m >= n, a change dA moves the factor by
 
@@ -33,12 +42,18 @@ def attach_gradient(A: Tensor, U: Tensor, singular: SingularGradient = "raise") 
     that of U. It is the derivative of the exact factor, evaluated at the U that was computed, however that was done.
     Derivatives of any order exist, in reverse and in forward mode and under the transforms of torch.func.
 
+    The nearest rotation R of a square real A = R H has the same derivative, with an H whose smallest eigenvalue is
+    -sigma_n where det A < 0. Y is skew, so that only sums of two eigenvalues matter: it exists unless
+    sigma_(n-1) = 0, or sigma_(n-1) = sigma_n and det A < 0.
+
     Args:
         A: (k, m, n) with m >= n, floating point or complex.
         U: (k, m, n), its unitary factors, of the same or a wider or narrower dtype; not differentiable itself.
         singular: what to do at a matrix without full rank that receives a cotangent or a tangent other than zero:
             "raise" (a RuntimeError; NaN for that matrix alone where no number may be read: under torch.compile and on
             fake tensors), "nan" or "zero", for that matrix alone.
+        rotation: whether U holds nearest rotations, of square real A; "without full rank" is then where the derivative
+            does not exist.
 
     Returns:
         U with a gradient function.
@@ -53,7 +68,7 @@ def attach_gradient(A: Tensor, U: Tensor, singular: SingularGradient = "raise") 
     Sylvester equation.
     """
     # Dynamo traces no function that defines a forward mode.
-    return (_Factor if torch.compiler.is_compiling() else _TransformableFactor).apply(A, U, singular)
+    return (_Factor if torch.compiler.is_compiling() else _TransformableFactor).apply(A, U, singular, rotation)
 
 
 def _by_vmap(formula: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,7 +122,7 @@ def _nested_forward_mode(*tensors: Tensor | None) -> Iterator[list[Any]]:
         yield [primal(tensor) for tensor in tensors]
 
 
-def iterate_transformed(method: PolarMethod, X: Tensor) -> IterationResult:
+def iterate_transformed(method: Iterating, X: Tensor) -> IterationResult:
     """What `method.iterate(X)` returns, where X may be a batched or dual tensor: the method sees a plain (k, m, n)."""
     results: list[IterationResult] = []
 
@@ -166,20 +181,20 @@ class _Opaque(Function):
 
 class _Factor(Function):
     @staticmethod
-    def forward(A: Tensor, U: Tensor, singular: SingularGradient) -> Tensor:
+    def forward(A: Tensor, U: Tensor, singular: SingularGradient, rotation: bool) -> Tensor:
         return U.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], output)
         ctx.save_for_forward(inputs[0], output)
-        ctx.singular = inputs[2]
+        ctx.options = inputs[2:]
 
     @staticmethod
     @_by_vmap
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None]:
         A, U = ctx.saved_tensors
-        return _derivative(A, U, cotangents[0], ctx.singular).to(A.dtype), None, None
+        return _derivative(A, U, cotangents[0], *ctx.options).to(A.dtype), None, None, None
 
 
 class _TransformableFactor(_Factor):
@@ -187,14 +202,14 @@ class _TransformableFactor(_Factor):
     @_by_vmap
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         with _nested_forward_mode(*ctx.saved_tensors, tangents[0]) as (A, U, dA):
-            return _derivative(A, U, dA, ctx.singular).to(U.dtype)
+            return _derivative(A, U, dA, *ctx.options).to(U.dtype)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
         return _together(_TransformableFactor.apply, info, in_dims, *inputs)
 
 
-def _derivative(A: Tensor, U: Tensor, G: Tensor, singular: SingularGradient) -> Tensor:
+def _derivative(A: Tensor, U: Tensor, G: Tensor, singular: SingularGradient, rotation: bool) -> Tensor:
     """D[G] = U Y + (G - U U^H G) H^{-1}, by differentiable operations alone; zero where G is zero."""
     work = at_least_single(A.dtype)
     U, G, X = U.to(work), G.to(work), A.to(work)
@@ -206,13 +221,14 @@ def _derivative(A: Tensor, U: Tensor, G: Tensor, singular: SingularGradient) -> 
     K = product(U.mH, X)
     H = (K + K.mH) / 2
     values, Q = _eigenbasis(H)
-    ratio = values[:, 0] / values[:, -1].clamp_min(torch.finfo(values.dtype).tiny)
+    least = values[:, 0] + values[:, 1] if rotation else values[:, 0]
+    ratio = least / values[:, -1].clamp_min(torch.finfo(values.dtype).tiny)
     full_rank = ratio > 4 * torch.finfo(values.dtype).eps
     G = _guard(G, full_rank, ratio, singular)
     M = product(U.mH, G)
     square = X.shape[-2] == X.shape[-1]
     values = torch.where(full_rank[:, None], values, 1.0)
-    Y, Z = _solve(H, M - M.mH, G[:, :0] if square else G - product(U, M), values, Q)
+    Y, Z = _solve(H, M - M.mH, G[:, :0] if square else G - product(U, M), values, Q, rotation)
     derivative = product(U, Y) if square else product(U, Y) + Z
     return torch.where(finite | (moved == 0), derivative * scale, math.nan)
 
@@ -249,7 +265,8 @@ class _Guard(Function):
                 eps = torch.finfo(ratio.dtype).eps
                 raise RuntimeError(
                     f"the polar factor is not differentiable at a matrix without full rank: {int(refused.sum())} of "
-                    f"{refused.numel()} matrices have sigma_min / sigma_max below {4 * eps:.1e} (smallest "
+                    f"{refused.numel()} matrices have sigma_min / sigma_max (of a rotation: the sum of the two "
+                    f"smallest, the last one with the sign of the determinant) below {4 * eps:.1e} (smallest "
                     f"{float(ratio.min()):.1e}); leave them out of the loss, add a small full-rank perturbation, or "
                     "ask for singular_gradient='zero'"
                 )
@@ -278,32 +295,37 @@ class _Guard(Function):
         return _together(_Guard.apply, info, in_dims, *inputs)
 
 
-def _solve(H: Tensor, S: Tensor, R: Tensor, values: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
-    """(Y, Z) with H Y + Y H = S and Z H = R, for Hermitian positive definite H = Q diag(values) Q^H (k, n, n)."""
-    return (_Solve if torch.compiler.is_compiling() else _TransformableSolve).apply(H, S, R, values, Q)
+def _solve(H: Tensor, S: Tensor, R: Tensor, values: Tensor, Q: Tensor, skew: bool) -> tuple[Tensor, Tensor]:
+    """(Y, Z) with H Y + Y H = S and Z H = R, for Hermitian positive definite H = Q diag(values) Q^H (k, n, n).
+
+    `skew`: S is real and skew, so that H may have one eigenvalue that is not positive.
+    """
+    return (_Solve if torch.compiler.is_compiling() else _TransformableSolve).apply(H, S, R, values, Q, skew)
 
 
 class _Solve(Function):
     """Both operators are self-adjoint, so that their own derivatives are further solves and never eigenvectors'."""
 
     @staticmethod
-    def forward(H: Tensor, S: Tensor, R: Tensor, values: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(H: Tensor, S: Tensor, R: Tensor, values: Tensor, Q: Tensor, skew: bool) -> tuple[Tensor, Tensor]:
+        sums = values.unsqueeze(-1) + values.unsqueeze(-2)
+        if skew:  # nothing of it is on the diagonal
+            sums.diagonal(dim1=-2, dim2=-1).fill_(math.inf)
         with stated_precision(H.device.type):
-            Y = Q @ ((Q.mH @ S @ Q) / (values.unsqueeze(-1) + values.unsqueeze(-2))) @ Q.mH
-            return Y, ((R @ Q) / values.unsqueeze(-2)) @ Q.mH
+            return Q @ ((Q.mH @ S @ Q) / sums) @ Q.mH, ((R @ Q) / values.unsqueeze(-2)) @ Q.mH
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        H, _, _, values, Q = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        H, _, _, values, Q, ctx.skew = inputs
         ctx.save_for_backward(H, *output, values, Q)
         ctx.save_for_forward(H, *output, values, Q)
 
     @staticmethod
     @_by_vmap
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         H, Y, Z, values, Q = ctx.saved_tensors
-        T, V = _solve(H, cotangents[0], cotangents[1], values, Q)
-        return -(product(T, Y.mH) + product(Y.mH, T) + product(Z.mH, V)), T, V, None, None
+        T, V = _solve(H, cotangents[0], cotangents[1], values, Q, ctx.skew)
+        return -(product(T, Y.mH) + product(Y.mH, T) + product(Z.mH, V)), T, V, None, None, None
 
 
 class _TransformableSolve(_Solve):
@@ -315,7 +337,7 @@ class _TransformableSolve(_Solve):
             R = torch.zeros_like(Z) if dR is None else dR
             if dH is not None:
                 S, R = S - product(dH, Y) - product(Y, dH), R - product(Z, dH)
-            return _solve(H, S, R, values, Q)
+            return _solve(H, S, R, values, Q, ctx.skew)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:

@@ -32,12 +32,12 @@ class Status(IntEnum):
 
 
 class PolarResult(NamedTuple):
-    """The polar decomposition A = U H (m >= n) or A = H U (m < n) of a batch of matrices.
+    """The polar decomposition A = U H or A = H U of a batch of matrices.
 
     Attributes:
         unitary: U, of A's shape (*batch, m, n) and dtype: orthonormal columns (m >= n) or rows (m < n).
-        hermitian: H, Hermitian positive semidefinite (*batch, k, k) with k = min(m, n), or None where the caller
-            asked for `hermitian=False`.
+        hermitian: H, Hermitian positive semidefinite (*batch, k, k) with k = n for A = U H and k = m for A = H U, or
+            None where the caller asked for `hermitian=False`.
         status: int8 tensor of shape batch holding `Status` values (on A's device: reading it synchronizes).
         stats: "method" (the name of what ran), "steps", "bounds" (the interval that the singular values of U are known
             to lie in before anything is measured, for those of A above the method's `sigma_floor`; None if unknown),
