@@ -171,7 +171,9 @@ def _run(A: Tensor, request: Request) -> tuple[_Canonical, IterationResult]:
     if result.unitary is canonical.X:  # which may be A itself
         result = result._replace(unitary=canonical.X.clone())
     if transformed or (A.requires_grad and torch.is_grad_enabled()):
-        result = result._replace(unitary=attach_gradient(canonical.A, result.unitary, *request[1::2]))
+        result = result._replace(
+            unitary=attach_gradient(canonical.A, result.unitary, request.singular_gradient, request.rotation)
+        )
     return canonical, result
 
 
