@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from polargrad.lab.compare.comparison import Comparison
+from polargrad.lab import recipes
+from polargrad.lab.comparison.comparison import Comparison
 from polargrad.lab.run.folder import COMPARISON, Run, RunFolder, find_runs, read_run, write_json
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import LoopConfig
@@ -50,6 +53,31 @@ def tiny_spec(
         probe=("model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"),
         description="A tiny run.",
     )
+
+
+def patch_recipes(folder: Path, monkeypatch: Any, *, steps: int) -> None:
+    """Leave two recipes, "adamw" and "polar", that run `steps` steps in a moment; optimizers from outside do as well.
+
+    The working folder and the cache become `folder`.
+    """
+    text = tiny_text(folder)
+    monkeypatch.setenv("POLARGRAD_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+    length = steps
+
+    class Tiny(recipes.Recipe):
+        def __call__(self, *, steps: int | None = None, seed: int = 42, changes: Sequence[str] = ()) -> RunSpec:
+            spec = tiny_spec(text, self.name, steps=length if steps is None else steps, seed=seed)
+            return dataclasses.replace(spec, optimizer=recipes.changed(self, spec.optimizer, changes))
+
+    table = recipes.Registry(
+        "recipe", wanted=recipes.RECIPES.wanted, fits=recipes.RECIPES.fits, group=recipes.RECIPES.group
+    )
+    for name, hidden in (("adamw", ADAMW), ("polar", POLAR)):
+        roles = {"hidden": hidden, **dict.fromkeys(("embedding", "head", "vector"), ADAMW)}
+        table[name] = Tiny(name, "A tiny run.", roles)
+    monkeypatch.setattr(recipes, "Recipe", Tiny)
+    monkeypatch.setattr(recipes, "RECIPES", table)
 
 
 def written_run(

@@ -12,7 +12,7 @@ import polargrad
 
 SOURCE = Path(polargrad.__file__).parent
 # Each layer and the others that it may import besides itself.
-LIBRARY = ("linalg", "geometry", "optim", "diagnostics", "distributed")
+LIBRARY = ("outside", "linalg", "geometry", "optim", "diagnostics", "distributed")
 TRAIN = (*LIBRARY, "lab.options", "lab.train")
 RUN = (*TRAIN, "lab.lm", "lab.matrix", "lab.run")
 ALLOWED = {
@@ -27,9 +27,9 @@ ALLOWED = {
     "lab.estimate": RUN,
     "lab.launch": (*RUN, "lab.recipes"),
     "lab.report": RUN,
-    "lab.compare": (*RUN, "lab.report"),
+    "lab.comparison": (*RUN, "lab.recipes", "lab.estimate", "lab.report"),
     "lab.studies": (*RUN, "lab.report"),
-    "lab.cli": (*RUN, "lab.recipes", "lab.estimate", "lab.launch", "lab.report", "lab.compare", "lab.studies"),
+    "lab.cli": (*RUN, "lab.recipes", "lab.estimate", "lab.launch", "lab.report", "lab.comparison", "lab.studies"),
 }
 LABORATORY = {
     *("transformers", "tokenizers", "tyro", "rich", "matplotlib", "tensorboard", "jinja2", "sklearn", "numpy"),

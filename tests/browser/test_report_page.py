@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from polargrad.lab.compare.page import Findings
+from polargrad.lab.comparison.page import Findings
 from tests.runs import written_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

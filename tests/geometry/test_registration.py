@@ -51,7 +51,15 @@ def test_one_that_is_not_registered():
         name: ClassVar[str] = "unknown"
 
     with pytest.raises(ValueError, match=r"geometry must be one of .*'spectral'.*, got 'unknown'"):
-        step(geometry=Unknown())
+        step(geometry="unknown")
+    step(geometry=Unknown())  # the object brings its class along
+    assert GEOMETRIES.pop("unknown") is Unknown
+
+    class Impostor(Frobenius):
+        name: ClassVar[str] = "spectral"
+
+    with pytest.raises(ValueError, match=r"'spectral' is taken by Spectral; give .*Impostor another name"):
+        step(geometry=Impostor())
 
 
 def test_it_is_priced_and_placed_as_it_declares():

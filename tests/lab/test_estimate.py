@@ -168,7 +168,7 @@ def newcomers(monkeypatch):
         def working_dtype(self, dtype):
             return torch.bfloat16
 
-    monkeypatch.setitem(methods._METHODS, "slow", Slow)
+    monkeypatch.setitem(methods.METHODS, "slow", Slow)
     monkeypatch.setitem(GEOMETRIES, "costly", Costly)
 
 
@@ -249,11 +249,11 @@ def test_a_thousand_gpus_and_tensor_parallel_ranks():
 
 def test_another_library_s_optimizer_has_a_state_and_no_price():
     found = of("soap")
-    assert found.unpriced == "soap"
+    assert found.unpriced == "pytorch_optimizer:SOAP"
     assert found.optimizer.operations == (0.0, 0.0)
     matrix = next(cost for cost in found.optimizer.costs if cost.name.endswith("mlp.up_proj.weight"))
     assert matrix.state == 8 * 64 * 32 + 8 * (64**2 + 32**2)
-    with pytest.raises(ValueError, match="soap is another library's optimizer, which knows of one process"):
+    with pytest.raises(ValueError, match="pytorch_optimizer:SOAP knows of one process"):
         of("soap", (2, 1, 1))
 
 
@@ -262,7 +262,7 @@ def test_another_library_s_optimizer_has_a_state_and_no_price():
     [
         (("dema", "1x1x1"), "did you mean 'demo'"),
         (("demo", "1x1x1", "adam"), "unknown recipe 'adam'; did you mean 'adamw'"),
-        (("demo", "1x1x1", "soap"), "the operations of soap"),
+        (("demo", "1x1x1", "soap"), "the operations of pytorch_optimizer:SOAP"),
         (("gpt2-small", "1x1x2"), "tensor parallelism is known for qwen2"),
         (("demo", "1x1x5"), "divide neither the 3 heads"),
         (("demo", "2x4"), "cannot read the mesh '2x4'"),

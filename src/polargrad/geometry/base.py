@@ -42,7 +42,7 @@ class Geometry(ABC):
     processes (`reduction`), and becomes an option of `PolarGrad` by `register`.
 
     Attributes:
-        name: what it is called as an option.
+        name: what it is called as an option; the name of the class if it gives none.
         reduction: how the direction of a matrix in parts is found. "entries", "rows", "columns" or "matrix": `lmo`
             divides each of these by its Euclidean length, so that only lengths are summed over the processes. "gram":
             lmo(B T) = B lmo(T) for orthonormal columns B, so that a tall matrix, likewise a wide one, is reduced to a
@@ -53,6 +53,10 @@ class Geometry(ABC):
 
     name: ClassVar[str]
     reduction: ClassVar[Reduction | None] = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.name = vars(cls).get("name", cls.__name__)
 
     @abstractmethod
     def lmo(self, G: Tensor) -> Tensor:
@@ -98,7 +102,12 @@ class Geometry(ABC):
 T = TypeVar("T", bound=Geometry)
 
 # Every geometry by its name, which `PolarGrad(geometry=...)` takes.
-GEOMETRIES: Registry[type[Geometry]] = Registry("geometry")
+GEOMETRIES: Registry[type[Geometry]] = Registry(
+    "geometry",
+    wanted="a geometry (a subclass of polargrad.geometry.Geometry)",
+    fits=lambda found: isinstance(found, type) and issubclass(found, Geometry),
+    group="polargrad.geometries",
+)
 
 
 def register(cls: type[T]) -> type[T]:

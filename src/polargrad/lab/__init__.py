@@ -14,13 +14,14 @@ _PUBLIC = {
     "RECIPES": "recipes",
     "Run": "run.folder",
     "RunSpec": "run.spec",
+    "compare": "comparison.request",
     "expand": "compare.sweep",
     "find_runs": "run.folder",
     "parse_axis": "compare.sweep",
     "read_run": "run.folder",
     "spec_of": "recipes",
 }
-_PACKAGES = ("compare", "lm", "matrix", "recipes", "report", "run", "studies", "train")
+_PACKAGES = ("comparison", "lm", "matrix", "recipes", "report", "run", "studies", "train")
 
 __all__ = [*sorted(_PUBLIC), *_PACKAGES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -53,9 +53,9 @@ from polargrad.distributed.strategy import (
     polar_parameters,
 )
 from polargrad.distributed.sums import rows_are_cut, rows_of, summed_lengths
-from polargrad.lab.run.build import foreign_rule
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import Constant, LoopConfig
+from polargrad.lab.train.optimizers import outside_rules
 from polargrad.optim import PolarGrad, parameter_groups
 from polargrad.optim.execution import statistics_dtype
 from polargrad.optim.matrix_view import MatrixView
@@ -251,7 +251,7 @@ def estimate(
         logits=tokens / parts * model.vocabulary * (2 * activation + 12),
         passes=_passes(model, module, tokens / tensor_ranks),
         optimizer=_step_of(module, optimizer, layouts, machine or Machine()),
-        unpriced=foreign_rule(optimizer),
+        unpriced=" and ".join(outside_rules(optimizer)) or None,
     )
 
 
@@ -290,27 +290,34 @@ def _step_of(
     layouts: Mapping[Tensor, Layout],
     machine: Machine,
 ) -> OptimizerStep:
-    """The optimizer's step of a model; of another library's optimizer the state alone."""
+    """The optimizer's step of a model; of an optimizer from outside the state alone, as two tensors a parameter."""
     groups = [
         {"params": group["params"], "role": group["role"], **optimizer[group["role"]]}
         for group in parameter_groups(module)
     ]
-    rule = foreign_rule(optimizer)
-    if rule is None:
-        return optimizer_step(PolarGrad(groups).param_groups, layouts, machine)
+    outside = outside_rules(optimizer)
     (world,) = {layout.world for layout in layouts.values()}
-    if world > 1:
-        raise ValueError(f"{rule} is another library's optimizer, which knows of one process; give one device")
+    if outside and world > 1:
+        raise ValueError(f"{outside[0]} knows of one process; give one device")
+    ours = [group for group in groups if group.get("rule", "polar") not in outside]
+    step = OptimizerStep((), world, 0, machine)
+    if ours:
+        step = optimizer_step(PolarGrad(ours).param_groups, layouts, machine)
     costs = [
-        _elementwise(name, group["role"], layouts[p], 2.0 * p.element_size() * p.numel() + _side_bytes(p))
+        _elementwise(
+            name, group["role"], layouts[p], 2.0 * p.element_size() * p.numel() + _side_bytes(group["rule"], p)
+        )
         for group in groups
+        if group.get("rule", "polar") in outside
         for name, p in group["params"]
     ]
-    return OptimizerStep(tuple(costs), world, 0, machine)
+    return dataclasses.replace(step, costs=(*step.costs, *costs))
 
 
-def _side_bytes(p: Tensor) -> float:
+def _side_bytes(rule: str, p: Tensor) -> float:
     """Bytes of SOAP's and Shampoo's statistics: two matrices of float32 for each side that is not too long."""
+    if not rule.endswith((":SOAP", ":Shampoo")):
+        return 0.0
     stack = math.prod(p.shape[:-2])
     return 8.0 * stack * sum(side * side for side in p.shape[-2:] if p.ndim > 1 and 1 < side <= _SOAP_SIDE)
 

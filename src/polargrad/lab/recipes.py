@@ -8,15 +8,30 @@ those. Larger models and other numbers of steps want their own. Convolutions and
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec, parse_setting, parse_value
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
+from polargrad.lab.train.optimizers import OPTIMIZERS, is_optimizer
 from polargrad.linalg.registry import Registry
+from polargrad.outside import is_reference
 
-__all__ = ["COMPARISONS", "RECIPES", "NamedComparison", "Recipe", "optimizer_for", "recipe", "register", "spec_of"]
+__all__ = [
+    "COMPARISONS",
+    "RECIPES",
+    "NamedComparison",
+    "Recipe",
+    "changes_of",
+    "optimizer_for",
+    "recipe",
+    "register",
+    "spec_of",
+    "split_reference",
+]
 
 Options = dict[str, Plain]
 Optimizer = dict[str, Options]
@@ -44,19 +59,21 @@ class Recipe:
         name: name on the command line.
         description: one line for people.
         optimizer: options of every role that a model may have.
+        aliases: other names under which `--set` knows it.
     """
 
     name: str
     description: str
     optimizer: Optimizer
+    aliases: tuple[str, ...] = ()
 
-    def __call__(self, *, steps: int | None = None, seed: int = 42) -> RunSpec:
-        """The spec of a run of this many steps (150 by default) from a seed."""
+    def __call__(self, *, steps: int | None = None, seed: int = 42, changes: Sequence[str] = ()) -> RunSpec:
+        """The spec of a run of this many steps (150 by default) from a seed, with changes as of `optimizer_for`."""
         total = STEPS if steps is None else steps
         return RunSpec(
             name=self.name,
             objective=LanguageModel(),
-            optimizer={role: self.optimizer[role] for role in ("hidden", "embedding", "head", "vector")},
+            optimizer=changed(self, ("hidden", "embedding", "head", "vector"), changes),
             schedule=WarmupLinearDecay(total=total, warmup=min(WARMUP, total // 10), decay_fraction=DECAY),
             loop=LoopConfig(steps=total, eval_every=10, probe_every=10),
             seed=seed,
@@ -65,7 +82,12 @@ class Recipe:
         )
 
 
-RECIPES: Registry[Recipe] = Registry("recipe")
+RECIPES: Registry[Recipe] = Registry(
+    "recipe",
+    wanted="an optimizer (a subclass of torch.optim.Optimizer) or a recipe",
+    fits=lambda found: isinstance(found, Recipe) or is_optimizer(found),
+    group="polargrad.recipes",
+)
 
 
 def register(name: str, description: str, optimizer: Optimizer) -> None:
@@ -89,17 +111,17 @@ def register(name: str, description: str, optimizer: Optimizer) -> None:
     RECIPES.add(name, Recipe(name, description, optimizer))
 
 
-def spec_of(name: str, *, steps: int | None = None, seed: int = 42) -> RunSpec:
-    """The small run of a recipe by its name.
+def spec_of(name: str, *, steps: int | None = None, seed: int = 42, changes: Sequence[str] = ()) -> RunSpec:
+    """The small run of a recipe by its name, or of an optimizer class from outside; see `recipe` and `optimizer_for`.
 
     Raises:
-        ValueError: if no recipe is called so.
+        ValueError: if no recipe is called so, or a change does not fit.
 
     Example:
         >>> spec_of("adamw", steps=20).loop.steps
         20
     """
-    return recipe(name)(steps=steps, seed=seed)
+    return recipe(name)(steps=steps, seed=seed, changes=changes)
 
 
 def optimizer_for(name: str, roles: Collection[str], changes: Sequence[str] = ()) -> Optimizer:
@@ -114,23 +136,115 @@ def optimizer_for(name: str, roles: Collection[str], changes: Sequence[str] = ()
     Raises:
         ValueError: an unknown recipe, a role that the model does not have, or a change that cannot be read.
     """
-    options = {role: chosen for role, chosen in recipe(name).optimizer.items() if role in roles}
+    return changed(recipe(name), roles, changes)
+
+
+def changed(recipe: Recipe, roles: Collection[str], changes: Sequence[str]) -> Optimizer:
+    options = {role: chosen for role, chosen in recipe.optimizer.items() if role in roles}
     for change in changes:
         named, option, value = parse_setting(change)
         for role in options if named == ("*",) else named:
             if role not in options:
                 raise ValueError(f"{change!r}: the model has no role {role!r}; its roles are {', '.join(options)}")
             options[role] = {**options[role], option: parse_value(value)}
+    if without := [role for role, chosen in options.items() if "lr" not in chosen]:
+        raise ValueError(
+            f"{recipe.name} has no learning rate of its own for {', '.join(without)}; give one, as with "
+            f"--set {(recipe.aliases or (recipe.name,))[0]}.lr=0.001"
+        )
     return options
 
 
-def recipe(name: str) -> Recipe:
-    """A recipe by its name.
+def changes_of(recipe: Recipe, texts: Sequence[str], among: Sequence[Recipe]) -> list[str]:
+    """The changes to one of several recipes, for `optimizer_for`, from NAME.OPTION=VALUE and NAME.ROLE.OPTION=VALUE.
+
+    Args:
+        recipe: the recipe.
+        texts: changes to all of them; NAME is the recipe's name, and of an optimizer from a file also the file's or
+            the class's.
+        among: all of them.
 
     Raises:
-        ValueError: if none is called so.
+        ValueError: a change whose recipe is not among them, or that fits several.
+
+    Example:
+        >>> adamw = recipe("adamw")
+        >>> changes_of(adamw, ["adamw.lr=0.01", "adamw.head.lr=0.02"], [adamw])
+        ['*.lr=0.01', 'head.lr=0.02']
     """
-    return RECIPES[name]
+    found = []
+    for text in texts:
+        place, _, value = text.partition("=")
+        fitting = [(n, one.name) for one in among for n in {one.name, *one.aliases} if place.startswith(f"{n}.")]
+        longest = max((len(n) for n, _ in fitting), default=0)
+        places = {owner: n for n, owner in fitting if len(n) == longest}
+        if len(places) != 1:
+            which = f"is of {' and of '.join(places)}" if places else "names none of the recipes"
+            names = ", ".join((one.aliases or (one.name,))[0] for one in among)
+            raise ValueError(f"--set {text} {which}; write NAME.OPTION=VALUE or NAME.ROLE.OPTION=VALUE with {names}")
+        if recipe.name in places:
+            option = place.removeprefix(f"{places[recipe.name]}.")
+            found.append(f"{option if '.' in option else f'*.{option}'}={value}")
+    return found
+
+
+def recipe(name: str) -> Recipe:
+    """A recipe by its name, or from outside of the package.
+
+    Args:
+        name: of a recipe; of an entry point of the group polargrad.recipes; or where an optimizer class or a `Recipe`
+            is, as FILE.py:NAME or package.module:NAME. Such a class steps every parameter; with +RECIPE behind it, as
+            in mine.py:Mine+adamw, the hidden matrices alone, and the rest as that recipe does.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: nothing is called so, or it cannot be imported or is something else.
+
+    Example:
+        >>> recipe("torch.optim:RAdam+adamw").name
+        'optim.RAdam+adamw'
+    """
+    where, rest = split_reference(name)
+    key = RECIPES.key(where)
+    found = RECIPES[key]
+    if isinstance(found, Recipe):
+        return found
+    del RECIPES[key]
+    OPTIMIZERS[key] = found
+    return _of_class(key, found, rest)
+
+
+def split_reference(name: str) -> tuple[str, str]:
+    """Where a class is, and the recipe of the roles that it does not step; "" if it steps all, or is no reference.
+
+    Example:
+        >>> split_reference("c++/mine.py:Mine+muon+polargrad"), split_reference("muon+polargrad")
+        (('c++/mine.py:Mine', 'muon+polargrad'), ('muon+polargrad', ''))
+    """
+    if not is_reference(name):
+        return name, ""
+    where, colon, named = name.rpartition(":")
+    first, _, rest = named.partition("+")
+    return f"{where}{colon}{first}", rest
+
+
+def _of_class(key: str, made: Any, rest: str) -> Recipe:
+    """The recipe of an optimizer class: its own learning rate, or none, and its defaults for the rest."""
+    where, _, named = key.rpartition(":")
+    stem = where.removesuffix(".py").replace("\\", "/").rpartition("/")[2].rpartition(".")[2]
+    lr = getattr(inspect.signature(made).parameters.get("lr"), "default", inspect.Parameter.empty)
+    options: Options = {"rule": key}
+    if isinstance(lr, int | float) and not isinstance(lr, bool):
+        options["lr"] = float(lr)
+    own: Optimizer = dict.fromkeys((*HIDDEN, "embedding", "head", "position", "vector"), options)
+    summary = (inspect.getdoc(made) or "").partition("\n")[0]
+    description = summary if made.__doc__ else f"{named} of {stem}."
+    if rest:
+        own = {**recipe(rest).optimizer, **dict.fromkeys(HIDDEN, options)}
+        description = f"{named} on hidden matrices; on the rest {rest}."
+    suffix = f"+{rest}" if rest else ""
+    names = (stem, named, f"{stem}.{named}", named + suffix)
+    return Recipe(f"{stem}.{named}{suffix}", description, own, tuple(dict.fromkeys(names)))
 
 
 def by_role(
@@ -248,15 +362,15 @@ register(
 register(
     "soap",
     "SOAP of pytorch-optimizer on every parameter (arXiv 2409.11321).",
-    everywhere({"rule": "soap", "betas": (0.95, 0.95), "precondition_frequency": 10, "weight_decay": 0.0}, hidden=3e-3),
+    everywhere(
+        {"rule": "pytorch_optimizer:SOAP", "betas": (0.95, 0.95), "precondition_frequency": 10, "weight_decay": 0.0},
+        hidden=3e-3,
+    ),
 )
 register(
     "shampoo",
     "Shampoo of pytorch-optimizer on every parameter, grafted onto RMSProp's steps (arXiv 2002.09018).",
-    everywhere(
-        {"rule": "shampoo", "betas": (0.9, 0.95), "preconditioning_compute_steps": 10, "weight_decay": 0.0},
-        hidden=1e-3,
-    ),
+    everywhere({"rule": "polargrad.lab.train.shampoo:Shampoo", "betas": (0.9, 0.95), "weight_decay": 0.0}, hidden=1e-3),
 )
 
 

@@ -4,7 +4,7 @@ from polargrad.linalg.auto import Auto
 from polargrad.linalg.decomposition import polar, polar_factor
 from polargrad.linalg.gram_newton_schulz import GramNewtonSchulz
 from polargrad.linalg.gram_polynomials import GramPolynomials
-from polargrad.linalg.method import PolarMethod, available_methods, resolve_method
+from polargrad.linalg.method import METHODS, PolarMethod, available_methods, resolve_method
 from polargrad.linalg.newton import Newton
 from polargrad.linalg.newton_schulz import NewtonSchulz
 from polargrad.linalg.orthogonalization import inverse_sqrt, lowdin
@@ -18,6 +18,7 @@ from polargrad.linalg.svd import SVD
 from polargrad.linalg.zolo import ZoloPD
 
 __all__ = [
+    "METHODS",
     "QDWH",
     "SVD",
     "Auto",

@@ -14,6 +14,7 @@ from polargrad.linalg.precision import HALF, at_least_single
 from polargrad.linalg.registry import Registry
 
 __all__ = [
+    "METHODS",
     "Accuracy",
     "IterationResult",
     "PolarMethod",
@@ -64,11 +65,15 @@ class PolarMethod(ABC):
     run goes by them.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # a subclass that gives none is called as its class
     # Whether NaN and infinity make all of their own matrix's factor NaN, leave the others of the batch alone and raise
     # nothing, as in a sequence of products: then nobody has to replace them beforehand.
     confines_nonfinite: ClassVar[bool] = False
     peak_memory: ClassVar[float] = 36.0
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.name = vars(cls).get("name", cls.__name__)
 
     @abstractmethod
     def iterate(self, X: Tensor) -> IterationResult:
@@ -173,12 +178,17 @@ def check_lower_bound(value: object, least: float = 0.0) -> None:
 
 M = TypeVar("M", bound=PolarMethod)
 
-_METHODS: Registry[type[PolarMethod]] = Registry("polar method")
+METHODS: Registry[type[PolarMethod]] = Registry(
+    "polar method",
+    wanted="a polar method (a subclass of polargrad.PolarMethod)",
+    fits=lambda found: isinstance(found, type) and issubclass(found, PolarMethod),
+    group="polargrad.methods",
+)
 
 
 def register(cls: type[M]) -> type[M]:
     """Class decorator: make an algorithm available under its `name`, unless another one has it (ValueError)."""
-    _METHODS.add(cls.name, cls)
+    METHODS.add(cls.name, cls)
     return cls
 
 
@@ -189,7 +199,7 @@ def available_methods() -> tuple[str, ...]:
         >>> "qdwh" in available_methods()
         True
     """
-    return tuple(sorted(_METHODS))
+    return tuple(sorted(METHODS))
 
 
 def resolve_method(
@@ -201,7 +211,7 @@ def resolve_method(
     """Turn a name into an algorithm at the edge of the library; a `PolarMethod` passes through.
 
     Args:
-        method: a name or a `PolarMethod`.
+        method: a name, code from outside (FILE.py:CLASS, package.module:CLASS, an entry point), or a `PolarMethod`.
         max_steps: limit on the iterations, or None.
         accuracy: bound on |sigma_i(U) - 1| that the algorithm is held to, "full", or None for its own class.
         dtype: of the input, which decides what accuracy can be had.
@@ -216,7 +226,7 @@ def resolve_method(
         2
     """
     if isinstance(method, str):
-        method = _METHODS[method]()
+        method = METHODS[METHODS.key(method)]()
     if not isinstance(method, PolarMethod):
         raise TypeError(f"method must be a name or a PolarMethod, got {type(method).__name__}")
     if max_steps is not None and accuracy is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeVar
+
+from polargrad.outside import announced, described, is_reference, load
 
 __all__ = ["Registry", "unknown_name"]
 
@@ -17,6 +19,9 @@ class Registry(MutableMapping[str, T]):
 
     Args:
         kind: what the things are, in errors.
+        wanted: the same with what a thing has to be, for code from outside that is none.
+        fits: whether code from outside can be one; None: the registry takes none.
+        group: entry points of this group are things too, imported when chosen.
 
     Example:
         >>> shapes = Registry("shape")
@@ -27,8 +32,10 @@ class Registry(MutableMapping[str, T]):
         ValueError: unknown shape 'circel'; did you mean 'circle'? The allowed names are 'circle'
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(
+        self, kind: str, *, wanted: str = "", fits: Callable[[Any], bool] | None = None, group: str = ""
+    ) -> None:
+        self.kind, self.wanted, self.fits, self.group = kind, wanted, fits, group
         self._things: dict[str, T | None] = {}  # None until the module is imported
         self._modules: dict[str, str] = {}
 
@@ -56,12 +63,54 @@ class Registry(MutableMapping[str, T]):
         self._things[name] = thing
         return thing
 
+    def accepts(self, found: Any) -> bool:
+        """Whether code from outside can be a thing of this kind."""
+        return self.fits is not None and self.fits(found)
+
+    def key(self, name: str) -> str:
+        """The key of a thing; one from outside (a reference, see `polargrad.outside`, or an entry point) is loaded.
+
+        A file is loaded again when it has changed. Where nothing is called so, the name itself.
+
+        Raises:
+            FileNotFoundError: a reference to a file that is not there.
+            ValueError: the code cannot be imported, or is something else.
+        """
+        if self.fits is None or (name in self and not is_reference(name)):
+            return name
+        reference = name if is_reference(name) else announced(self.group).get(name)
+        if reference is None:
+            return name
+        try:
+            key, found = load(reference)
+        except ValueError as error:
+            if name == reference:
+                raise
+            raise ValueError(f"{name!r} of {self.group}: {error}") from error.__cause__
+        if not self.fits(found):
+            raise ValueError(f"{name} is {described(found)}, and not {self.wanted}")
+        self[key] = found
+        return key
+
+    def key_of(self, thing: T) -> str | None:
+        """The key of a thing that is here; a reference, by which another process finds it, before a name."""
+        keys = [key for key, one in self._things.items() if one is thing]
+        return next(filter(is_reference, keys), keys[0] if keys else None)
+
+    def is_announced(self, name: str) -> bool:
+        """Whether an installed package announces a thing of this name."""
+        return bool(self.group) and name in announced(self.group)
+
+    def names(self) -> list[str]:
+        """The names of all things, of those too that installed packages announce."""
+        return [*self, *announced(self.group)] if self.group else list(self)
+
     def __getitem__(self, name: str) -> T:
         thing = self._things.get(name)
         if thing is not None:
             return thing
         if name not in self._things:
-            raise unknown_name(self.kind, name, self)
+            raise unknown_name(self.kind, name, self.names())
         importlib.import_module(self._modules[name])
         thing = self._things[name]
         assert thing is not None, f"{self._modules[name]} does not register {name!r}"

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from polargrad.geometry import GEOMETRIES, Geometry
-from polargrad.linalg import PolarMethod, available_methods, resolve_method
+from polargrad.linalg import METHODS, PolarMethod, resolve_method
+from polargrad.linalg.registry import Registry
 from polargrad.optim.adamw import AdamWRule
 from polargrad.optim.execution import default_workspace
 from polargrad.optim.update import (
@@ -34,6 +35,7 @@ from polargrad.optim.update import (
     StepRule,
 )
 from polargrad.optim.whitening import WHITENINGS, Whitening
+from polargrad.outside import is_reference
 
 __all__ = [
     "Rule",
@@ -157,8 +159,16 @@ def check_values(options: Mapping[str, Any]) -> None:
             _CHECKS[option](option, value)
 
 
-def plain_options(options: MutableMapping[str, Any]) -> None:
+def plain_options(options: MutableMapping[str, Any], *, load: bool = True) -> None:
     """Replace objects by plain data, which parameter groups and checkpoints hold: a name, or a mapping with "name".
+
+    Args:
+        options: changed in place.
+        load: whether a name may be a reference to code from outside, which is loaded. A checkpoint's may not: reading
+            one runs no code.
+
+    Raises:
+        ValueError: code that cannot be loaded, or an object whose fields are not plain data.
 
     Example:
         >>> from polargrad.linalg import QDWH
@@ -169,15 +179,49 @@ def plain_options(options: MutableMapping[str, Any]) -> None:
     """
     for option in ("geometry", "method", "scale", "step_rule", "normalize_rows", "whitening"):
         if option in options:
-            options[option] = _plain(options[option])
+            options[option] = _plain(option, options[option], load)
 
 
-def _plain(value: Any) -> Any:
+def _plain(option: str, value: Any, load: bool) -> Any:
+    if isinstance(value, PolarMethod | Geometry):
+        table: Registry[Any] = METHODS if isinstance(value, PolarMethod) else GEOMETRIES
+        table.add(value.name, type(value))
     if isinstance(value, PolarMethod | Geometry | Scale | StepRule | Whitening):
         assert dataclasses.is_dataclass(value)
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        fields = {f.name: _plain(f.name, getattr(value, f.name), load) for f in dataclasses.fields(value) if f.init}
+        for field, entry in fields.items():
+            _check_plain(f"{field} of {option}={value.name!r}", entry)
         return {"name": value.name, **fields} if fields else value.name
-    return {key: _plain(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        plain = {key: _plain(key, entry, load) for key, entry in value.items() if key != "name"}
+        return {"name": _known(option, value["name"], load), **plain} if "name" in value else plain
+    return _known(option, value, load)
+
+
+def _known(option: str, name: Any, load: bool) -> Any:
+    """The key of a geometry or polar method, loaded if it is a reference to code from outside."""
+    table = {"geometry": GEOMETRIES, "method": METHODS}.get(option)
+    if table is None or not isinstance(name, str) or (name in table and not (load and is_reference(name))):
+        return name
+    if load:
+        return table.key(name)
+    if is_reference(name):
+        raise ValueError(
+            f"{option} is {name!r}, code from outside that is not loaded here, and a state runs no code; make the "
+            f"optimizer with this {option} first, then load the state"
+        )
+    return name
+
+
+def _check_plain(where: str, value: Any) -> None:
+    if isinstance(value, Mapping | list | tuple):
+        for entry in value.values() if isinstance(value, Mapping) else value:
+            _check_plain(where, entry)
+    elif value is not None and not isinstance(value, bool | int | float | str):
+        raise ValueError(
+            f"{where} is a {type(value).__name__}; its fields are plain data (numbers, strings, None and tuples of "
+            "them), since parameter groups and checkpoints hold them"
+        )
 
 
 def _name_of(option: str, table: Mapping[str, type], value: Any) -> str:
@@ -234,15 +278,11 @@ def _hashable(value: Any) -> Any:
 def _method(value: Any) -> str | PolarMethod:
     """A polar method by its name, which is resolved later, or from a mapping."""
     if isinstance(value, Mapping):
-        return _build("method", _method_classes(), value)
+        return _build("method", METHODS, value)
     if not isinstance(value, str):
         raise TypeError(f"method must be a name, a PolarMethod or a mapping with 'name', got {type(value).__name__}")
     resolve_method(value)
     return value
-
-
-def _method_classes() -> dict[str, type[PolarMethod]]:
-    return {name: type(resolve_method(name)) for name in available_methods()}
 
 
 def _row_beta(value: Any) -> float | None:
@@ -320,7 +360,7 @@ def fill_options(group: dict[str, Any], constructor: Mapping[str, Any], *, stric
                 f"unknown option {option!r} in a parameter group with rule={rule!r}; "
                 f"known: {', '.join(sorted(OPTIONS[rule]))}, role"
             )
-    plain_options(group)
+    plain_options(group, load=strict)
     filled = {**_GROUP_DEFAULTS, **_OF_GEOMETRY, "scope": "matrix", **inherited_options(group, constructor)}
     for option, value in filled.items():
         if option in OPTIONS[rule]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from polargrad.optim.options import inherited_options
+from polargrad.optim.options import inherited_options, plain_options
 
 __all__ = ["ROLES", "Rule", "describe_groups", "parameter_groups", "roles"]
 
@@ -273,7 +273,8 @@ def parameter_groups(
         key = (ROLES.index(role), len(rules) if rule is None else rule, f.layout)
         if key not in groups:
             merged: dict[str, Any] = dict(table.get(role, {}))
-            for own_options in (options.get(role, {}), extra):
+            for own_options in (dict(options.get(role, {})), dict(extra)):
+                plain_options(own_options)
                 merged = {**inherited_options(own_options, merged), **own_options}
             layout = {"layout": f.layout} if merged.get("rule", "polar") == "polar" and f.layout != "auto" else {}
             groups[key] = {"params": [], **layout, **merged, "role": role}

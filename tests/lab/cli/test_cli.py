@@ -3,17 +3,15 @@
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 import polargrad
-from polargrad.lab import recipes
 from polargrad.lab.cli import main as cli
 from polargrad.lab.report import curves
 from polargrad.lab.run.folder import RECORDS, read_run
-from tests.runs import tiny_spec, tiny_text, written_run
+from tests.runs import patch_recipes, written_run
 
 CURVE = [(0, 8.0), (2, 6.0), (4, 5.0)]
 
@@ -21,14 +19,7 @@ CURVE = [(0, 8.0), (2, 6.0), (4, 5.0)]
 @pytest.fixture
 def tiny_recipes(tmp_path, monkeypatch):
     """Two recipes that run in a moment, and a folder of our own to run in."""
-    text = tiny_text(tmp_path)
-    monkeypatch.setenv("POLARGRAD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-
-    def recipe(name, *, steps=None, seed=42):
-        return tiny_spec(text, name, steps=4 if steps is None else steps, seed=seed, polar=name == "polar")
-
-    monkeypatch.setattr(recipes, "RECIPES", {name: partial(recipe, name) for name in ("adamw", "polar")})
+    patch_recipes(tmp_path, monkeypatch, steps=4)
     # Figures take longer than the runs, and have tests of their own.
     monkeypatch.setattr(curves, "draw", lambda run: [])
     return tmp_path

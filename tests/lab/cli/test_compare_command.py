@@ -1,28 +1,18 @@
 """`polargrad compare` and `polargrad resume` as a person meets them."""
 
-from functools import partial
-
 import pytest
 
-from polargrad.lab import recipes
-from polargrad.lab.cli import compare
 from polargrad.lab.cli import main as cli
+from polargrad.lab.comparison import request
 from polargrad.lab.recipes import NamedComparison
 from polargrad.lab.run.folder import find_runs, read_run
-from tests.runs import tiny_spec, tiny_text
+from tests.runs import patch_recipes
 
 
 @pytest.fixture
 def tiny_recipes(tmp_path, monkeypatch):
     """Two recipes that run in a moment, and a folder of our own to run in."""
-    text = tiny_text(tmp_path)
-    monkeypatch.setenv("POLARGRAD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-
-    def recipe(name, *, steps=None, seed=42):
-        return tiny_spec(text, name, steps=2 if steps is None else steps, seed=seed, polar=name == "polar")
-
-    monkeypatch.setattr(recipes, "RECIPES", {name: partial(recipe, name) for name in ("adamw", "polar")})
+    patch_recipes(tmp_path, monkeypatch, steps=2)
     return tmp_path
 
 
@@ -68,7 +58,7 @@ def test_a_grid_of_rates_ends_with_its_tables(capsys, tiny_recipes):
 
 def test_a_comparison_with_a_name_brings_its_grid(capsys, tiny_recipes, monkeypatch):
     made = NamedComparison("Two.", ("adamw", "polar"), ("rates=1,2",), steps=3, look_every=1)
-    monkeypatch.setattr(compare, "COMPARISONS", {"pair": made})
+    monkeypatch.setattr(request, "COMPARISONS", {"pair": made})
     code, _, err = _run(capsys, "compare", "pair", "--out", "c")
     assert code == 0, err
     runs = [read_run(path) for path in find_runs(tiny_recipes / "c")]

@@ -12,18 +12,18 @@ from polargrad.lab.cli import main as cli
 from tests.runs import tiny_spec, tiny_text, written_run
 
 BASE = {"lab", "lab.options", "lab.cli", "lab.run", "lab.train", "lab.lm.models"}  # every spec holds a decoder's sizes
-TRAINED = {"lab.compare", "lab.lm", "lab.report"}
+TRAINED = {"lab.comparison", "lab.lm", "lab.report"}
 RUN_MATRIX = ["run", "quadratic", "--size", "small", "--steps", "2", "--only", "adam", "--diagnostics", "0"]
 BENCH = ["bench", "polar", "--shapes", "6x4", "--methods", "svd", "--spectra", "gaussian", "--repeats", "1"]
 # command -> arguments, and the layers that it may load besides BASE.
 COMMANDS = {
     "list": (["list"], {"lab.recipes", "lab.matrix", "lab.studies"}),
     "run": (["run", "spec.json"], {"lab.recipes", *TRAINED}),
-    "run a matrix problem": (RUN_MATRIX, {"lab.recipes", "lab.matrix", "lab.studies", "lab.compare", "lab.report"}),
+    "run a matrix problem": (RUN_MATRIX, {"lab.recipes", "lab.matrix", "lab.studies", "lab.comparison", "lab.report"}),
     "compare": (["compare", "spec.json"], {"lab.recipes", *TRAINED}),
     "pretrain": (["pretrain", "small.toml"], {"lab.launch", "lab.recipes", *TRAINED}),
     "resume": (["resume", "begun"], TRAINED),
-    "report": (["report", "ended"], {"lab.compare", "lab.report"}),
+    "report": (["report", "ended"], {"lab.comparison", "lab.report"}),
     "bench": (BENCH, {"lab.studies", "lab.report"}),
     "plan": (["plan", "--model", "demo", "--mesh", "1x2x1"], {"lab.estimate", "lab.recipes", "lab.lm.tensor_parallel"}),
     "info": (["info"], set()),

@@ -110,7 +110,8 @@ def dispatch(arguments: Sequence[str]) -> None:
 
 def _explained(error: Exception) -> tuple[str, int]:
     """An error in one sentence with its remedy, and the exit code."""
-    missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    absent = next((one for one in (error, error.__cause__) if isinstance(one, ImportError)), None)
+    missing = "" if absent is None else (absent.name or "").partition(".")[0]
     if missing in _EXTRA:
         return f'{missing} is not installed, which this command needs; pip install "polargrad[{_EXTRA[missing]}]"', 1
     if isinstance(error, _BAD_INPUT):

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Self
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Parallelism, read
 from polargrad.lab.launch import Launch
-from polargrad.lab.options import given
-from polargrad.lab.run.build import foreign_rule
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 
 if TYPE_CHECKING:
@@ -53,8 +51,6 @@ class Pretrain(Launch):
     def __call__(self) -> None:
         """Check everything, train, then say how it ended and where the report is."""
         spec = self.spec()
-        if foreign_rule(spec.optimizer) == "shampoo" and (unused := given(self.checkpoints)):
-            raise ValueError(f"{unused}: Shampoo's state is not plain data, so that its runs write no checkpoints")
         if self.schedule.minutes is not None:
             spec = self._paced(spec)
         if self.run.dry_run:
@@ -108,7 +104,7 @@ class Pretrain(Launch):
 
     def _plan(self, spec: RunSpec) -> Iterator[str]:
         """What would run, line by line."""
-        from polargrad.lab.compare.analysis import duration
+        from polargrad.lab.comparison.analysis import duration
 
         model, run, found = spec.objective, self.run, self._estimate(spec)
         assert isinstance(model, LanguageModel)
@@ -136,8 +132,8 @@ class Pretrain(Launch):
 
 def _report(finished: Run) -> None:
     """Print how a run ended, and how fast it was, and write its page."""
-    from polargrad.lab.compare import analysis
-    from polargrad.lab.compare.page import Findings
+    from polargrad.lab.comparison import analysis
+    from polargrad.lab.comparison.page import Findings
     from polargrad.lab.report.page import PAGE
 
     page = Findings([finished]).write_page(finished.path / PAGE, save_figures=True)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Positional
-from polargrad.lab.compare import analysis
+from polargrad.lab.comparison import analysis
 from polargrad.lab.options import Options, option
 from polargrad.lab.run.folder import COMPARISON, FIGURES, Run, find_runs, read_run, refuse_existing
 from polargrad.lab.run.spec import LanguageModel
 
 if TYPE_CHECKING:
-    from polargrad.lab.compare.page import Findings
+    from polargrad.lab.comparison.page import Findings
 
 __all__ = ["Report", "print_comparison", "print_experiment", "print_run"]
 
@@ -80,7 +80,7 @@ def print_experiment(runs: Sequence[Run], page: Path) -> None:
 
 def print_comparison(folder: Path) -> None:
     """Print the tables of a comparison's runs that have ended, and write the page."""
-    from polargrad.lab.compare.page import Findings
+    from polargrad.lab.comparison.page import Findings
 
     found = Findings.read(folder)
     return _print_findings(found, folder / PAGE) if found.is_replicated else _print_report(found.runs, folder / PAGE)
@@ -100,7 +100,7 @@ def _print_findings(found: Findings, page: Path) -> None:
 def _print_report(runs: Sequence[Run], page: Path) -> None:
     """Print the table of runs and write their page: of language models side by side, or of a matrix experiment."""
     if all(isinstance(run.spec.objective, LanguageModel) for run in runs):
-        from polargrad.lab.compare.page import Findings
+        from polargrad.lab.comparison.page import Findings
 
         return _print_findings(Findings(runs), page)
     from polargrad.lab.studies.matrix import experiments

@@ -31,7 +31,7 @@ class Resume(Jobs):
     def __call__(self) -> None:
         """Continue, then say how it ended and where it is."""
         if (self.folder / COMPARISON).is_file():
-            from polargrad.lab.compare.comparison import resume_comparison
+            from polargrad.lab.comparison.comparison import resume_comparison
 
             resume_comparison(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
             return report.print_comparison(self.folder)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from polargrad.lab import recipes
 from polargrad.lab.cli import terminal
@@ -14,6 +14,10 @@ from polargrad.lab.options import Options, given, option, unknown_name, values_o
 from polargrad.lab.recipes import COMPARISONS, spec_of
 from polargrad.lab.run.spec import MatrixOptions, RunSpec
 from polargrad.lab.train import StageLines, terminal_progress
+from polargrad.outside import is_reference, load
+
+if TYPE_CHECKING:
+    from polargrad.lab.matrix import Problem
 
 __all__ = ["Run"]
 
@@ -23,7 +27,7 @@ class ProblemFlags(Options, MatrixOptions):
     """Options of the matrix problems, which `polargrad list` names.
 
     Args:
-        set: settings of the problem, such as rows=2000 rank=3 observed=0.2
+        set: settings of the problem, such as rows=2000 rank=3 observed=0.2; of a recipe OPTION=V or ROLE.OPTION=V
         picture: photograph that the problem `picture` completes
         ratings: ratings that the problem `ratings` completes: a CSV of user, item, rating
     """
@@ -59,8 +63,12 @@ class Run(Options):
 
     Example: polargrad run quadratic --only polargrad muon-ns adam
 
+    An optimizer or a problem of your own runs by file, dotted path or entry point; see docs/own-optimizer.md.
+
+    Example: polargrad run mine.py:MyProblem --size small
+
     Args:
-        name: a recipe, a matrix problem, a study, or the spec.json of a run
+        name: a recipe, a matrix problem, a study, the spec.json of a run, or FILE.py:CLASS
         steps: optimizer steps; the recipe's own number by default
         seed: seed of the initial weights and of the batches
         out: new run folder; runs/NAME-DATE-TIME by default
@@ -75,24 +83,32 @@ class Run(Options):
 
     def __call__(self) -> None:
         """Run, then say how it ended and where it is."""
+        from polargrad.lab.matrix import PROBLEMS
+
         if self.name in recipes.RECIPES or self.name.endswith(".json"):
+            return self._recipe()
+        where, rest = recipes.split_reference(self.name)
+        if (
+            rest
+            or recipes.RECIPES.is_announced(where)
+            or (is_reference(where) and not PROBLEMS.accepts(load(where)[1]))
+        ):
             return self._recipe()
         if self.name in COMPARISONS:
             raise ValueError(f"{self.name} is a comparison of several recipes; `polargrad compare {self.name}` runs it")
-        from polargrad.lab.matrix import PROBLEMS
-
-        if self.name in PROBLEMS:
-            return self._experiment()
+        if (problem := PROBLEMS.key(self.name)) in PROBLEMS:
+            return self._experiment(PROBLEMS[problem])
         from polargrad.lab.studies import STUDIES
 
         if self.name in STUDIES:
             return self._study()
-        raise unknown_name("recipe, matrix problem or study", self.name, [*recipes.RECIPES, *PROBLEMS, *STUDIES])
+        known = [*recipes.RECIPES.names(), *PROBLEMS.names(), *STUDIES, "FILE.py:CLASS"]
+        raise unknown_name("recipe, matrix problem or study", self.name, known)
 
     def _recipe(self) -> None:
         from polargrad.lab.run import runner
 
-        self._refuse_matrix_options()
+        self._refuse_matrix_options("set")
         spec = self._spec()
         with self.parallel.processes() as parallel:
             if not parallel.is_main_process:
@@ -105,22 +121,24 @@ class Run(Options):
 
     def _spec(self) -> RunSpec:
         if not self.name.endswith(".json"):
-            return spec_of(self.name, steps=self.steps, seed=self.seed)
-        if unused := given(self, "steps", "seed"):
-            raise ValueError(f"{unused}: {self.name} fixes steps and seed; leave them out, or edit a copy of it")
+            changes = [text if "." in text.partition("=")[0] else f"*.{text}" for text in self.matrix.set]
+            return spec_of(self.name, steps=self.steps, seed=self.seed, changes=changes)
+        if unused := ", ".join(filter(None, (given(self, "steps", "seed"), given(self.matrix, "set")))):
+            raise ValueError(
+                f"{unused}: {self.name} fixes steps, seed and options; leave them out, or edit a copy of it"
+            )
         return RunSpec.from_json(Path(self.name).read_text(encoding="utf-8"))
 
-    def _experiment(self) -> None:
+    def _experiment(self, problem: type[Problem]) -> None:
         """Every configuration of a matrix problem, then a table and the page."""
         from polargrad.lab.cli.report import print_experiment
-        from polargrad.lab.matrix import PROBLEMS
         from polargrad.lab.studies.matrix.experiments import ExperimentOptions, run_experiment
 
         self.parallel.refuse(self.name)
         own = {"settings": self.matrix.settings(), "seed": self.seed, "steps": self.steps}
         options = ExperimentOptions(**values_of(MatrixOptions, self.matrix), **own)
-        out = terminal.new_folder(self.out, self.name)
-        print_experiment(*run_experiment(PROBLEMS[self.name], out, options, progress=terminal_progress))
+        out = terminal.new_folder(self.out, problem.kind)
+        print_experiment(*run_experiment(problem, out, options, progress=terminal_progress))
 
     def _study(self) -> None:
         """A study says what it found; claims that failed end it with exit code 1."""
@@ -143,6 +161,7 @@ class Run(Options):
         if not outcome.ok:
             raise SystemExit(1)
 
-    def _refuse_matrix_options(self) -> None:
-        if unused := given(self.matrix):
+    def _refuse_matrix_options(self, *but: str) -> None:
+        others = [entry.name for entry in fields(self.matrix) if entry.name not in but]
+        if unused := given(self.matrix, *others):
             raise ValueError(f"{unused}: options of matrix problems, and {self.name} is not one; leave them out")

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from polargrad.lab.lm.cache import sha256_of
 from polargrad.linalg.registry import Registry
+from polargrad.outside import is_reference
 
 STANDARD_LIBRARY = "standard-library"
 HELD_OUT = 0.05
@@ -97,7 +98,9 @@ class Source:
 
 
 # Sources with a name, each a function that opens it; its keyword arguments are those options of `open_source` it has.
-SOURCES: Registry[Callable[..., Source]] = Registry("source of text")
+SOURCES: Registry[Callable[..., Source]] = Registry(
+    "source of text", wanted="a function that returns a Source", fits=callable, group="polargrad.data"
+)
 Opener = TypeVar("Opener", bound=Callable[..., Source])
 
 
@@ -124,8 +127,9 @@ def open_source(where: str, *, subset: str = "", split: str = "train", field: st
 
     Args:
         where: one of `SOURCES`, such as "standard-library"; a file, folder or glob of .txt, .py, .md or .jsonl files;
-            a folder of .parquet, .arrow, .json or .csv files; or OWNER/NAME of a data set of the hub. A path that is
-            called like a source is written ./PATH.
+            a folder of .parquet, .arrow, .json or .csv files; OWNER/NAME of a data set of the hub; or a function that
+            returns a source, as FILE.py:FUNCTION or package.module:FUNCTION. A path that is called like a source is
+            written ./PATH.
         subset: subset of a data set that has several.
         split: split of a data set.
         field: the entry of a JSON object or row that holds the text.
@@ -143,9 +147,13 @@ def open_source(where: str, *, subset: str = "", split: str = "train", field: st
         'HuggingFaceFW/fineweb-edu, sample-10BT, train'
     """
     path, options = Path(where).expanduser(), {"subset": subset, "split": split, "field": field}
-    if where in SOURCES:
+    if where in SOURCES and not is_reference(where):
         opener = SOURCES[where]
         having = set(inspect.signature(opener).parameters)
+    elif not path.exists() and (":" in where or SOURCES.is_announced(where)):
+        opener = SOURCES[SOURCES.key(where)]
+        having = set(inspect.signature(opener).parameters)
+        opener = partial(_own_source, where, opener)
     elif path.is_dir() and _is_dataset(path):
         opener, having = partial(_local_dataset, path, where), set(options)
     elif not path.exists() and not glob.glob(str(path), recursive=True):
@@ -229,6 +237,17 @@ def standard_library() -> Source:
     cut = len(documents) - max(1, round(HELD_OUT * len(documents)))
     identity = _sha256_of_documents(documents[:cut], documents[cut:])
     return Source(f"{STANDARD_LIBRARY}-{version}", identity, lambda skip: iter(documents[skip:]), len(documents))
+
+
+def _own_source(where: str, opener: Callable[..., Source], **options: str) -> Source:
+    """The source that code from outside returns."""
+    try:
+        source = opener(**options)
+    except Exception as error:
+        raise ValueError(f"{where} gave no source: {type(error).__name__}: {_first_line(error)}") from error
+    if not isinstance(source, Source):
+        raise ValueError(f"{where} returned a {type(source).__name__}; return a polargrad.lab.lm.Source")
+    return source
 
 
 def _is_dataset(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from polargrad.lab.matrix.configurations import Experiment
 from polargrad.lab.options import check_integer, check_value, unknown_name
 from polargrad.linalg.registry import Registry
+from polargrad.outside import is_reference
 
 Matrices = Mapping[str, Tensor]
 Setting = int | float | str
@@ -36,7 +37,7 @@ class Problem(ABC):
         start: the initial point, name -> matrix, with the names in `matrices`.
 
     Attributes:
-        kind: the name in specs and on the command line.
+        kind: the name in specs and on the command line; the name of the class if it gives none.
         matrices: names of the matrices that are optimized.
         unit: of the work that `units_per_step` counts.
         metric: the key of the evaluated number that should fall, with its label and unit.
@@ -56,6 +57,10 @@ class Problem(ABC):
     constrained: ClassVar[bool] = False
     units_per_step: int = 1
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.kind = vars(cls).get("kind", cls.__name__)
+
     def __init__(self, start: Matrices) -> None:
         if set(start) != set(self.matrices):
             raise ValueError(f"{self.kind} has the matrices {', '.join(self.matrices)}, got {', '.join(start)}")
@@ -74,7 +79,7 @@ class Problem(ABC):
     @classmethod
     def spec(cls, **settings: Setting) -> ProblemSpec:
         """The plain data of this problem: its full size, but for the settings given."""
-        return ProblemSpec(cls.kind, settings)
+        return ProblemSpec(PROBLEMS.key_of(cls) or cls.kind, settings)
 
     @classmethod
     def expected_curvature(cls, sizes: Any) -> tuple[float, int] | None:
@@ -174,7 +179,12 @@ class Problem(ABC):
 
 
 P = TypeVar("P", bound=type[Problem])
-PROBLEMS: Registry[type[Problem]] = Registry("matrix problem")
+PROBLEMS: Registry[type[Problem]] = Registry(
+    "matrix problem",
+    wanted="a matrix problem (a subclass of polargrad.lab.matrix.Problem)",
+    fits=lambda found: isinstance(found, type) and issubclass(found, Problem),
+    group="polargrad.problems",
+)
 
 
 def register(problem: P) -> P:
@@ -224,6 +234,7 @@ class ProblemSpec:
     metric_unit: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", PROBLEMS.key(self.kind))
         for name in ("metric", "metric_label", "metric_unit"):  # of the evaluated number that should fall
             object.__setattr__(self, name, getattr(self.problem, name))
         defaults = settings_of(self.problem)
@@ -237,6 +248,8 @@ class ProblemSpec:
         return hash((self.kind, *self.settings.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if is_reference(self.kind):
+            return (ProblemSpec, (self.kind, dict(self.settings)))
         return (_spec_of, (self.problem, dict(self.settings)))  # the class, so that unpickling imports its module
 
     @property

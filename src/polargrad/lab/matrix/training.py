@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from polargrad.diagnostics.metrics import matrix_metrics
 from polargrad.lab.matrix.problem import Problem
-from polargrad.optim import PolarGrad
+from polargrad.lab.train.optimizers import build_optimizer as make_optimizer
 
 __all__ = [
     "COMPARATORS",
@@ -184,7 +184,8 @@ def build_optimizer(options: Mapping[str, Mapping[str, Any]], objective: Problem
     """The optimizer that a spec's options ask for, all matrices in one group of the role "matrix".
 
     Args:
-        options: {"matrix": {"rule": "polar", "lr": ..., ...}}; the rule may also be "adamw" or one of `COMPARATORS`.
+        options: {"matrix": {"rule": "polar", "lr": ..., ...}}; the rule may also be "adamw", one of `COMPARATORS`
+            or an optimizer class from outside.
         objective: the problem whose matrices are stepped.
 
     Raises:
@@ -200,7 +201,7 @@ def build_optimizer(options: Mapping[str, Mapping[str, Any]], objective: Problem
             raise ValueError(f"{', '.join(sorted(unknown))}: a comparator has no option but lr")
         optimizer: Optimizer = rule(objective.problem, parameters, group["lr"])
     else:
-        optimizer = PolarGrad([{"params": list(parameters.items()), "role": ROLE, **group}])
+        optimizer = make_optimizer([{"params": list(parameters.items()), "role": ROLE, **group}])
     if objective.problem.constrained:
         optimizer.register_step_post_hook(lambda *_: objective.problem.project(parameters))
     return optimizer

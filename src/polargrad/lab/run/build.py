@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from polargrad.geometry import GEOMETRIES
 from polargrad.lab.run.environment import environment
 from polargrad.lab.run.spec import LanguageModel, RunSpec, Text
 from polargrad.lab.train import MatrixProbe
+from polargrad.lab.train.optimizers import OPTIMIZERS, outside_rules
+from polargrad.lab.train.optimizers import build_optimizer as make_optimizer
 from polargrad.lab.train.parallel import Parallel
 from polargrad.lab.train.progress import tokenization_progress
-from polargrad.optim import PolarGrad, parameter_groups
+from polargrad.linalg import METHODS
+from polargrad.linalg.registry import Registry
+from polargrad.optim import parameter_groups
 from polargrad.optim.roles import roles
+from polargrad.outside import origin
 
 if TYPE_CHECKING:
     from polargrad.lab.lm import EncodedCorpus
     from polargrad.lab.train import Objective
 
-__all__ = ["BuiltRun", "build", "build_objective", "build_optimizer", "foreign_rule", "torch_device"]
-
-# Optimizers of pytorch-optimizer, and what a parameter group of each holds for itself; the rest is shared by all.
-FOREIGN_RULES = ("shampoo", "soap")
-_OF_A_GROUP = ("params", "role", "lr", "betas", "weight_decay", "eps")
+__all__ = ["BuiltRun", "build", "build_objective", "build_optimizer", "check_optimizer", "outside_code", "torch_device"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ class BuiltRun:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What a checkpoint must agree with: all that runs, and on which data."""
+        """What a checkpoint must agree with: all that runs, on which data, and with which code from outside."""
         data = {key: self.environment.get(key) for key in ("corpus_checksum", "tokenizer_checksum")}
-        return {**self.spec.content, **data}
+        return {**self.spec.content, **data, "code": code_checksums(self.environment)}
 
 
 def build(spec: RunSpec, parallel: Parallel | None = None) -> BuiltRun:
@@ -65,6 +67,7 @@ def build(spec: RunSpec, parallel: Parallel | None = None) -> BuiltRun:
     Raises:
         ValueError: the spec does not fit its model, its data or the processes.
     """
+    code = outside_code(spec)
     objective, facts = build_objective(spec, parallel)
     if isinstance(spec.objective, LanguageModel):
         group = None if parallel is None else parallel.optimizer_group
@@ -76,7 +79,8 @@ def build(spec: RunSpec, parallel: Parallel | None = None) -> BuiltRun:
         assert isinstance(objective, ProblemObjective)
         optimizer = build_for_matrices(spec.optimizer, objective)
     probe = _build_probe(spec, objective.module, optimizer)
-    return BuiltRun(spec, objective, optimizer, probe, {**environment(), **facts}, parallel)
+    where = {**environment(), **facts, **({"code": code} if code else {})}
+    return BuiltRun(spec, objective, optimizer, probe, where, parallel)
 
 
 def build_objective(spec: RunSpec, parallel: Parallel | None = None) -> tuple[Objective, Mapping[str, Any]]:
@@ -195,7 +199,7 @@ def torch_device(name: str) -> torch.device:
 
 
 def build_optimizer(spec: RunSpec, module: torch.nn.Module, process_group: Any = None) -> torch.optim.Optimizer:
-    """The optimizer of a spec over a model's parameters, one group for each role: PolarGrad, or another library's.
+    """The optimizer of a spec over a model's parameters, one group for each role: PolarGrad, or one from outside.
 
     A group has the spec's options and, for the rest, the optimizer's own defaults; the defaults that `parameter_groups`
     keeps for each role stay out, so that a spec does not change its meaning when those do.
@@ -221,52 +225,57 @@ def build_optimizer(spec: RunSpec, module: torch.nn.Module, process_group: Any =
         # How the weights are stored is a fact of the model and not a default; AdamW has no use for it.
         facts = ("params", "role", "layout") if chosen.get("rule", "polar") == "polar" else ("params", "role")
         built.append({**{key: group[key] for key in facts if key in group}, **chosen})
-    rule = foreign_rule(spec.optimizer)
-    if rule is None:
-        return PolarGrad(built, process_group=process_group)
-    if process_group is not None:
-        raise ValueError(f"{rule} is another library's optimizer, which knows of one process; leave --parallel out")
-    return _foreign_optimizer(rule, built)
+    return make_optimizer(built, process_group)
 
 
-def foreign_rule(optimizer: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The rule of pytorch-optimizer, "shampoo" or "soap", that an optimizer follows in every role; None if it is ours.
+def code_checksums(environment: Mapping[str, Any]) -> dict[str, str]:
+    """The checksums of the code from outside that an environment's record names."""
+    return {name: code["sha256"] for name, code in environment.get("code", {}).items()}
+
+
+def check_optimizer(spec: RunSpec) -> None:
+    """Raise what `build_optimizer` would for optimizers from outside, before any data is read.
 
     Raises:
-        ValueError: if some roles follow it and others do not.
+        FileNotFoundError: a file that the spec names is not there.
+        ValueError: an optimizer that cannot be made, stepped or resumed; see `polargrad.lab.train.optimizers`.
     """
-    rules = {str(options.get("rule")) for options in optimizer.values()}
-    if not (foreign := rules & set(FOREIGN_RULES)):
-        return None
-    if len(rules) > 1:
-        raise ValueError(
-            f"{', '.join(sorted(foreign))} steps a whole model and cannot share one with "
-            f"{', '.join(sorted(rules - foreign)) or 'the other'}; give every role the same rule"
-        )
-    return foreign.pop()
+    if isinstance(spec.objective, LanguageModel) and outside_rules(spec.optimizer):
+        build_optimizer(spec, cast(torch.nn.Module, spec.objective.build(device="meta")))
 
 
-def _foreign_optimizer(rule: str, groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
-    """SOAP of pytorch-optimizer, or its distributed Shampoo: blocks of 512, grafted onto RMSProp's step lengths."""
-    try:
-        import pytorch_optimizer
-    except ImportError as error:
-        raise ImportError(f"{rule} is of pytorch-optimizer; pip install 'polargrad[comparators]'") from error
-    shared: dict[str, Any] = {}
-    for group in groups:
-        for key, value in group.items():
-            if key not in (*_OF_A_GROUP, "rule", "layout") and shared.setdefault(key, value) != value:
-                raise ValueError(f"{key} of {rule} is {shared[key]!r} and {value!r} in different roles; give one value")
-    own = [{key: value for key, value in group.items() if key in _OF_A_GROUP} for group in groups]
-    try:
-        if rule == "soap":
-            return pytorch_optimizer.SOAP(own, **shared)
-        from pytorch_optimizer.optimizer.utils.graft import LayerWiseGrafting
+def outside_code(spec: RunSpec) -> dict[str, dict[str, str]]:
+    """Where the code from outside of the package is that a run uses, and its checksum, by the name in the spec.
 
-        fixed = {"graft_type": LayerWiseGrafting.RMSPROP, "moving_average_for_momentum": True}
-        return pytorch_optimizer.ScalableShampoo(own, **fixed, **shared)
-    except TypeError as error:
-        raise ValueError(f"{rule} cannot be made with {', '.join(sorted(shared))}: {error}") from error
+    Code here is an optimizer, a geometry, a polar method, a matrix problem or a source of text. What its file imports
+    is not looked at.
+
+    Raises:
+        FileNotFoundError: a file that the spec names is not there.
+        ValueError: it cannot be imported.
+    """
+    chosen: list[tuple[Any, Registry[Any]]] = []
+    for options in spec.optimizer.values():
+        geometry = options.get("geometry")
+        inner = geometry.get("method") if isinstance(geometry, Mapping) else None
+        chosen += [(options.get("rule"), OPTIMIZERS), (geometry, GEOMETRIES)]
+        chosen += [(options.get("method"), METHODS), (inner, METHODS)]
+    if isinstance(spec.objective, LanguageModel):
+        from polargrad.lab.lm.sources import SOURCES
+
+        if ":" in spec.objective.corpus or SOURCES.is_announced(spec.objective.corpus):
+            chosen.append((spec.objective.corpus, SOURCES))
+    else:
+        from polargrad.lab.matrix import PROBLEMS
+
+        chosen.append((spec.objective.kind, PROBLEMS))
+    found = {}
+    for value, table in chosen:
+        name = value.get("name") if isinstance(value, Mapping) else value
+        key = table.key(name) if isinstance(name, str) else ""
+        if key in table and not table[key].__module__.startswith("polargrad."):
+            found[key] = origin(table[key])
+    return found
 
 
 def _build_probe(spec: RunSpec, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> MatrixProbe | None:

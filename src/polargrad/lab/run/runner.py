@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from polargrad.lab.run.build import BuiltRun, build, foreign_rule
+from polargrad.lab.run.build import BuiltRun, build, code_checksums
 from polargrad.lab.run.folder import (
     CHECKPOINTS,
     ENDED,
@@ -115,6 +115,12 @@ def resume(
     if (ended := status_of(path)) in ENDED:
         raise FileExistsError(f"{path} has {ended}, so there is nothing to resume; `polargrad report {path}` reads it")
     built = build(held)
+    codes = [code_checksums(environment) for environment in (read_environment(path), built.environment)]
+    if changed := [name for name in codes[1] if codes[0].get(name) != codes[1][name]]:
+        raise CheckpointError(
+            f"{', '.join(changed)} has changed since {path} was begun (its SHA-256 in environment.json is another); "
+            "resume with the code as it was, or start a new run in another folder"
+        )
     checkpoint = Checkpoints(path / CHECKPOINTS, built.configuration).newest()
     folder = RunFolder.reopen(path, 0 if checkpoint is None else int(checkpoint.caller["records"]))
     step = 0 if checkpoint is None else checkpoint.step
@@ -174,9 +180,7 @@ def _execute(
             watch(entry)
 
     checkpoints = None
-    # Shampoo keeps objects in its state, which a checkpoint that runs no code cannot hold.
-    saved = foreign_rule(built.spec.optimizer) != "shampoo"
-    if saved and (built.parallel is None or built.parallel.is_single):
+    if built.parallel is None or built.parallel.is_single:
         position = lambda: {"records": folder.position()}  # noqa: E731
         checkpoints = Checkpoints(path / CHECKPOINTS, built.configuration, policy, caller=position)
     with folder:

@@ -313,7 +313,7 @@ def _objective_from_dict(data: Mapping[str, Any]) -> ObjectiveSpec:
         return _build(LanguageModel, settings, f"objective {kind}")
     from polargrad.lab.matrix import PROBLEMS, ProblemSpec
 
-    if kind not in PROBLEMS:
+    if not isinstance(kind, str) or PROBLEMS.key(kind) not in PROBLEMS:
         raise unknown_name("kind of objective", kind, (LanguageModel.kind, *PROBLEMS))
     return ProblemSpec(str(kind), settings)
 

@@ -27,6 +27,7 @@ from polargrad.lab.options import check_integer
 
 FORMAT = 1
 _DIGITS = 16
+_PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size)
 _NAME = re.compile(rf"step-(\d{{8,}})-([0-9a-f]{{{_DIGITS}}})\.pt")
 _DAMAGED = ".damaged"
 # Between two saves by the clock lie at least this many times the seconds that one took.
@@ -207,6 +208,39 @@ class Checkpoints:
         """Steps and files, the newest first."""
         found = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*.pt")]
         return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Refuse what a checkpoint that runs no code cannot hold.
+
+    Raises:
+        ValueError: naming the place and the kind of thing.
+
+    Example:
+        >>> check_plain({"state": {0: {"graft": object()}}}, "the state of mine.py:Mine")
+        Traceback (most recent call last):
+        ...
+        ValueError: the state of mine.py:Mine holds an object at state.0.graft, and a checkpoint runs no code: keep \
+tensors, numbers, strings, lists and mappings of them
+    """
+
+    def look(entry: Any, at: str) -> None:
+        if isinstance(entry, Mapping):
+            for key, one in entry.items():
+                look(key, at)
+                look(one, f"{at}.{key}" if at else str(key))
+        elif isinstance(entry, list | tuple):
+            for number, one in enumerate(entry):
+                look(one, f"{at}.{number}")
+        elif type(entry) not in _PLAIN and not isinstance(entry, Tensor):
+            name = type(entry).__name__
+            article = "an" if name[:1].lower() in "aeiou" else "a"
+            raise ValueError(
+                f"{where} holds {article} {name} at {at}, and a checkpoint runs no code: keep tensors, numbers, "
+                "strings, lists and mappings of them"
+            )
+
+    look(value, "")
 
 
 def differences(saved: Any, asked: Any, at: str = "") -> list[str]:

@@ -85,7 +85,7 @@ class ExperimentOptions(MatrixOptions):
                 run = RunSpec(
                     name=f"{c.name}@seed={seed}" if self.repeat > 1 else c.name,
                     recipe=c.name,
-                    description=f"{c.label}, {objective.kind}, preset {preset}",
+                    description=f"{c.label}, {problem.kind}, preset {preset}",
                     objective=objective,
                     optimizer={ROLE: options},
                     schedule=Constant() if c.decay is None else StepDecay(DECAY_EVERY, c.decay),
@@ -128,7 +128,7 @@ def run_experiment(
     """Run a problem's experiment into a new folder, and write its figures and page.
 
     Args:
-        problem: one of `polargrad.lab.matrix.PROBLEMS`, or a class of your own that is registered.
+        problem: one of `polargrad.lab.matrix.PROBLEMS`, or a class of your own that is registered or loaded.
         out: the new folder; each run has a folder of its name inside.
         options: which configurations, seeds and sizes; None: all of the first preset, at the full size.
         progress: makes the progress display of one run from the run's name.
@@ -147,7 +147,7 @@ def run_experiment(
     objective.build(options.seed)  # whatever is wrong with the data is said before there is a folder
     specs = options.specs(problem)
     create_folder(path)
-    write_json(path / EXPERIMENT, {"experiment": problem.kind, "choices": dataclasses.asdict(options)})
+    write_json(path / EXPERIMENT, {"experiment": objective.kind, "choices": dataclasses.asdict(options)})
     return _carry_out(specs, path, options, progress)
 
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polargrad.lab.compare.analysis import final_metric
-from polargrad.lab.compare.rate_search import RateSearch, SearchOptions, SearchState
-from polargrad.lab.compare.sweep import Axis, GridPoint, grid_points, parse_axis
+from polargrad.lab.comparison.analysis import final_metric
+from polargrad.lab.comparison.rate_search import RateSearch, SearchOptions, SearchState
+from polargrad.lab.comparison.sweep import Axis, GridPoint, grid_points, parse_axis
 from polargrad.lab.options import Used, check_options, option, values_of
 from polargrad.lab.run import workers
+from polargrad.lab.run.build import check_optimizer
 from polargrad.lab.run.folder import COMPARISON, ENDED, Run, create_folder, find_runs, read_run, status_of, write_json
 from polargrad.lab.run.spec import RunSpec
 
@@ -164,6 +165,8 @@ def run_comparison(comparison: Comparison, path: str | Path, **options: Any) -> 
         FileExistsError: if the folder exists.
     """
     path = Path(path)
+    for spec in comparison.recipes:
+        check_optimizer(spec)
     create_folder(path)
     write_json(path / COMPARISON, comparison.to_dict())
     return resume_comparison(path, **options)

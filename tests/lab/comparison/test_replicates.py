@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from polargrad.lab.compare.analysis import Spread, replicates
-from polargrad.lab.compare.comparison import Comparison, final_losses
-from polargrad.lab.compare.page import Findings
+from polargrad.lab.comparison.analysis import Spread, replicates
+from polargrad.lab.comparison.comparison import Comparison, final_losses
+from polargrad.lab.comparison.page import Findings
 from polargrad.lab.run.folder import COMPARISON, SPEC, read_run, write_json
 from tests.runs import tiny_spec, written_run
 

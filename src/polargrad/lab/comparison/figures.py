@@ -16,9 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from polargrad.lab.compare.analysis import Replicates, condition_number
-from polargrad.lab.compare.grid import Grid, GridRow
-from polargrad.lab.compare.sweep import Axis
+from polargrad.lab.comparison.analysis import Replicates, condition_number
+from polargrad.lab.comparison.grid import Grid, GridRow
+from polargrad.lab.comparison.sweep import Axis
 from polargrad.lab.report.figures import (
     MUTED,
     Curve,

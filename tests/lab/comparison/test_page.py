@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from polargrad.lab.compare.page import Findings
+from polargrad.lab.comparison.page import Findings
 from tests.runs import written_run
 
 SCRIPT = "<script>alert(1)<"

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from polargrad.lab.compare.grid import edge_notes
-from polargrad.lab.compare.sweep import Axis, expand, grid_points, parse_axis
+from polargrad.lab.comparison.grid import edge_notes
+from polargrad.lab.comparison.sweep import Axis, expand, grid_points, parse_axis
 from polargrad.lab.run.folder import SPEC, read_run
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import Cosine, StepDecay, WarmupLinearDecay

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from polargrad.lab.compare.analysis import (
+from polargrad.lab.comparison.analysis import (
     Replicates,
     alone,
     baseline_of,

@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from polargrad.lab.compare.analysis import condition_number, largest_rise, replicates, spikes
-from polargrad.lab.compare.comparison import Comparison
-from polargrad.lab.compare.figures import figures
-from polargrad.lab.compare.grid import Grid
-from polargrad.lab.compare.page import Findings
-from polargrad.lab.compare.sweep import grid_points
+from polargrad.lab.comparison.analysis import condition_number, largest_rise, replicates, spikes
+from polargrad.lab.comparison.comparison import Comparison
+from polargrad.lab.comparison.figures import figures
+from polargrad.lab.comparison.grid import Grid
+from polargrad.lab.comparison.page import Findings
+from polargrad.lab.comparison.sweep import grid_points
 from polargrad.lab.recipes import COMPARISONS, spec_of
 from polargrad.lab.train import WarmupLinearDecay
 from tests.runs import tiny_spec, written_grid, written_run

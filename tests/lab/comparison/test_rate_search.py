@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from polargrad.lab.compare.rate_search import RateSearch, shortened
+from polargrad.lab.comparison.rate_search import RateSearch, shortened
 from polargrad.lab.train import Constant, Cosine, StepDecay, WarmupLinearDecay
 from tests.runs import POLAR, tiny_spec
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from polargrad.lab.compare.analysis import (
+from polargrad.lab.comparison.analysis import (
     Replicates,
     best_of_recipe,
     condition_number,
@@ -18,8 +18,8 @@ from polargrad.lab.compare.analysis import (
     recipe_of,
     spikes,
 )
-from polargrad.lab.compare.comparison import Comparison
-from polargrad.lab.compare.sweep import Axis, setting_text
+from polargrad.lab.comparison.comparison import Comparison
+from polargrad.lab.comparison.sweep import Axis, setting_text
 from polargrad.lab.report.page import UNKNOWN, Table
 from polargrad.lab.run.folder import Run
 from polargrad.lab.run.spec import Plain, RunSpec

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from polargrad.lab.compare.comparison import Comparison, resume_comparison, run_comparison
+from polargrad.lab.comparison.comparison import Comparison, resume_comparison, run_comparison
 from polargrad.lab.run import runner, workers
 from polargrad.lab.run.folder import COMPARISON, SPEC, SUMMARY, find_runs, read_run, status_of
 from tests.runs import tiny_spec, tiny_text

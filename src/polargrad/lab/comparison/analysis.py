@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from polargrad.lab.compare.sweep import Axis
+from polargrad.lab.comparison.sweep import Axis
 from polargrad.lab.run.folder import Run
 from polargrad.lab.run.spec import Plain
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from polargrad.lab.compare.sweep import Axis, setting_text
+from polargrad.lab.comparison.sweep import Axis, setting_text
 from polargrad.lab.options import Used, check_options, option
 from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.train import Schedule

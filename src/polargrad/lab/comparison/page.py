@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
-from polargrad.lab.compare import analysis
-from polargrad.lab.compare.analysis import Replicates, Spread, final_metric
-from polargrad.lab.compare.comparison import Comparison, read_comparison
-from polargrad.lab.compare.grid import Grid, edge_notes, warmup_of
-from polargrad.lab.compare.rate_search import SearchState
+from polargrad.lab.comparison import analysis
+from polargrad.lab.comparison.analysis import Replicates, Spread, final_metric
+from polargrad.lab.comparison.comparison import Comparison, read_comparison
+from polargrad.lab.comparison.grid import Grid, edge_notes, warmup_of
+from polargrad.lab.comparison.rate_search import SearchState
 from polargrad.lab.report.curves import gradient_sections, loss_figures
 from polargrad.lab.report.page import UNKNOWN, Cell, Details, Section, Table, write_page
 from polargrad.lab.run.folder import (
@@ -208,7 +208,7 @@ class Findings:
         Args:
             folder: of the page.
         """
-        from polargrad.lab.compare.figures import figures
+        from polargrad.lab.comparison.figures import figures
 
         best = "The best run of each recipe." if len(self.shown) < len(self.runs) else ""
         text = ["Each recipe at its best point of the grid."] if self.grid else []
@@ -295,7 +295,7 @@ def _model(run: Run) -> str:
     """The objective in words."""
     objective = run.spec.objective
     if not isinstance(objective, LanguageModel):
-        return f"{objective.kind}: " + ", ".join(f"{key} {value}" for key, value in objective.settings.items())
+        return f"{objective.problem.kind}: " + ", ".join(f"{key} {value}" for key, value in objective.settings.items())
     count = run.environment.get("parameters")
     size = f" of {count:,} parameters" if isinstance(count, int) else ""
     layers, steps = objective.layers, run.spec.loop.steps

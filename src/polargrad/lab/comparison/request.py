@@ -1,0 +1,184 @@
+"""A comparison as it is asked for, from Python and from the command line, and its results as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from polargrad.lab.comparison.analysis import best_evaluation, final_metric
+from polargrad.lab.comparison.comparison import Comparison, run_comparison
+from polargrad.lab.options import check_integer
+from polargrad.lab.recipes import COMPARISONS, Recipe, changes_of, recipe
+from polargrad.lab.report.page import PAGE
+from polargrad.lab.run.folder import Run
+from polargrad.lab.run.spec import RunSpec
+
+if TYPE_CHECKING:
+    from polargrad.lab.train import Progress
+
+__all__ = ["Results", "compare", "request", "row_of"]
+
+Named = str | RunSpec | Recipe | type[torch.optim.Optimizer]
+
+
+class Results(list[dict[str, Any]]):
+    """Runs as rows, one dictionary each, which `pandas.DataFrame` takes as it is; see `row_of`.
+
+    Args:
+        runs: the runs.
+        folder: the folder that holds them.
+
+    Attributes:
+        runs: the runs, with all their records.
+        folder: the folder that holds them.
+    """
+
+    def __init__(self, runs: Sequence[Run], folder: Path) -> None:
+        super().__init__(map(row_of, runs))
+        self.runs, self.folder = tuple(runs), folder
+
+    @property
+    def report(self) -> Path:
+        """The page about the runs, written now."""
+        from polargrad.lab.comparison.page import Findings
+
+        return Findings.read(self.folder).write_page(self.folder / PAGE)
+
+
+def row_of(run: Run) -> dict[str, Any]:
+    """A run as a row of a table: names, how it ended, its metric at the end and at its best, its time, its rates.
+
+    The metric has its own name, "val_loss" or "gap"; it is None where the run diverged. Seconds are those of forward,
+    backward and optimizer.
+    """
+    metric = run.spec.objective.metric
+    best, last = best_evaluation(run), next(reversed(run.of_kind("step")), {})
+    return {
+        "run": run.spec.name,
+        "recipe": run.spec.recipe,
+        "seed": run.spec.seed,
+        "status": run.status,
+        "steps": int(last.get("step", 0)),
+        metric: final_metric(run),
+        f"best_{metric}": None if best is None else best[0],
+        "best_step": None if best is None else best[1],
+        "seconds": last.get("seconds"),
+        "optimizer_seconds": last.get("optimizer_seconds"),
+        "parameters": run.environment.get("parameters"),
+        **{f"{role}.lr": rate for role, rate in run.spec.learning_rates.items()},
+        "folder": str(run.path),
+    }
+
+
+def request(
+    names: Sequence[Named],
+    *,
+    set: Sequence[str] = (),
+    seeds: int = 1,
+    seed: int = 42,
+    steps: int | None = None,
+    minutes: float | None = None,
+    **options: Any,
+) -> Comparison:
+    """The comparison that names and options ask for; they are those of `compare`.
+
+    Raises:
+        FileNotFoundError: a file that is named is not there.
+        ValueError: options that do not fit together, or a name that is not known.
+    """
+    check_integer("seeds", seeds)
+    if minutes is not None and (steps is not None or not minutes > 0):
+        raise ValueError("--minutes is a positive number that stands in place of --steps; give one of the two")
+    whole = next((COMPARISONS[name] for name in names if isinstance(name, str) and name in COMPARISONS), None)
+    if whole is not None:
+        if len(names) > 1:
+            raise ValueError(f"{names[0]} names a whole comparison; give it alone, or the recipes themselves")
+        if options.get("tune"):
+            raise ValueError(f"{names[0]} has a grid of its own; leave --tune out, or give the recipes themselves")
+        names, steps = whole.recipes, whole.steps if steps is None else steps
+        options["sweep"] = options.get("sweep") or whole.sweep
+    chosen = [_read(name, seed, steps, minutes) for name in names]
+    among = [one for one in chosen if not isinstance(one, RunSpec)]
+    if set and not among:
+        raise ValueError("--set changes recipes, and there are none; edit a copy of the spec")
+    specs = []
+    for one in chosen:
+        if isinstance(one, RunSpec):
+            specs.append(one)
+            continue
+        changes = changes_of(one, set, among)
+        spec = one(steps=steps, seed=seed, changes=changes)
+        if minutes is not None:
+            from polargrad.lab.estimate import steps_within
+
+            spec = one(steps=steps_within(spec, minutes), seed=seed, changes=changes)
+        specs.append(spec if whole is None else whole.observed(spec))
+    if "sweep" in options:
+        options["sweep"] = tuple(options["sweep"])
+    return Comparison(tuple(specs), tuple(range(seed, seed + seeds)), **options)
+
+
+def _read(name: Named, seed: int, steps: int | None, minutes: float | None) -> Recipe | RunSpec:
+    if isinstance(name, type):
+        return recipe(f"{name.__module__}:{name.__qualname__}")
+    if isinstance(name, str) and not name.endswith(".json"):
+        return recipe(name)
+    if not isinstance(name, str | RunSpec):
+        return name
+    spec = name if isinstance(name, RunSpec) else RunSpec.from_json(Path(name).read_text(encoding="utf-8"))
+    if (steps or spec.loop.steps) != spec.loop.steps or minutes is not None:
+        shown = name if isinstance(name, str) else spec.name
+        raise ValueError(f"{shown} fixes its {spec.loop.steps} steps; leave --steps and --minutes out")
+    return dataclasses.replace(spec, seed=seed)
+
+
+def compare(
+    *names: Named,
+    out: str | Path | None = None,
+    jobs: int = 1,
+    threads: int | None = None,
+    progress: Callable[[str], Progress | None] = lambda _name: None,
+    **options: Any,
+) -> Results:
+    """Run several optimizers on the same model, data and order of batches, as `polargrad compare` does.
+
+    Args:
+        *names: recipes by name (`polargrad list` shows them), optimizer classes or where they are (FILE.py:CLASS),
+            `Recipe` or `RunSpec` objects, spec.json files, or one named comparison.
+        out: new folder of the runs; runs/compare-DATE-TIME by default.
+        jobs: runs at a time, each in a process of its own.
+        threads: threads of each run.
+        progress: given a run's name, what shows its progress, such as `polargrad.lab.train.terminal_progress`.
+        **options: `set` ("NAME.OPTION=V" or "NAME.ROLE.OPTION=V"), `seeds`, `seed`, `steps` and `minutes`, as the flags
+            of `polargrad compare`; and those of `ComparisonOptions`: `sweep`, `tune`, `ratio`, `limit`, `halving`.
+
+    Returns:
+        One row for each run, which `pandas.DataFrame` takes as it is; `report` writes the page.
+
+    Raises:
+        FileExistsError: the folder exists.
+        FileNotFoundError: a file that is named is not there.
+        ValueError: a name that is not known, options that do not fit together, or an optimizer that cannot be made,
+            stepped or resumed.
+        TypeError: an option that there is not.
+        Interrupted: on Ctrl-C, when the runs under way are saved.
+
+    Example:
+        results = polargrad.lab.compare("adamw", "mine.py:MyOptimizer", set=["mine.lr=0.003"], steps=100)
+        pandas.DataFrame(results)[["run", "val_loss", "seconds"]]
+    """
+    asked = request(names, **options)
+    folder = Path(f"runs/compare-{datetime.now():%Y%m%d-%H%M%S}") if out is None else Path(out)
+    return Results(run_comparison(asked, folder, jobs=jobs, threads=threads, progress=progress), folder)
+
+
+def to_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[Any]]]:
+    """The columns of all rows together, and the rows with None where a run has no such entry."""
+    rows: list[Mapping[str, Any]] = [row_of(run) for run in runs]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return columns, [[row.get(column) for column in columns] for row in rows]

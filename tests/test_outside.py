@@ -1,0 +1,197 @@
+"""Code from outside of the package: what is loaded, under which name, and what is refused."""
+
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+
+import polargrad
+from polargrad import PolarGrad, outside
+from polargrad.geometry import GEOMETRIES
+from polargrad.lab.recipes import RECIPES, recipe
+from polargrad.linalg import METHODS
+from polargrad.outside import is_reference, load, origin
+
+FILE = """
+from dataclasses import dataclass
+import torch
+from beside import SCALE
+from polargrad import PolarMethod
+from polargrad.geometry import Geometry
+from polargrad.linalg.method import IterationResult
+
+
+@dataclass(frozen=True)
+class Eigen(PolarMethod):
+    def iterate(self, X):
+        w, V = torch.linalg.eigh(X.mH @ X)
+        return IterationResult(X @ (V * w.rsqrt().unsqueeze(-2)) @ V.mH, steps=1)
+
+
+@dataclass(frozen=True)
+class Frobenius(Geometry):
+    power: int = 1
+
+    def lmo(self, G):
+        return G / G.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-30)
+
+    def squared_length(self, m, n):
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Weighted(Frobenius):
+    weights: torch.Tensor = None
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "beside.py").write_text("SCALE = 1\n")
+    path = tmp_path / "own.py"
+    path.write_text(FILE)
+    yield path
+    sys.modules.pop("beside", None)
+    for table in (METHODS, GEOMETRIES, RECIPES):
+        for key in [key for key in table if str(tmp_path) in key or key in ("Frobenius", "Weighted")]:
+            del table[key]
+
+
+def weight():
+    return torch.nn.Parameter(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_method_from_a_file(file):
+    A = torch.randn(2, 6, 4, dtype=torch.float64)
+    error = polargrad.polar_factor(A, f"{file}:Eigen") - polargrad.polar_factor(A, "svd")
+    assert error.abs().max() < 1e4 * torch.finfo(A.dtype).eps
+    W = weight()
+    optimizer = PolarGrad([W], method=f"{file}:Eigen")
+    W.grad = torch.randn(5, 3)
+    optimizer.step()
+    assert optimizer.param_groups[0]["method"] == f"{file}:Eigen"
+
+
+@pytest.mark.parametrize("by", ["reference", "object", "group"])
+def test_a_geometry_from_a_file_steps_as_ours(file, by):
+    made = load(f"{file}:Frobenius")[1](power=2)
+    reference = {"name": f"{file}:Frobenius", "power": 2}
+    W, V = weight(), weight()
+    options = {"lr": 0.1, "momentum": 0.0, "scale": "none"}
+    ours = PolarGrad([V], geometry="frobenius", **options)
+    if by == "group":
+        theirs = PolarGrad([{"params": [W], "geometry": made}], **options)
+    else:
+        theirs = PolarGrad([W], geometry=made if by == "object" else reference, **options)
+    W.grad, V.grad = torch.ones(5, 3), torch.ones(5, 3)
+    theirs.step()
+    ours.step()
+    torch.testing.assert_close(W, V)
+    held = theirs.param_groups[0]["geometry"]
+    assert held["power"] == 2
+    assert held["name"] == (reference["name"] if by == "reference" else "Frobenius")
+    theirs.load_state_dict(theirs.state_dict())
+
+
+def test_roles_take_a_geometry_object(file):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    made = load(f"{file}:Frobenius")[1]()
+    groups = polargrad.parameter_groups(model, hidden={"geometry": made, "scale": "none"})
+    assert groups[0]["geometry"]["name"] == "Frobenius"
+
+
+def test_a_subclass_without_a_name_is_not_taken_for_its_base(file):
+    base = load(f"{file}:Frobenius")[1]
+
+    class Twice(base):
+        def lmo(self, G):
+            return 2.0 * super().lmo(G)
+
+    assert (base.name, Twice.name) == ("Frobenius", "Twice")
+    del GEOMETRIES[PolarGrad([weight()], geometry=Twice()).param_groups[0]["geometry"]["name"]]
+
+
+def test_what_a_group_cannot_hold_is_refused(file):
+    weighted = load(f"{file}:Weighted")[1]
+    with pytest.raises(ValueError, match="weights of geometry='Weighted' is a Tensor; its fields are plain data"):
+        PolarGrad([weight()], geometry=weighted(weights=torch.ones(2)))
+
+
+def test_a_state_runs_no_code(file, tmp_path):
+    """A reference in a state that was not loaded by the program stays unloaded."""
+    (tmp_path / "trap.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'sprung')!r}).touch()\n")
+    optimizer = PolarGrad([weight()])
+    for option in ("geometry", "method"):
+        state = optimizer.state_dict()
+        state["param_groups"][0][option] = f"{tmp_path / 'trap.py'}:Trap"
+        with pytest.raises(ValueError, match="code from outside that is not loaded here"):
+            optimizer.load_state_dict(state)
+    assert not (tmp_path / "sprung").exists()
+    with pytest.raises(ValueError, match="has no 'Trap'"):  # the trap does spring where code is asked for
+        PolarGrad([weight()], geometry=f"{tmp_path / 'trap.py'}:Trap")
+    assert (tmp_path / "sprung").exists()
+
+
+def test_a_file_that_changed_is_loaded_again(file):
+    assert GEOMETRIES[GEOMETRIES.key(f"{file}:Frobenius")]().power == 1
+    before = origin(load(f"{file}:Frobenius")[1])
+    assert load(f"{file}:Frobenius")[1] is load(f"{file}:Frobenius")[1]
+    file.write_text(FILE.replace("power: int = 1", "power: int = 3"))
+    assert load(f"{file}:Frobenius")[1]().power == 3
+    assert GEOMETRIES[GEOMETRIES.key(f"{file}:Frobenius")]().power == 3
+    after = origin(load(f"{file}:Frobenius")[1])
+    assert before["file"] == after["file"] == str(file)
+    assert before["sha256"] != after["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def broken(:\n", "cannot be imported: SyntaxError: "),
+        ("import nosuchpackage\n", "cannot be imported: ModuleNotFoundError: No module named 'nosuchpackage'"),
+        ("raise SystemExit\n", "cannot be imported: SystemExit"),
+        ("x = 1\n", "has no 'Mine'; it defines nothing"),
+    ],
+)
+def test_a_file_that_does_not_load(tmp_path, content, message):
+    (tmp_path / "bad.py").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(f"{tmp_path / 'bad.py'}:Mine")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "message"),
+    [
+        ("nosuch.py:Mine", FileNotFoundError, r"there is no file nosuch\.py"),
+        ("no.such.module:Mine", ValueError, "cannot be imported"),
+        ("torch.optim:NoSuch", ValueError, "has no 'NoSuch'"),
+    ],
+)
+def test_a_reference_to_nothing(reference, error, message):
+    with pytest.raises(error, match=message):
+        load(reference)
+
+
+def test_a_whole_file_says_what_is_in_it(file):
+    with pytest.raises(ValueError, match=r"own\.py is a whole file; write .*own\.py:NAME .*it has Eigen, Frobenius"):
+        load(str(file))
+
+
+def test_what_is_no_reference():
+    assert not any(map(is_reference, ("adamw", "muon+adamw", "spec.json", "runs/x/spec.json", "", None, 3)))
+
+
+def test_an_entry_point_is_a_name(monkeypatch):
+    def announce(*points):
+        monkeypatch.setattr(outside, "entry_points", lambda group: [p for p in points if p.group == group])
+
+    announce(EntryPoint("radam", "torch.optim:RAdam", "polargrad.recipes"))
+    assert recipe("radam").optimizer["hidden"]["rule"] == "torch.optim:RAdam"
+    announce(EntryPoint("broken", "nosuchpackage.inside:Mine", "polargrad.recipes"))
+    with pytest.raises(ValueError, match=r"'broken' of polargrad\.recipes: nosuchpackage\.inside cannot be imported"):
+        recipe("broken")
+    announce(EntryPoint("wrong", "json:dumps", "polargrad.recipes"))
+    with pytest.raises(ValueError, match="wrong is a function, and not an optimizer"):
+        recipe("wrong")
