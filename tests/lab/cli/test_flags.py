@@ -21,7 +21,7 @@ ACTING = {
     "list": "",
     "info": "",
     "run": f"--steps --seed --out {MATRIX} {PROCESSES}",
-    "compare": f"--tune --seeds --seed --steps --minutes --out --jobs --threads {PROCESSES}",
+    "compare": f"--set --tune --seeds --seed --steps --minutes --out --jobs --threads {PROCESSES}",
     "pretrain": "--model --family --hidden-size --layers --heads --kv-heads --mlp --vocabulary --sequence --experts "
     "--experts-per-token --no-untied --data --subset --split --field --documents --held-out --tokenizer --shuffle "
     "--recipe --set --clip --steps --tokens --minutes --schedule --batch --accumulation --precision "
@@ -36,8 +36,10 @@ ACTING = {
 REFUSED = [
     *(("run", ["adamw", *flag], "options of matrix problems, and adamw is not one; leave them out") for flag in (
         ("--only", "adam"), ("--preset", "paper"), ("--size", "full"), ("--repeat", "1"), ("--eval-every", "5"),
-        ("--diagnostics", "0"), ("--jobs", "1"), ("--set", "m=3"), ("--picture", "china"), ("--ratings", "r.csv"),
+        ("--diagnostics", "0"), ("--jobs", "1"), ("--picture", "china"), ("--ratings", "r.csv"),
     )),
+    ("run", ["adamw", "--set", "m=3"], "unknown option of rule 'adamw': 'm'"),
+    ("run", ["theory", "--set", "m=3"], "--set: options of matrix problems, and theory is not one"),
     ("run", ["theory", "--steps", "3"], "leave --steps out"),
     ("run", ["theory", "--repeat", "1"], "leave them out"),
     ("run", ["theory", "--parallel", "ddp"], "--parallel: theory runs on one process"),
@@ -45,8 +47,9 @@ REFUSED = [
     ("run", ["quadratic", "--picture", "china"], "unknown setting of quadratic 'picture'"),
     ("run", ["quadratic", "--ratings", "r.csv"], "unknown setting of quadratic 'file'"),
     ("run", ["adamw", "--mesh", "1x1x1"], "--mesh needs --parallel"),
-    ("run", ["spec.json", "--seed", "42"], "--seed: spec.json fixes steps and seed; leave them out"),
-    ("run", ["spec.json", "--steps", "3"], "--steps: spec.json fixes steps and seed; leave them out"),
+    ("run", ["spec.json", "--seed", "42"], "--seed: spec.json fixes these; leave them out"),
+    ("run", ["spec.json", "--steps", "3"], "--steps: spec.json fixes these; leave them out"),
+    ("run", ["spec.json", "--set", "lr=1"], "--set: spec.json fixes these; leave them out"),
     ("compare", ["adamw", "--minutes", "1", "--steps", "3"], "give one of the two"),
     ("compare", ["adamw", "--mesh", "1x1x1"], "--mesh needs --parallel"),
     ("compare", ["phenomena", "--tune"], "leave --tune out"),

@@ -124,9 +124,7 @@ class Run(Options):
             changes = [text if "." in text.partition("=")[0] else f"*.{text}" for text in self.matrix.set]
             return spec_of(self.name, steps=self.steps, seed=self.seed, changes=changes)
         if unused := ", ".join(filter(None, (given(self, "steps", "seed"), given(self.matrix, "set")))):
-            raise ValueError(
-                f"{unused}: {self.name} fixes steps, seed and options; leave them out, or edit a copy of it"
-            )
+            raise ValueError(f"{unused}: {self.name} fixes these; leave them out, or edit a copy of it")
         return RunSpec.from_json(Path(self.name).read_text(encoding="utf-8"))
 
     def _experiment(self, problem: type[Problem]) -> None:

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from polargrad.lab.train.checkpoint import check_plain
 from polargrad.linalg.registry import Registry, unknown_name
 from polargrad.optim import PolarGrad
+from polargrad.optim.options import OPTIONS
 
 __all__ = ["OPTIMIZERS", "CombinedOptimizer", "build_optimizer", "is_optimizer", "outside_rules"]
 
@@ -66,6 +67,10 @@ def build_optimizer(groups: Sequence[Mapping[str, Any]], process_group: Any = No
         ValueError: a rule that is no optimizer, options that it does not take, a step that needs a closure, a state
             that is not plain data or does not hold all that the next step depends on.
     """
+    for group in groups:  # PolarGrad itself leaves alone what schedulers and frameworks keep in a group
+        rule = _rule(group)
+        if rule in OURS and (unknown := sorted(set(group) - OPTIONS[rule] - {*_FACTS, "initial_lr"})):
+            raise unknown_name(f"option of rule {rule!r}:", unknown[0], sorted(OPTIONS[rule]))
     parts: list[Optimizer] = []
     if ours := [dict(group) for group in groups if _rule(group) in OURS]:
         parts.append(PolarGrad(ours, process_group=process_group))
