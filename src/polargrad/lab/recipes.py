@@ -316,6 +316,11 @@ register(
     by_role(muon(5e-3), *tables()),
 )
 register(
+    "whitened-muon+adamw",
+    "Muon on hidden matrices whitened by running covariances of the gradient, AdamW on the rest; for large batches.",
+    by_role(muon(7e-3, whitening="two-sided"), *tables()),
+)
+register(
     "muon+polargrad",
     "Muon on hidden matrices, PolarGrad on embedding and head, AdamW on vectors (arXiv 2505.21799, section 6.4).",
     by_role(muon(4e-3), polargrad(0.2)),

@@ -27,6 +27,7 @@ ACTING = {
     "--recipe --set --clip --steps --tokens --minutes --schedule --batch --accumulation --precision "
     "--activation-checkpointing --compile --device --seed --evaluation-windows --eval-every --log-every "
     f"--diagnostics-every --tensorboard --track --name --dry-run {PROCESSES}",
+    "protocol": "--baseline --steps --tokens --runs --seeds --data --text --documents --out --jobs --threads",
     "resume": "--jobs --threads",
     "report": "--out",
     "bench": "--shapes --dtypes --spectra --methods --repeats --device --out",

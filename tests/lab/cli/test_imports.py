@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import string
 import subprocess
 import sys
 
@@ -15,12 +17,17 @@ BASE = {"lab", "lab.options", "lab.cli", "lab.run", "lab.train", "lab.lm.models"
 TRAINED = {"lab.comparison", "lab.lm", "lab.report"}
 RUN_MATRIX = ["run", "quadratic", "--size", "small", "--steps", "2", "--only", "adam", "--diagnostics", "0"]
 BENCH = ["bench", "polar", "--shapes", "6x4", "--methods", "svd", "--spectra", "gaussian", "--repeats", "1"]
+PROTOCOL = [
+    *("protocol", "muon+adamw", "adamw", "--steps", "1", "--tokens", "64", "--runs", "1", "--seeds", "2"),
+    *("--data", "words.txt", "--text", "more.txt"),
+]
 # command -> arguments, and the layers that it may load besides BASE.
 COMMANDS = {
     "list": (["list"], {"lab.recipes", "lab.matrix", "lab.studies"}),
     "run": (["run", "spec.json"], {"lab.recipes", *TRAINED}),
     "run a matrix problem": (RUN_MATRIX, {"lab.recipes", "lab.matrix", "lab.studies", "lab.comparison", "lab.report"}),
     "compare": (["compare", "spec.json"], {"lab.recipes", *TRAINED}),
+    "protocol": (PROTOCOL, {"lab.recipes", *TRAINED}),
     "pretrain": (["pretrain", "small.toml"], {"lab.launch", "lab.recipes", *TRAINED}),
     "resume": (["resume", "begun"], TRAINED),
     "report": (["report", "ended"], {"lab.comparison", "lab.report"}),
@@ -28,7 +35,7 @@ COMMANDS = {
     "plan": (["plan", "--model", "demo", "--mesh", "1x2x1"], {"lab.estimate", "lab.recipes", "lab.lm.tensor_parallel"}),
     "info": (["info"], set()),
 }
-SLOW = ("run", "pretrain", "resume")  # like `compare`, they load transformers and matplotlib
+SLOW = ("run", "pretrain", "resume", "protocol")  # like `compare`, they load transformers and matplotlib
 # Files of matrix problems: all are listed, and a problem runs by its own.
 PROBLEM_FILES = {file for file, _ in matrix._PROBLEMS.values()}
 SCRIPT = """
@@ -65,6 +72,10 @@ def folder(tmp_path_factory):
     spec = tiny_spec(tiny_text(made).name, steps=1)
     (made / "spec.json").write_text(spec.to_json())
     (made / "small.toml").write_text(SMALL)
+    for name in ("words.txt", "more.txt"):  # with enough in them for a vocabulary of 1024
+        words = ["".join(random.Random(f"{name}{i}").choices(string.ascii_lowercase, k=7)) for i in range(2000)]
+        lines = [" ".join(random.Random(f"{name} {i}").choices(words, k=12)) for i in range(2000)]
+        (made / name).write_text("\n".join(lines))
     written_run(made / "ended", [(0, 8.0), (2, 6.0)])
     (made / "begun").mkdir()
     (made / "begun" / "spec.json").write_text(spec.to_json())

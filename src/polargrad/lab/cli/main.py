@@ -14,7 +14,7 @@ import polargrad
 from polargrad.lab.options import unknown_name
 
 # Each is a module of this package with a class of the same name, imported when it runs.
-COMMANDS = ("list", "run", "compare", "pretrain", "resume", "report", "bench", "plan", "info")
+COMMANDS = ("list", "run", "compare", "protocol", "pretrain", "resume", "report", "bench", "plan", "info")
 
 # Which extra brings which package, by the names under which they are imported.
 _EXTRA = {
@@ -33,6 +33,7 @@ polargrad: optimizing matrices by polar decomposition.
   polargrad list                             recipes, matrix problems, studies
   polargrad run adamw --steps 50             run one of them
   polargrad compare adamw muon+polargrad     run several on the same data
+  polargrad protocol muon+adamw adamw        tune some alike, and judge them
   polargrad pretrain --model laptop          train any language model on any text
   polargrad resume runs/monday               continue a run or a comparison
   polargrad report runs/monday runs/tuesday  write an HTML page about some runs

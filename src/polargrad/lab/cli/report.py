@@ -11,7 +11,7 @@ from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Positional
 from polargrad.lab.comparison import analysis
 from polargrad.lab.options import Options, option
-from polargrad.lab.run.folder import COMPARISON, FIGURES, Run, find_runs, read_run, refuse_existing
+from polargrad.lab.run.folder import COMPARISON, FIGURES, PROTOCOL, Run, find_runs, read_run, refuse_existing
 from polargrad.lab.run.spec import LanguageModel
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class Report(Options):
             raise ValueError("there is nothing to report; give at least one folder")
         if len(self.folders) == 1 and self.out is None and (self.folders[0] / COMPARISON).is_file():
             return print_comparison(self.folders[0])
+        if len(self.folders) == 1 and self.out is None and (self.folders[0] / PROTOCOL).is_file():
+            from polargrad.lab.cli.protocol import print_protocol
+
+            return print_protocol(self.folders[0])
         runs = [read_run(path) for folder in self.folders for path in find_runs(folder)]
         if self.out is not None:
             refuse_existing(self.out)

@@ -8,7 +8,7 @@ from pathlib import Path
 from polargrad.lab.cli import report
 from polargrad.lab.cli.arguments import Jobs, Positional
 from polargrad.lab.options import given
-from polargrad.lab.run.folder import COMPARISON, EXPERIMENT
+from polargrad.lab.run.folder import COMPARISON, EXPERIMENT, PROTOCOL
 from polargrad.lab.train import terminal_progress
 
 __all__ = ["Resume"]
@@ -16,14 +16,14 @@ __all__ = ["Resume"]
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(Jobs):
-    """Continue a run, a comparison or a matrix experiment that was stopped or killed, from its last good checkpoint.
+    """Continue a run, comparison, protocol or matrix experiment that was stopped or killed, from its last checkpoint.
 
     Runs of a comparison that have ended are not repeated.
 
     Example: polargrad resume runs/monday
 
     Args:
-        folder: a run, a comparison or a matrix experiment
+        folder: a run, a comparison, a protocol or a matrix experiment
     """
 
     folder: Positional[Path]
@@ -35,6 +35,12 @@ class Resume(Jobs):
 
             resume_comparison(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
             return report.print_comparison(self.folder)
+        if (self.folder / PROTOCOL).is_file():
+            from polargrad.lab.cli.protocol import print_protocol
+            from polargrad.lab.compare.protocol import resume_protocol
+
+            resume_protocol(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
+            return print_protocol(self.folder)
         if (self.folder / EXPERIMENT).is_file():
             from polargrad.lab.studies.matrix.experiments import resume_experiment
 

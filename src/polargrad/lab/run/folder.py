@@ -29,7 +29,7 @@ SPEC, ENVIRONMENT, RECORDS, SUMMARY, FIGURES, CHECKPOINTS, DISCARDED = (
     "discarded.jsonl",
 )
 # What a comparison and a matrix experiment write into the folder that holds their run folders.
-COMPARISON, EXPERIMENT = "comparison.json", "experiment.json"
+COMPARISON, EXPERIMENT, PROTOCOL = "comparison.json", "experiment.json", "protocol.json"
 ENDED = ("finished", "diverged")
 
 # What each kind of record must hold for figures and tables to be drawn from it. Other kinds are kept as they are.

@@ -1,0 +1,97 @@
+"""`polargrad protocol`: recipes tuned alike and judged on seeds and text that chose nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from polargrad.lab.cli import report, terminal
+from polargrad.lab.cli.arguments import Jobs, Positional
+from polargrad.lab.compare import protocol
+from polargrad.lab.options import option
+from polargrad.lab.recipes import spec_of
+from polargrad.lab.run.spec import RunSpec
+
+__all__ = ["Protocol", "print_protocol"]
+
+RECIPES = ("muon+adamw", "adamw", "muon+polargrad", "muon+normalized-rows", "whitened-muon+adamw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol(Jobs):
+    """Tune every recipe alike, then judge it by the steps in which it reaches the final loss of the tuned baseline.
+
+    It is the optimization track of modded-nanogpt in miniature. The model is fixed: width 96, two layers, a vocabulary
+    of 1,024, sequences of 64. At every length and batch each recipe is tuned anew, by a search over its rates, momenta,
+    betas, weight decays and the share of the run with falling rates, in the same number of runs. Then it runs with
+    seeds and on a text that the search has not seen. Two recipes are told apart by the rule of the track, with the
+    standard deviation that these runs have. All of it takes days on two cores; `polargrad resume DIR` continues it.
+
+    Example: polargrad protocol muon+adamw whitened-muon+adamw --steps 64 --tokens 16384 --runs 12 --jobs 2
+
+    Args:
+        names: recipes, or spec.json files whose optimizers are taken
+        baseline: whose final loss is to be reached
+        steps: lengths of the runs
+        tokens: tokens in a step
+        runs: of the search of each recipe at each length and batch
+        seeds: number of seeds that count, from 101 on
+        data: text of the search
+        text: text of the runs that count; by default the sources of the installed torch
+        documents: of that text; 0: all
+        out: new folder; runs/protocol-DATE-TIME by default
+    """
+
+    names: Positional[tuple[str, ...]] = RECIPES
+    baseline: str = "muon+adamw"
+    steps: tuple[int, ...] = (96, 288)
+    tokens: tuple[int, ...] = (2048, 16384)
+    runs: int = option(24)
+    seeds: int = option(8, least=2)
+    data: str = "standard-library"
+    text: str = ""
+    documents: int = option(0, least=0)
+    out: Path | None = None
+
+    def __call__(self) -> None:
+        """Run everything, print the tables and write the page."""
+        text, documents = self.text, self.documents
+        if not text:
+            import torch
+
+            text, documents = str(Path(torch.__file__).parent), documents or 1000
+        asked = protocol.Protocol(
+            recipes=tuple(map(self._spec, self.names)),
+            settings=tuple(protocol.Setting(steps, tokens) for tokens in self.tokens for steps in self.steps),
+            text=text,
+            documents=documents,
+            seeds=tuple(range(101, 101 + self.seeds)),
+            runs=self.runs,
+            baseline=self.baseline,
+        )
+        out = terminal.new_folder(self.out, "protocol")
+        protocol.run_protocol(asked, out, jobs=self.jobs, threads=self.threads, **report.narrated())
+        print_protocol(out)
+
+    def _spec(self, name: str) -> RunSpec:
+        if name.endswith(".json"):
+            spec = RunSpec.from_json(Path(name).read_text(encoding="utf-8"))
+        else:
+            spec = spec_of(name)
+        return dataclasses.replace(spec, objective=dataclasses.replace(protocol.MINI, corpus=self.data), probe=())
+
+
+def print_protocol(folder: Path) -> None:
+    """Print what a protocol has found so far, and write its page."""
+    from polargrad.lab.report.page import PAGE
+
+    found = protocol.ProtocolFindings.read(folder)
+    for setting in found.protocol.settings:
+        terminal.console().print(str(setting))
+        for table in (found.results(setting), found.tuned(setting)):
+            if table.rows:
+                terminal.print_table(table.columns, table.rows)
+                terminal.console().print(table.note + "\n")
+    for line in (*found.sentences(), f"Report: {found.write_page(folder / PAGE)}"):
+        terminal.console().print(line)

@@ -1,0 +1,204 @@
+"""A search over all of a recipe's numbers, one after the other, in a fixed number of runs.
+
+The state of a search is a function of the final losses of the runs that have ended, as in `rate_search`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from polargrad.lab.compare.rate_search import FIXED_ROLES, SearchState
+from polargrad.lab.options import check_integer
+from polargrad.lab.run.spec import Plain, RunSpec
+
+__all__ = ["Coordinate", "CoordinateSearch", "coordinates_of"]
+
+# The smallest part of a whole move that a search goes by.
+FINEST = 0.25
+
+Point = tuple[float, ...]
+
+
+def _rate(value: float, moves: float) -> float | None:
+    return value * 2.0**moves
+
+
+def _memory(value: float, moves: float) -> float | None:
+    """A decay in [0, 1): a move doubles or halves the memory 1 / (1 - value)."""
+    moved = 1.0 - (1.0 - value) * 2.0**-moves
+    return moved if 0.0 <= moved < 1.0 else None
+
+
+def _weight_decay(value: float, moves: float) -> float | None:
+    if value > 0.0 or moves == 0.0:
+        return value * 3.0**moves
+    return 0.01 * 3.0**moves if moves > 0.0 else None
+
+
+def _share(value: float, moves: float) -> float | None:
+    moved = value + 0.2 * moves
+    return moved if 0.0 < moved <= 1.0 else None
+
+
+# How each option moves; the order is that of the search. What a recipe leaves out has the value that does nothing.
+MOVES: Mapping[str, Callable[[float, float], float | None]] = {
+    "lr": _rate,
+    "momentum": _memory,
+    "decay_fraction": _share,
+    "weight_decay": _weight_decay,
+    "betas": _memory,
+    "normalize_rows": _memory,
+}
+ABSENT = {"weight_decay": 0.0}
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """A number of a recipe that is searched over.
+
+    Args:
+        option: its name, a key of `MOVES`; "decay_fraction" is the schedule's.
+        roles: whose option it is; they move together.
+        index: which of several numbers, as in betas; None for an option that is one number.
+    """
+
+    option: str
+    roles: tuple[str, ...] = ()
+    index: int | None = None
+
+    @property
+    def label(self) -> str:
+        """As in "embedding+head.betas[0]"."""
+        place = f"{'+'.join(self.roles)}." if self.roles else ""
+        return f"{place}{self.option}{'' if self.index is None else f'[{self.index}]'}"
+
+    def value(self, spec: RunSpec) -> float:
+        """The number in a spec."""
+        if not self.roles:
+            return getattr(spec.schedule, self.option)
+        found: Any = spec.optimizer[self.roles[0]].get(self.option, ABSENT.get(self.option))
+        return float(found if self.index is None else found[self.index])
+
+    def moved(self, spec: RunSpec, moves: float) -> float | None:
+        """The number after some moves up or down, to four digits; None where it would leave its range."""
+        value = MOVES[self.option](self.value(spec), moves)
+        return None if value is None else float(f"{value:.4g}")
+
+    def applied(self, spec: RunSpec, value: float) -> RunSpec:
+        """The spec with the number set."""
+        if not self.roles:
+            return dataclasses.replace(spec, schedule=dataclasses.replace(spec.schedule, **{self.option: value}))
+        for role in self.roles:
+            whole: Plain = value
+            if self.index is not None:
+                pair: Any = list(spec.optimizer[role][self.option])  # pyright: ignore[reportArgumentType]
+                pair[self.index] = value
+                whole = tuple(pair)
+            spec = spec.with_option(role, self.option, whole)
+        return spec
+
+
+def coordinates_of(spec: RunSpec) -> tuple[Coordinate, ...]:
+    """Rates, momenta, weight decays and betas of roles with equal options, and the share of the run with falling rates.
+
+    Norms and biases keep the recipe's own values.
+    """
+    alike: dict[str, list[str]] = {}
+    for role, options in spec.optimizer.items():
+        if role not in FIXED_ROLES:
+            alike.setdefault(repr(sorted(options.items())), []).append(role)
+    found = []
+    for option in MOVES:
+        if hasattr(spec.schedule, option):
+            found.append(Coordinate(option))
+        for roles in map(tuple, alike.values()):
+            given: Any = spec.optimizer[roles[0]].get(option, ABSENT.get(option))
+            if isinstance(given, tuple | list):
+                found += [Coordinate(option, roles, index) for index in range(len(given))]
+            elif isinstance(given, int | float):
+                found.append(Coordinate(option, roles))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class CoordinateSearch:
+    """The search for one recipe's numbers in a fixed number of runs at full length.
+
+    From the recipe's own values it goes along each coordinate in turn, up and else down, for as long as the loss falls,
+    then along the next; after a round without gain the moves are halved. Every recipe has the same number of runs, so
+    that one with more numbers is searched less finely.
+
+    Args:
+        base: the recipe at its own values; its name, seed and text are those of the search.
+        runs: how many.
+
+    Raises:
+        ValueError: fewer runs than one.
+    """
+
+    base: RunSpec
+    runs: int = 24
+
+    def __post_init__(self) -> None:
+        check_integer("runs", self.runs)
+
+    def state(self, losses: Mapping[str, float | None]) -> SearchState:
+        """The state after runs with these final losses, by name; None for a run that diverged.
+
+        `bracketed` says that the search ended with moves at their finest, `extensions` how often they were halved.
+        """
+        coordinates = coordinates_of(self.base)
+        walk = _walk(self.base, coordinates)
+        point, halvings, lowest, best = next(walk)[0], 0, math.inf, None
+        for number in range(1, self.runs + 1):
+            name = f"{self.base.name} try {number:02}"
+            if name not in losses:
+                return SearchState((self._spec(coordinates, point, name),), best, False, halvings)
+            loss = losses[name]
+            loss = math.inf if loss is None else loss
+            if loss < lowest or best is None:
+                lowest, best = loss, self._spec(coordinates, point, name)
+            try:
+                point, halvings = walk.send(loss)
+            except StopIteration:
+                return SearchState((), best, True, halvings)
+        return SearchState((), best, False, halvings)
+
+    def _spec(self, coordinates: tuple[Coordinate, ...], point: Point, name: str) -> RunSpec:
+        spec = self.base
+        for coordinate, moves in zip(coordinates, point, strict=True):
+            if moves:
+                value = coordinate.moved(self.base, moves)
+                assert value is not None
+                spec = coordinate.applied(spec, value)
+        return dataclasses.replace(spec, name=name, recipe=self.base.recipe)
+
+
+def _walk(base: RunSpec, coordinates: tuple[Coordinate, ...]) -> Generator[tuple[Point, int], float, None]:
+    """The points of a search with the number of halvings so far; each is answered by its loss."""
+    best: Point = (0.0,) * len(coordinates)
+    move, halvings = 1.0, 0
+    lowest = yield best, halvings
+    known = {best}
+    while move >= FINEST:
+        gained = False
+        for i, coordinate in enumerate(coordinates):
+            for sign in (1.0, -1.0):
+                moved = False
+                while True:
+                    point = (*best[:i], best[i] + sign * move, *best[i + 1 :])
+                    if point in known or coordinate.moved(base, point[i]) is None:
+                        break
+                    known.add(point)
+                    loss = yield point, halvings
+                    if not loss < lowest:
+                        break
+                    best, lowest, gained, moved = point, loss, True, True
+                if moved:
+                    break
+        if not gained:
+            move, halvings = move / 2, halvings + 1

@@ -1,0 +1,459 @@
+"""The protocol: recipes tuned alike, at every length and batch anew, then judged on seeds and text that chose nothing.
+
+It is the optimization track of modded-nanogpt in miniature: model, text, batch and evaluation are fixed; a recipe is
+judged by the steps in which it reaches the final loss of the tuned baseline.
+
+    DIR/protocol.json      recipes, settings, seeds and number of runs, so that it can be resumed
+    DIR/NAME try 01/       a run folder for each run of a search, DIR/NAME seed 101/ for each run that counts
+    DIR/report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from polargrad.lab.compare.analysis import Replicates, final_metric
+from polargrad.lab.compare.comparison import final_losses
+from polargrad.lab.compare.coordinate_search import CoordinateSearch, coordinates_of
+from polargrad.lab.compare.rate_search import SearchState
+from polargrad.lab.options import check_integer
+from polargrad.lab.report.curves import loss_figures
+from polargrad.lab.report.page import PAGE, UNKNOWN, Cell, Section, Table, write_page
+from polargrad.lab.run import workers
+from polargrad.lab.run.build import build_objective
+from polargrad.lab.run.folder import PROTOCOL, Run, create_folder, find_runs, read_run, refuse_existing, write_json
+from polargrad.lab.run.spec import LanguageModel, RunSpec
+from polargrad.lab.train import LoopConfig, WarmupLinearDecay
+
+__all__ = ["MINI", "PROTOCOL", "Protocol", "ProtocolFindings", "Setting", "Verdict", "resume_protocol", "run_protocol"]
+
+FORMAT = 1
+
+# The track's threshold of .004 on the loss at a standard deviation of .0013 between its runs.
+SIGMAS = 0.004 / 0.0013
+
+# A run of 128 steps of 2,048 tokens takes about 15 seconds on one core, of 16,384 about two minutes.
+MINI = LanguageModel(hidden_size=96, layers=2, heads=3, vocabulary=1024, sequence=64)
+WARMUP = 5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A length and a batch, at which every recipe is tuned anew.
+
+    Args:
+        steps: of every run.
+        tokens: in a step.
+    """
+
+    steps: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps of {self.tokens:,} tokens"
+
+    def of(self, spec: RunSpec, tag: str) -> RunSpec:
+        """A recipe's run at this length and batch; the name has a tag that tells settings apart."""
+        objective = spec.objective
+        assert isinstance(objective, LanguageModel)
+        if self.tokens % objective.sequence:
+            raise ValueError(
+                f"{self.tokens} tokens in a step are not a multiple of the model's sequences of {objective.sequence}"
+            )
+        warmup = min(WARMUP, self.steps // 10)
+        fraction = getattr(spec.schedule, "decay_fraction", 0.7)
+        return dataclasses.replace(
+            spec,
+            name=f"{spec.name} {tag}",
+            recipe=spec.recipe,
+            objective=dataclasses.replace(objective, batch=self.tokens // objective.sequence),
+            schedule=WarmupLinearDecay(total=self.steps, warmup=warmup, decay_fraction=fraction),
+            loop=LoopConfig(steps=self.steps),
+            probe=(),
+        )
+
+    @property
+    def tag(self) -> str:
+        """As it stands in the names of runs."""
+        return f"{self.steps}x{self.tokens}"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Recipes, settings, seeds and texts; equal protocols consist of the same runs.
+
+    Args:
+        recipes: one spec each, on the text of the search, at their own values. Their names must differ.
+        settings: lengths and batches.
+        text: the text of the runs that count, as `Text.corpus`; not that of the search.
+        documents: how many of its documents, 0 for all.
+        seeds: of the runs that count, equal for all recipes.
+        search_seed: of the search; none of `seeds`.
+        runs: of the search of each recipe at each setting.
+        baseline: name of the recipe whose final loss is to be reached.
+        evaluations: in each run that counts, from the steps of which crossings are read.
+
+    Raises:
+        ValueError: nothing to compare, equal names or seeds, a search on the text or a seed that counts, an unknown
+            baseline, numbers out of range.
+    """
+
+    recipes: tuple[RunSpec, ...]
+    settings: tuple[Setting, ...]
+    text: str
+    documents: int = 0
+    seeds: tuple[int, ...] = tuple(range(101, 109))
+    search_seed: int = 1
+    runs: int = 24
+    baseline: str = "muon+adamw"
+    evaluations: int = 32
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.recipes]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is given twice; give each recipe once")
+        if self.baseline not in names:
+            raise ValueError(f"the baseline {self.baseline!r} is not among the recipes {', '.join(names)}; add it")
+        if len(names) < 2:
+            raise ValueError(f"{self.baseline} alone is not a comparison; give another recipe besides the baseline")
+        if not self.settings or len(set(self.settings)) < len(self.settings):
+            raise ValueError("give different settings, at least one length and one batch")
+        if len(self.seeds) < 2 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(
+                f"seeds must be different numbers, at least two, to measure their spread; got {self.seeds}"
+            )
+        if self.search_seed in self.seeds:
+            raise ValueError(f"seed {self.search_seed} chooses the numbers and cannot be one of those that count")
+        for spec in self.recipes:
+            if not isinstance(spec.objective, LanguageModel):
+                raise ValueError(f"{spec.name} is a matrix problem; the protocol trains language models")
+            if spec.objective.corpus == self.text:
+                raise ValueError(f"the search and the runs that count are both on {self.text}; give two texts")
+        for name in ("runs", "evaluations"):
+            check_integer(name, getattr(self, name))
+        for setting in self.settings:
+            for spec in self.recipes:
+                self.search(spec, setting)
+
+    def search(self, recipe: RunSpec, setting: Setting) -> CoordinateSearch:
+        """The search of a recipe at a setting."""
+        return CoordinateSearch(dataclasses.replace(setting.of(recipe, setting.tag), seed=self.search_seed), self.runs)
+
+    def counted(self, recipe: RunSpec, setting: Setting, tuned: RunSpec) -> list[RunSpec]:
+        """The runs of a tuned recipe that count."""
+        objective = tuned.objective
+        assert isinstance(objective, LanguageModel)
+        objective = dataclasses.replace(objective, corpus=self.text, documents=self.documents)
+        loop = dataclasses.replace(tuned.loop, eval_every=max(1, setting.steps // self.evaluations))
+        return [
+            dataclasses.replace(
+                tuned, name=f"{recipe.name} {setting.tag} seed {seed}", objective=objective, loop=loop, seed=seed
+            )
+            for seed in self.seeds
+        ]
+
+    def pending(self, losses: Mapping[str, float | None]) -> list[RunSpec]:
+        """The runs that can start now, given the final losses of those that have ended, by name; setting by setting."""
+        waiting: list[RunSpec] = []
+        for setting in self.settings:
+            for recipe in self.recipes:
+                state = self.search(recipe, setting).state(losses)
+                waiting += state.pending
+                if not state.pending and state.best is not None:
+                    counted = self.counted(recipe, setting, state.best)
+                    waiting += [spec for spec in counted if spec.name not in losses]
+        return waiting
+
+    @property
+    def size(self) -> int:
+        """The number of runs in all, at most."""
+        return len(self.settings) * len(self.recipes) * (self.runs + len(self.seeds))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        recipes = [spec.to_dict() for spec in self.recipes]
+        settings = [dataclasses.asdict(setting) for setting in self.settings]
+        return {"format": FORMAT, **vars(self), "recipes": recipes, "settings": settings, "seeds": list(self.seeds)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Protocol:
+        """The protocol from the output of `to_dict`.
+
+        Raises:
+            ValueError: a format of another version, or unknown keys.
+        """
+        plain = dict(data)
+        if (written := plain.pop("format", None)) != FORMAT:
+            raise ValueError(f"the protocol has format {written!r}, this version reads {FORMAT}; use the other version")
+        try:
+            plain["recipes"] = tuple(map(RunSpec.from_dict, plain["recipes"]))
+            plain["settings"] = tuple(Setting(**setting) for setting in plain["settings"])
+            plain["seeds"] = tuple(plain["seeds"])
+            return cls(**plain)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this does not describe a protocol: {error}") from error
+
+
+def run_protocol(protocol: Protocol, path: str | Path, **options: Any) -> Path:
+    """Run a protocol into a new folder; see `resume_protocol`.
+
+    Raises:
+        FileExistsError: if the folder exists.
+        ValueError: if a text does not suffice for the model or the batch; nothing is written.
+    """
+    path = Path(path)
+    refuse_existing(path)
+    for setting in protocol.settings:
+        search = protocol.search(protocol.recipes[0], setting).base
+        for spec in (search, protocol.counted(protocol.recipes[0], setting, search)[0]):
+            build_objective(spec)
+    create_folder(path)
+    write_json(path / PROTOCOL, protocol.to_dict())
+    return resume_protocol(path, **options)
+
+
+def resume_protocol(path: str | Path, **options: Any) -> Path:
+    """Make the missing runs of a protocol and write its page.
+
+    Args:
+        path: the folder.
+        **options: `jobs`, `threads` and `progress` as in `workers.run_all`; `report`, called with a line for each run.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileNotFoundError: if the folder holds no protocol.
+        Interrupted: on Ctrl-C or SIGTERM, when the runs under way are saved.
+    """
+    path = Path(path)
+    protocol, losses = read_protocol(path), final_losses(path)
+    report = options.pop("report", lambda _line: None)
+
+    def ended(name: str) -> None:
+        losses[name] = final_metric(read_run(path / name))
+        said = "diverged" if losses[name] is None else f"{losses[name]:.4f}"
+        report(f"{len(losses)} of at most {protocol.size} ended: {name} {said}")
+
+    workers.run_all(lambda: protocol.pending(losses), ended, path, **options)
+    return ProtocolFindings.read(path).write_page(path / PAGE)
+
+
+def read_protocol(path: Path) -> Protocol:
+    """The protocol of a folder.
+
+    Raises:
+        FileNotFoundError: if it holds none.
+    """
+    if not (path / PROTOCOL).is_file():
+        raise FileNotFoundError(f"{path} is not the folder of a protocol: it has no {PROTOCOL}")
+    return Protocol.from_dict(json.loads((path / PROTOCOL).read_bytes()))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One recipe against the baseline at one setting.
+
+    Args:
+        gain: how far the mean final loss lies below the baseline's.
+        sigma: standard deviation of a run, pooled over the recipes.
+        paired_error: standard error of the mean of the differences seed by seed.
+        sigmas: gain / (sigma sqrt(1/n + 1/n)), the measure of the track.
+    """
+
+    gain: float
+    sigma: float
+    paired_error: float
+    sigmas: float
+
+    @classmethod
+    def of(cls, baseline: Sequence[float], other: Sequence[float], sigma: float) -> Verdict:
+        """From final losses seed by seed.
+
+        Example:
+            >>> verdict = Verdict.of([1.0, 1.2], [0.8, 1.0], sigma=0.1)
+            >>> round(verdict.gain, 3), round(verdict.sigmas, 3), round(verdict.paired_error, 3)
+            (0.2, 2.0, 0.0)
+        """
+        differences = [a - b for a, b in zip(baseline, other, strict=True)]
+        gain, n = statistics.fmean(differences), len(differences)
+        error = statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.nan
+        return cls(
+            gain, sigma, error, gain / (sigma * math.sqrt(2 / n)) if sigma > 0 else math.copysign(math.inf, gain)
+        )
+
+    @property
+    def word(self) -> str:
+        """One of "better" and "worse", from `SIGMAS` on, and "not told apart"."""
+        if abs(self.sigmas) < SIGMAS:
+            return "not told apart"
+        return "better" if self.gain > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class ProtocolFindings:
+    """What a protocol found, as far as it has run.
+
+    Args:
+        protocol: which.
+        runs: those that have ended.
+    """
+
+    protocol: Protocol
+    runs: Mapping[str, Run]
+
+    @classmethod
+    def read(cls, folder: Path) -> ProtocolFindings:
+        """Of the runs that have ended in a folder."""
+        protocol, losses = read_protocol(folder), final_losses(folder)
+        runs = [read_run(path) for path in find_runs(folder) if path.name in losses]
+        return cls(protocol, {run.spec.name: run for run in runs})
+
+    @cached_property
+    def losses(self) -> dict[str, float | None]:
+        """The final losses by name."""
+        return {name: final_metric(run) for name, run in self.runs.items()}
+
+    def state(self, recipe: RunSpec, setting: Setting) -> SearchState:
+        """Of a recipe's search."""
+        return self.protocol.search(recipe, setting).state(self.losses)
+
+    def replicates(self, setting: Setting) -> dict[str, Replicates]:
+        """The recipes of which all runs that count have ended, the baseline first."""
+        found = {}
+        order = sorted(self.protocol.recipes, key=lambda recipe: recipe.name != self.protocol.baseline)
+        for recipe in order:
+            names = [f"{recipe.name} {setting.tag} seed {seed}" for seed in self.protocol.seeds]
+            if all(name in self.runs for name in names):
+                found[recipe.name] = Replicates(recipe.name, tuple(self.runs[name] for name in names))
+        return found
+
+    def verdicts(self, setting: Setting) -> dict[str, Verdict]:
+        """Of each recipe but the baseline, where neither has a seed that diverged."""
+        complete = {name: one for name, one in self.replicates(setting).items() if not one.diverged}
+        baseline = complete.get(self.protocol.baseline)
+        if baseline is None:
+            return {}
+        sigma = math.sqrt(statistics.fmean((one.final.deviation or 0.0) ** 2 for one in complete.values()))
+        return {
+            name: Verdict.of(baseline.final.values, one.final.values, sigma)
+            for name, one in complete.items()
+            if one is not baseline
+        }
+
+    def results(self, setting: Setting) -> Table:
+        """One row for each recipe."""
+        found, verdicts, name = self.replicates(setting), self.verdicts(setting), self.protocol.baseline
+        rows = []
+        lowest = min((one.final.mean for one in found.values() if one.final.mean is not None), default=None)
+        for index, (recipe, one) in enumerate(found.items()):
+            reached = one.reach(found[name]) if name in found else None
+            verdict = verdicts.get(recipe)
+            rows.append((
+                Cell(recipe, swatch=index),
+                Cell(one.final.text(), best=lowest is not None and one.final.mean == lowest),
+                UNKNOWN if reached is None else reached.step_ratio.text(0, percent=True),
+                UNKNOWN if reached is None else reached.time_ratio.text(0, percent=True),
+                UNKNOWN if verdict is None else f"{verdict.gain:+.4f} ± {verdict.paired_error:.4f}",
+                UNKNOWN if verdict is None else f"{verdict.sigmas:+.1f}",
+                UNKNOWN if verdict is None else verdict.word,
+            ))  # fmt: skip
+        columns = (
+            "Recipe",
+            "Final loss",
+            f"Steps of\n{name}",
+            f"Seconds of\n{name}",
+            "Gain, paired",
+            "Sigmas",
+            "Verdict",
+        )
+        sigma = next(iter(verdicts.values())).sigma if verdicts else math.nan
+        return Table(
+            columns,
+            rows,
+            f"Mean ± standard deviation over {len(self.protocol.seeds)} seeds. Steps and seconds: to {name}'s final "
+            f"loss, of its own, seed by seed. Gain: how far the final loss lies below {name}'s, with the standard "
+            f"error of the paired differences. Sigmas: the gain over sigma sqrt(2/n) with sigma = {sigma:.4f}, a run's "
+            f"standard deviation pooled over the recipes; told apart from {SIGMAS:.1f} on, as on the track.",
+        )
+
+    def tuned(self, setting: Setting) -> Table:
+        """What the search of each recipe came to."""
+        rows = []
+        for recipe in self.protocol.recipes:
+            base, state = self.protocol.search(recipe, setting).base, self.state(recipe, setting)
+            tries = [loss for name, loss in self.losses.items() if name.startswith(f"{base.name} try ")]
+            first = self.losses.get(f"{base.name} try 01")
+            best = state.best or base
+            changed = [
+                f"{one.label} {one.value(base):g} to {one.value(best):g}"
+                for one in coordinates_of(base)
+                if one.value(best) != one.value(base)
+            ]
+            lowest = min((loss for loss in tries if loss is not None), default=None)
+            rows.append((
+                recipe.name,
+                f"{len(tries)}{' so far' if state.pending else ''}",
+                UNKNOWN if first is None else f"{first:.4f}",
+                UNKNOWN if lowest is None else f"{lowest:.4f}",
+                ", ".join(changed) or "the recipe's own values",
+            ))  # fmt: skip
+        note = (
+            f"On {_text_of(self.protocol.recipes[0])} with seed {self.protocol.search_seed}, neither of which counts."
+        )
+        return Table(("Recipe", "Runs", "Its own values", "Best", "Numbers that changed"), rows, note)
+
+    def sentences(self) -> list[str]:
+        """The best recipe of each setting against the baseline."""
+        lines = []
+        for setting in self.protocol.settings:
+            found, verdicts = self.replicates(setting), self.verdicts(setting)
+            if not verdicts:
+                lines.append(f"{setting}: not run to the end yet.")
+                continue
+            best = max(verdicts, key=lambda name: verdicts[name].gain)
+            verdict, baseline = verdicts[best], self.protocol.baseline
+            reached = found[best].reach(found[baseline])
+            said = f"reaches {baseline}'s final loss in {reached.step_ratio.text(0, percent=True)} of its steps"
+            if reached.step_ratio.mean is None:
+                said = f"does not reach {baseline}'s final loss"
+            lines.append(
+                f"{setting}: {best} {said}; gain {verdict.gain:+.4f}, {verdict.sigmas:+.1f} sigmas, {verdict.word}."
+            )
+        return lines
+
+    def sections(self) -> list[Section]:
+        """A section for each setting."""
+        sections = []
+        for setting in self.protocol.settings:
+            found = self.replicates(setting)
+            tables = [self.results(setting)] if found else []
+            level = found[self.protocol.baseline].final.mean if self.protocol.baseline in found else None
+            figures = loss_figures({name: one.runs for name, one in found.items()}, level) if found else []
+            figures = [dataclasses.replace(one, key=f"{one.key}-{setting.tag}") for one in figures]
+            sections.append(Section(str(setting), (), [*tables, self.tuned(setting)], figures))
+        return sections
+
+    def write_page(self, page: Path) -> Path:
+        """Write the page and return its path."""
+        protocol = self.protocol
+        text = (
+            f"{len(protocol.recipes)} recipes, each tuned in {protocol.runs} runs at every setting, then run with "
+            f"{len(protocol.seeds)} seeds on {protocol.text}, which chose nothing."
+        )
+        environments = {name: run.environment for name, run in list(self.runs.items())[:1]}
+        title = f"The protocol: {', '.join(spec.name for spec in protocol.recipes)}"
+        return write_page(page, title, [text, *self.sentences()], self.sections(), environments)
+
+
+def _text_of(spec: RunSpec) -> str:
+    assert isinstance(spec.objective, LanguageModel)
+    return spec.objective.corpus

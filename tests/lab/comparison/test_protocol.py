@@ -1,0 +1,193 @@
+"""The protocol: searches of equal length, seeds and text that chose nothing, and the rule that tells apart."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import pytest
+
+from polargrad.lab.cli.main import main
+from polargrad.lab.compare import protocol as module
+from polargrad.lab.compare.coordinate_search import Coordinate, CoordinateSearch, coordinates_of
+from polargrad.lab.compare.protocol import Protocol, ProtocolFindings, Setting, Verdict, run_protocol
+from polargrad.lab.recipes import spec_of
+from polargrad.lab.run.spec import RunSpec
+from tests.runs import tiny_spec, tiny_text
+
+
+def searched(base, runs, loss):
+    """The state of a search whose runs have the loss of their spec, and the specs in order."""
+    search, losses, made = CoordinateSearch(base, runs), {}, []
+    while (state := search.state(losses)).pending:
+        (spec,) = state.pending
+        made.append(spec)
+        losses[spec.name] = loss(spec)
+    return state, made
+
+
+def test_every_number_of_a_recipe_is_a_coordinate_and_moves_within_its_range():
+    spec = spec_of("muon+adamw")
+    found = {one.label: one for one in coordinates_of(spec)}
+    assert list(found)[:4] == ["hidden.lr", "embedding.lr", "head.lr", "hidden.momentum"]
+    assert {"decay_fraction", "hidden.weight_decay", "head.weight_decay", "embedding.betas[0]", "head.betas[1]"} <= set(
+        found
+    )
+    assert not any("vector" in label for label in found)
+    moved = {label: [one.moved(spec, moves) for moves in (-1.0, 1.0)] for label, one in found.items()}
+    assert moved["hidden.lr"] == [0.0025, 0.01]
+    assert moved["hidden.momentum"] == [0.8, 0.95]
+    assert moved["hidden.weight_decay"] == [None, 0.03]
+    assert moved["head.weight_decay"] == [0.03333, 0.3]
+    assert moved["decay_fraction"] == [0.5, 0.9]
+    assert found["decay_fraction"].moved(spec, 2.0) is None
+    assert found["hidden.momentum"].moved(spec, -4.0) is None
+    for one in found.values():
+        value = one.moved(spec, 1.0)
+        assert one.value(one.applied(spec, value)) == value
+        assert one.applied(spec, one.value(spec)).optimizer == spec.optimizer or one.option in ("weight_decay",)
+
+
+def test_a_search_goes_to_the_minimum_of_a_bowl():
+    base = spec_of("muon+adamw")
+
+    def bowl(spec):
+        hidden, head = spec.learning_rates["hidden"], spec.learning_rates["head"]
+        decay = spec.optimizer["hidden"].get("weight_decay", 0.0)
+        return math.log2(hidden / 0.02) ** 2 + math.log2(head / 0.0025) ** 2 + (math.log(decay + 0.01) + 3.22) ** 2
+
+    state, made = searched(base, 60, bowl)
+    assert state.best is not None
+    assert state.best.learning_rates["hidden"] == 0.02
+    assert state.best.learning_rates["head"] == 0.0025
+    assert state.best.optimizer["hidden"]["weight_decay"] == 0.03
+    assert state.best.learning_rates["embedding"] == base.learning_rates["embedding"]
+    assert len({json.dumps(spec.content, sort_keys=True) for spec in made}) == len(made)
+
+
+def test_every_recipe_has_the_same_number_of_runs_and_starts_at_its_own_values():
+    for name in ("adamw", "muon+adamw", "whitened-muon+adamw"):
+        state, made = searched(spec_of(name), 24, lambda spec: float(sum(map(ord, str(spec.content))) % 97))
+        assert len(made) == 24
+        assert not state.pending
+        assert made[0].optimizer == spec_of(name).optimizer
+
+
+def test_runs_that_diverge_are_never_the_best():
+    base = spec_of("adamw")
+    state, made = searched(base, 8, lambda spec: 1.0 if spec.optimizer == base.optimizer else None)
+    assert state.best is not None
+    assert state.best.optimizer == base.optimizer
+    assert len(made) == 8
+    state, _ = searched(base, 3, lambda spec: None)
+    assert state.best is not None
+
+
+@pytest.fixture
+def texts(tmp_path):
+    search = tiny_text(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(search, other / "text.txt")
+    return search, other
+
+
+def asked(texts, **changed):
+    search, other = texts
+    recipes = (tiny_spec(search, "adamw"), tiny_spec(search, "polar", polar=True))
+    options = {"settings": (Setting(4, 64),), "seeds": (101, 102), "runs": 3, "baseline": "adamw", "evaluations": 2}
+    return Protocol(recipes, text=str(other), **{**options, **changed})
+
+
+def test_seeds_and_text_that_count_chose_nothing(texts):
+    protocol, losses, made = asked(texts), {}, []
+    while waiting := protocol.pending(losses):
+        made.append(waiting[0])
+        losses[waiting[0].name] = float(len(made))
+    assert len(made) == protocol.size == 10
+    searches = [spec for spec in made if " try " in spec.name]
+    counted = [spec for spec in made if " seed " in spec.name]
+    assert {spec.seed for spec in searches} == {1}
+    assert {spec.objective.corpus for spec in searches} == {str(texts[0])}
+    assert {spec.seed for spec in counted} == {101, 102}
+    assert {spec.objective.corpus for spec in counted} == {str(texts[1])}
+    assert all(spec.objective.batch * spec.objective.sequence == 64 for spec in made)
+    # the first run had the lowest loss, so that what counts runs with the recipe's own values
+    assert counted[0].optimizer == protocol.recipes[0].optimizer
+    assert Protocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol
+
+
+@pytest.mark.parametrize(
+    ("match", "changed"),
+    [
+        ("seed 101 chooses the numbers", {"search_seed": 101}),
+        ("seeds must be different numbers, at least two", {"seeds": (101,)}),
+        ("the baseline 'muon' is not among the recipes adamw, polar", {"baseline": "muon"}),
+        ("different settings", {"settings": (Setting(4, 64), Setting(4, 64))}),
+        ("50 tokens in a step are not a multiple of the model's sequences of 16", {"settings": (Setting(4, 50),)}),
+        ("runs", {"runs": 0}),
+    ],
+)
+def test_what_would_not_be_fair_is_refused(texts, match, changed):
+    with pytest.raises(ValueError, match=match):
+        asked(texts, **changed)
+    with pytest.raises(ValueError, match="both on"):
+        asked((texts[0], texts[0]))
+
+
+def test_the_rule_tells_apart_what_is_apart():
+    """Four runs each, sigma .01: told apart from 3.08 * .01 * sqrt(2 / 4) = .0218 on."""
+    base = [3.50, 3.51, 3.49, 3.50]
+    for gain, word in ((0.03, "better"), (-0.03, "worse"), (0.02, "not told apart"), (0.0, "not told apart")):
+        verdict = Verdict.of(base, [loss - gain for loss in base], sigma=0.01)
+        assert verdict.word == word
+        assert verdict.gain == pytest.approx(gain)
+        assert verdict.paired_error == pytest.approx(0.0, abs=1e-12)
+    assert Verdict.of(base, base[::-1], 0.01).paired_error > 0
+
+
+def test_a_protocol_runs_is_resumed_and_writes_its_page(texts, tmp_path, capsys):
+    protocol, folder = asked(texts), tmp_path / "out"
+    page = run_protocol(protocol, folder)
+    found = ProtocolFindings.read(folder)
+    assert len(found.runs) == protocol.size
+    (setting,) = protocol.settings
+    replicates, verdicts = found.replicates(setting), found.verdicts(setting)
+    assert list(replicates) == ["adamw", "polar"]
+    sigma = math.sqrt(sum(one.final.deviation**2 for one in replicates.values()) / 2)
+    assert verdicts["polar"].sigma == pytest.approx(sigma)
+    assert verdicts["polar"].gain == pytest.approx(replicates["adamw"].final.mean - replicates["polar"].final.mean)
+    text = page.read_text(encoding="utf-8")
+    assert all(part in text for part in ("4 steps of 64 tokens", "polar", "Sigmas", "Numbers that changed"))
+    losses = found.losses
+    shutil.rmtree(folder / "polar 4x64 seed 102")
+    assert main(["report", str(folder)]) == 0
+    assert "not run to the end yet" in capsys.readouterr().out
+    assert main(["resume", str(folder)]) == 0
+    assert ProtocolFindings.read(folder).losses == losses
+    with pytest.raises(FileExistsError):
+        run_protocol(protocol, folder)
+
+
+def test_the_command(texts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "MINI", tiny_spec(texts[0]).objective)
+    search, other = map(str, texts)
+    out = tmp_path / "out"
+    options = ["--steps", "3", "--tokens", "32", "--runs", "2", "--seeds", "2", "--data", search, "--text", other]
+    assert main(["protocol", "muon+adamw", "whitened-muon+adamw", *options, "--out", str(out)]) == 0
+    assert "whitened-muon+adamw" in capsys.readouterr().out
+    spec = RunSpec.from_json((out / "whitened-muon+adamw 3x32 seed 101" / "spec.json").read_text())
+    assert spec.optimizer["hidden"]["whitening"] == "two-sided"
+    short = tmp_path / "short.txt"
+    short.write_text("too little\n" * 20)
+    bad = ["--text", str(short), "--out", str(tmp_path / "bad")]
+    for names, said in ((["muon+adamw"], "alone is not a comparison"), (["muon+adamw", "adamw"], "too little text")):
+        assert main(["protocol", *names, *options, *bad]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "bad").exists()
+
+
+def test_a_coordinate_of_the_schedule_has_no_roles():
+    spec = spec_of("adamw")
+    one = Coordinate("decay_fraction")
+    assert one.applied(spec, 0.4).schedule == dataclasses.replace(spec.schedule, decay_fraction=0.4)
