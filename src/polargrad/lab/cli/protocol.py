@@ -13,7 +13,7 @@ from polargrad.lab.options import option
 from polargrad.lab.recipes import spec_of
 from polargrad.lab.run.spec import RunSpec
 
-__all__ = ["Protocol", "print_protocol"]
+__all__ = ["Protocol"]
 
 RECIPES = ("muon+adamw", "adamw", "muon+polargrad", "muon+normalized-rows", "whitened-muon+adamw")
 
@@ -72,7 +72,7 @@ class Protocol(Jobs):
         )
         out = terminal.new_folder(self.out, "protocol")
         protocol.run_protocol(asked, out, jobs=self.jobs, threads=self.threads, **report.narrated())
-        print_protocol(out)
+        report.print_protocol(out)
 
     def _spec(self, name: str) -> RunSpec:
         if name.endswith(".json"):
@@ -80,18 +80,3 @@ class Protocol(Jobs):
         else:
             spec = spec_of(name)
         return dataclasses.replace(spec, objective=dataclasses.replace(protocol.MINI, corpus=self.data), probe=())
-
-
-def print_protocol(folder: Path) -> None:
-    """Print what a protocol has found so far, and write its page."""
-    from polargrad.lab.report.page import PAGE
-
-    found = protocol.ProtocolFindings.read(folder)
-    for setting in found.protocol.settings:
-        terminal.console().print(str(setting))
-        for table in (found.results(setting), found.tuned(setting)):
-            if table.rows:
-                terminal.print_table(table.columns, table.rows)
-                terminal.console().print(table.note + "\n")
-    for line in (*found.sentences(), f"Report: {found.write_page(folder / PAGE)}"):
-        terminal.console().print(line)

@@ -17,7 +17,7 @@ from polargrad.lab.run.spec import LanguageModel
 if TYPE_CHECKING:
     from polargrad.lab.comparison.page import Findings
 
-__all__ = ["Report", "print_comparison", "print_experiment", "print_run"]
+__all__ = ["Report", "print_comparison", "print_experiment", "print_protocol", "print_run"]
 
 PAGE = "report.html"
 
@@ -43,8 +43,6 @@ class Report(Options):
         if len(self.folders) == 1 and self.out is None and (self.folders[0] / COMPARISON).is_file():
             return print_comparison(self.folders[0])
         if len(self.folders) == 1 and self.out is None and (self.folders[0] / PROTOCOL).is_file():
-            from polargrad.lab.cli.protocol import print_protocol
-
             return print_protocol(self.folders[0])
         runs = [read_run(path) for folder in self.folders for path in find_runs(folder)]
         if self.out is not None:
@@ -88,6 +86,21 @@ def print_comparison(folder: Path) -> None:
 
     found = Findings.read(folder)
     return _print_findings(found, folder / PAGE) if found.is_replicated else _print_report(found.runs, folder / PAGE)
+
+
+def print_protocol(folder: Path) -> None:
+    """Print what a protocol has found so far, and write its page."""
+    from polargrad.lab.compare.protocol import ProtocolFindings
+
+    found = ProtocolFindings.read(folder)
+    for setting in found.protocol.settings:
+        terminal.console().print(str(setting))
+        for table in (found.results(setting), found.tuned(setting)):
+            if table.rows:
+                terminal.print_table(table.columns, table.rows)
+                terminal.console().print(table.note + "\n")
+    for line in (*found.sentences(), f"Report: {found.write_page(folder / PAGE)}"):
+        terminal.console().print(line)
 
 
 def _print_findings(found: Findings, page: Path) -> None:

@@ -36,11 +36,10 @@ class Resume(Jobs):
             resume_comparison(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
             return report.print_comparison(self.folder)
         if (self.folder / PROTOCOL).is_file():
-            from polargrad.lab.cli.protocol import print_protocol
             from polargrad.lab.compare.protocol import resume_protocol
 
             resume_protocol(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
-            return print_protocol(self.folder)
+            return report.print_protocol(self.folder)
         if (self.folder / EXPERIMENT).is_file():
             from polargrad.lab.studies.matrix.experiments import resume_experiment
 
