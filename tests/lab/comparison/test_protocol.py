@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from polargrad.lab.cli.main import main
-from polargrad.lab.compare import protocol as module
-from polargrad.lab.compare.coordinate_search import Coordinate, CoordinateSearch, coordinates_of
-from polargrad.lab.compare.protocol import Protocol, ProtocolFindings, Setting, Verdict, run_protocol
+from polargrad.lab.comparison import protocol as module
+from polargrad.lab.comparison.coordinate_search import Coordinate, CoordinateSearch, coordinates_of
+from polargrad.lab.comparison.protocol import Protocol, ProtocolFindings, Setting, Verdict, run_protocol
 from polargrad.lab.recipes import spec_of
 from polargrad.lab.run.spec import RunSpec
 from tests.runs import tiny_spec, tiny_text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from polargrad.lab.cli import report, terminal
 from polargrad.lab.cli.arguments import Jobs, Positional
-from polargrad.lab.compare import protocol
+from polargrad.lab.comparison import protocol
 from polargrad.lab.options import option
 from polargrad.lab.recipes import spec_of
 from polargrad.lab.run.spec import RunSpec

@@ -90,7 +90,7 @@ def print_comparison(folder: Path) -> None:
 
 def print_protocol(folder: Path) -> None:
     """Print what a protocol has found so far, and write its page."""
-    from polargrad.lab.compare.protocol import ProtocolFindings
+    from polargrad.lab.comparison.protocol import ProtocolFindings
 
     found = ProtocolFindings.read(folder)
     for setting in found.protocol.settings:

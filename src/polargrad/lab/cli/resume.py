@@ -36,7 +36,7 @@ class Resume(Jobs):
             resume_comparison(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
             return report.print_comparison(self.folder)
         if (self.folder / PROTOCOL).is_file():
-            from polargrad.lab.compare.protocol import resume_protocol
+            from polargrad.lab.comparison.protocol import resume_protocol
 
             resume_protocol(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
             return report.print_protocol(self.folder)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polargrad.lab.compare.rate_search import FIXED_ROLES, SearchState
+from polargrad.lab.comparison.rate_search import FIXED_ROLES, SearchState
 from polargrad.lab.options import check_integer
 from polargrad.lab.run.spec import Plain, RunSpec
 

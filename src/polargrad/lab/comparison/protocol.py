@@ -20,10 +20,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from polargrad.lab.compare.analysis import Replicates, final_metric
-from polargrad.lab.compare.comparison import final_losses
-from polargrad.lab.compare.coordinate_search import CoordinateSearch, coordinates_of
-from polargrad.lab.compare.rate_search import SearchState
+from polargrad.lab.comparison.analysis import Replicates, final_metric
+from polargrad.lab.comparison.comparison import final_losses
+from polargrad.lab.comparison.coordinate_search import CoordinateSearch, coordinates_of
+from polargrad.lab.comparison.rate_search import SearchState
 from polargrad.lab.options import check_integer
 from polargrad.lab.report.curves import loss_figures
 from polargrad.lab.report.page import PAGE, UNKNOWN, Cell, Section, Table, write_page
