@@ -412,5 +412,12 @@ COMPARISONS: Mapping[str, NamedComparison] = MappingProxyType(
             steps=100,
             look_every=25,
         ),
+        "valley": NamedComparison(
+            "How wide the valley of good learning rates is, with and without warm-up, over a factor of 16.",
+            ("adamw", "muon+adamw", "whitened-muon+adamw", "muon+polargrad", "adaptive", "group"),
+            ("warmup=0,10", "rates=0.25,0.5,1,2,4"),
+            steps=100,
+            look_every=25,
+        ),
     }
 )

@@ -39,6 +39,20 @@ def grid_of(tmp_path, whole):
     return Grid.of(whole, written_grid(tmp_path / "c", whole, course))
 
 
+def test_the_valley_is_the_factor_between_rates_that_do_nearly_as_well(tmp_path):
+    """Losses 5, 4, 4.5 at half, one and two times: within .02 of 4 up to 2^.02 below and 2^.04 above."""
+    grid = grid_of(tmp_path, asked())
+    first, _, steady, _ = map(grid.valley, grid.rows())
+    assert first.factor == pytest.approx(2**0.02)  # nothing beyond the best rate, where runs diverge
+    assert steady.factor == pytest.approx(2**0.06)
+    assert not first.is_open
+    assert not steady.is_open
+    assert str(steady) == "1.04x"
+    flat = dataclasses.replace(grid.rows()[2], cells=grid.rows()[2].cells[1:])
+    assert grid.valley(flat).is_open
+    assert str(grid.valley(flat)) == "at least 1.03x"
+
+
 def test_a_grid_has_a_row_for_each_setting_and_a_cell_for_each_rate(tmp_path):
     grid = grid_of(tmp_path, asked())
     assert (grid.along.label, grid.recipes) == ("rates", ["adamw", "polar"])
@@ -73,8 +87,8 @@ def test_what_diverged_counts_as_not_moved(tmp_path):
 def test_tables_and_sentences_name_what_diverged(tmp_path):
     grid = grid_of(tmp_path, asked())
     ends, rough = grid.tables()
-    assert ends.columns == ("final validation loss", "rates=0.5", "rates=1", "rates=2", "sensitivity")
-    assert ends.rows[0] == ("adamw, warmup=0", "5.000", "4.000", "diverged", "1.667")
+    assert ends.columns == ("final validation loss", "rates=0.5", "rates=1", "rates=2", "sensitivity", "valley")
+    assert ends.rows[0] == ("adamw, warmup=0", "5.000", "4.000", "diverged", "1.667", "1.01x")
     assert rough.rows[0] == ("adamw, warmup=0", "0; 0.00", "0; 0.00", "1; not finite; diverged")
     assert rough.rows[1][-1] == "0; 1.50"
     adamw, polar = grid.sentences()
@@ -168,6 +182,7 @@ def test_values_that_are_no_numbers_stand_side_by_side(tmp_path):
     assert [text.get_text() for text in axes.get_xticklabels()] == ["none", "0.1"]
     assert grid.tables()[0].columns[-1] == "hidden.weight_decay=0.1"
     assert grid.sensitivity(grid.rows()[0]) is None
+    assert grid.valley(grid.rows()[0]) is None
 
 
 def test_the_page_has_the_grid(tmp_path):
@@ -195,5 +210,5 @@ def test_a_named_comparison_is_one_that_can_be_made(name):
     whole = COMPARISONS[name]
     specs = tuple(whole.observed(spec_of(recipe, steps=whole.steps)) for recipe in whole.recipes)
     made = Comparison(specs, sweep=whole.sweep)
-    assert len(grid_points(specs, made.axes)) == len(made.pending({})) == 45
+    assert len(grid_points(specs, made.axes)) == len(made.pending({})) == {"phenomena": 45, "valley": 60}[name]
     assert {spec.loop.eval_every for spec in made.pending({})} == {25}

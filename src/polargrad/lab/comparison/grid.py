@@ -30,6 +30,11 @@ SENSITIVITY = (
     "Sensitivity: the mean over the rates of min(loss, loss before the first step) - lowest loss of the row; what a "
     "rate chosen blindly from these costs. A run that diverged counts as one that did not move."
 )
+TOLERANCE = 0.02
+VALLEY = (
+    f"Valley: the factor between the highest and the lowest rate whose loss is within {TOLERANCE} of the row's lowest, "
+    "by straight lines over the logarithm of the rate; “at least” where it reaches the edge of the grid."
+)
 NOT_YET = f"“{UNKNOWN}” has not run yet."
 ROUGHNESS = (
     "Of the training loss: how often it stood out from the 32 steps before it or was not finite, and the most by which "
@@ -60,6 +65,22 @@ class GridRow:
     def setting(self) -> str:
         """The other axes' values, as in "warmup=10"; the recipe where there are none."""
         return setting_text(self.settings) or self.recipe
+
+
+@dataclass(frozen=True)
+class Valley:
+    """The learning rates around the best one that do nearly as well.
+
+    Args:
+        factor: between the highest and the lowest of them.
+        is_open: whether it reaches the edge of the grid, so that the factor is at least this.
+    """
+
+    factor: float
+    is_open: bool
+
+    def __str__(self) -> str:
+        return f"{'at least ' if self.is_open else ''}{self.factor:.3g}x"
 
 
 @dataclass(frozen=True)
@@ -154,6 +175,29 @@ class Grid:
         ends = [end for cell in row.cells for end in (*cell.final.values, *[self.start] * cell.diverged)]
         return statistics.fmean(min(end, self.start) for end in ends) - lowest
 
+    def valley(self, row: GridRow) -> Valley | None:
+        """The rates of a row whose loss is within `TOLERANCE` of its lowest; None without learning rates or losses."""
+        found = [(self._rate(cell), math.inf if cell.diverged else cell.final.mean or 0.0) for cell in row.cells]
+        if not self.along.is_rate or len(found) < 2 or all(math.isinf(loss) for _, loss in found):
+            return None
+        best = min(range(len(found)), key=lambda i: found[i][1])
+        level, ends, is_open = found[best][1] + TOLERANCE, [], False
+        for side in (found[best::-1], found[best:]):
+            (rate, loss), beyond = side[0], None
+            for further in side[1:]:
+                if further[1] > level:
+                    beyond = further
+                    break
+                rate, loss = further
+            is_open = is_open or beyond is None
+            share = 0.0 if beyond is None else (level - loss) / (beyond[1] - loss)  # 0 too towards a run that diverged
+            ends.append(math.log(rate) + share * math.log((rate if beyond is None else beyond[0]) / rate))
+        return Valley(math.exp(ends[1] - ends[0]), is_open)
+
+    def _rate(self, cell: Replicates) -> float:
+        value = cell.value(self.along)
+        return float(value) if isinstance(value, int | float) else math.nan
+
     def tables(self) -> list[Table]:
         """Final losses, and how rough the way there was: a row for each recipe and setting, a column for each value."""
         rows, values = self.rows(), self.along.ordered
@@ -167,13 +211,13 @@ class Grid:
 
         ends = []
         for row in rows:
-            cost = self.sensitivity(row)
-            last = [UNKNOWN if cost is None else f"{cost:.3f}"] if sensitive else []
+            cost, valley = self.sensitivity(row), self.valley(row)
+            last = [UNKNOWN if cost is None else f"{cost:.3f}", str(valley or UNKNOWN)] if sensitive else []
             ends.append((row.name, *cells(row, _final), *last))
-        notes = [SENSITIVITY] * sensitive + [NOT_YET] * any(len(row.cells) < len(heads) for row in rows)
+        notes = [SENSITIVITY, VALLEY] * sensitive + [NOT_YET] * any(len(row.cells) < len(heads) for row in rows)
         rough = [(row.name, *cells(row, _roughness)) for row in rows]
         return [
-            Table((f"final {metric}", *heads, *["sensitivity"] * sensitive), ends, " ".join(notes)),
+            Table((f"final {metric}", *heads, *["sensitivity", "valley"] * sensitive), ends, " ".join(notes)),
             Table(("spikes; largest rise", *heads), rough, ROUGHNESS),
         ]
 
