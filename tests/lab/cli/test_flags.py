@@ -30,6 +30,8 @@ ACTING = {
     "protocol": "--baseline --steps --tokens --runs --seeds --data --text --documents --out --jobs --threads",
     "resume": "--jobs --threads",
     "report": "--out",
+    "sample": "--tokens --temperature --top-k --seed",
+    "export": "",
     "bench": "--shapes --dtypes --spectra --methods --repeats --device --out",
     "plan": "--model --mesh --optimizer --tokens --half --single --bandwidth --latency --full",
 }

@@ -14,7 +14,20 @@ import polargrad
 from polargrad.lab.options import unknown_name
 
 # Each is a module of this package with a class of the same name, imported when it runs.
-COMMANDS = ("list", "run", "compare", "protocol", "pretrain", "resume", "report", "bench", "plan", "info")
+COMMANDS = (
+    "list",
+    "run",
+    "compare",
+    "protocol",
+    "pretrain",
+    "resume",
+    "report",
+    "sample",
+    "export",
+    "bench",
+    "plan",
+    "info",
+)
 
 # Which extra brings which package, by the names under which they are imported.
 _EXTRA = {
@@ -37,6 +50,8 @@ polargrad: optimizing matrices by polar decomposition.
   polargrad pretrain --model laptop          train any language model on any text
   polargrad resume runs/monday               continue a run or a comparison
   polargrad report runs/monday runs/tuesday  write an HTML page about some runs
+  polargrad sample runs/monday "def "        let a trained language model write
+  polargrad export runs/monday my-model      write it as transformers reads it
   polargrad bench polar --shapes 1024x256    time and check every polar method
   polargrad plan --model demo --mesh 2x4x1   estimate an optimizer step on GPUs
   polargrad info                             versions and machine

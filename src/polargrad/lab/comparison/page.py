@@ -234,6 +234,7 @@ class Findings:
         return [
             *sections,
             *gradient_sections({one.name: one.runs[0] for one in self.shown}, of_seed),
+            *_texts(first),
             _what_ran(first, folder),
         ]
 
@@ -274,6 +275,14 @@ class Findings:
             warnings=self.warnings(),
             save_figures=self.is_replicated if save_figures is None else save_figures,
         )
+
+
+def _texts(shown: Sequence[Run]) -> list[Section]:
+    """What each trained language model wrote at the end of its run; empty where none did."""
+    written = [(index, run, record) for index, run in enumerate(shown) for record in run.of_kind("sample")[-1:]]
+    parts = [Details(run.spec.name, index, code=record["text"]) for index, run, record in written]
+    note = "Drawn at temperature 0.8 from the 50 most likely tokens; `polargrad sample` continues a text of yours."
+    return [Section("Text that the models write", note=note, details=parts)] if parts else []
 
 
 def _what_ran(shown: Sequence[Run], folder: Path) -> Section:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from polargrad.lab.lm.batches import WindowBatches, window_count
 from polargrad.lab.lm.tokens import TokenFile
 from polargrad.lab.options import check_integer
+
+if TYPE_CHECKING:
+    from polargrad.lab.lm.tokenizer import Tokenizer
 
 
 class LanguageModelObjective:
@@ -47,6 +50,7 @@ class LanguageModelObjective:
     """
 
     unit = "token"
+    tokenizer: Tokenizer | None = None  # of the text, for whoever reads what the model writes
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from polargrad.optim.roles import roles
 from polargrad.outside import origin
 
 if TYPE_CHECKING:
-    from polargrad.lab.lm import EncodedCorpus
+    from polargrad.lab.lm import EncodedCorpus, Tokenizer
     from polargrad.lab.train import Objective
 
 __all__ = ["BuiltRun", "build", "build_objective", "build_optimizer", "check_optimizer", "outside_code", "torch_device"]
@@ -126,7 +126,7 @@ def _language_model(model: LanguageModel, seed: int, parallel: Parallel) -> tupl
     parallel.check_batch(model.batch)
     text = Text(**{entry.name: getattr(model, entry.name) for entry in fields(Text)})
     with parallel.main_process_first():  # which leaves the encoded text in the cache
-        data, encoded = _corpus(text, model.vocabulary)
+        data, encoded, tokenizer = _corpus(text, model.vocabulary)
     decoder = model.build(seed=seed)
     module = cast(torch.nn.Module, decoder)  # whose `to` is better typed
     facts = {**data, "parameters": sum(parameter.numel() for parameter in module.parameters()), **parallel.metadata()}
@@ -157,12 +157,13 @@ def _language_model(model: LanguageModel, seed: int, parallel: Parallel) -> tupl
             f"the training text of {data['corpus']} has {built.batches.windows} sequences of {model.sequence} "
             f"tokens, fewer than a batch of {model.batch}: give more text, a smaller batch or shorter sequences"
         )
+    built.tokenizer = tokenizer
     return built, facts
 
 
 @lru_cache(maxsize=2)
-def _corpus(text: Text, vocabulary: int) -> tuple[Mapping[str, Any], EncodedCorpus]:
-    """What to record of a corpus, and its tokens; the runs of a comparison read and check it once."""
+def _corpus(text: Text, vocabulary: int) -> tuple[Mapping[str, Any], EncodedCorpus, Tokenizer]:
+    """What to record of a corpus, its tokens, and their tokenizer; the runs of a comparison read and check it once."""
     from polargrad.lab import lm
     from polargrad.lab.lm.sources import STANDARD_LIBRARY
 
@@ -176,7 +177,7 @@ def _corpus(text: Text, vocabulary: int) -> tuple[Mapping[str, Any], EncodedCorp
     # The standard library's identity is a checksum of its documents, whatever vocabulary they are written in.
     checksum = source.identity if text.corpus == STANDARD_LIBRARY else encoded.checksum
     facts = {"corpus": source.name, "corpus_checksum": checksum, "tokenizer_checksum": words.checksum}
-    return {**facts, "corpus_tokens": len(encoded.train.tokens)}, encoded
+    return {**facts, "corpus_tokens": len(encoded.train.tokens)}, encoded, words
 
 
 def torch_device(name: str) -> torch.device:

@@ -39,6 +39,7 @@ REQUIRED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "eval": {"step": int, "seconds": _FIGURE},
     "matrix": {"step": int, "role": str, "parameter": str},
     "event": {"step": int, "event": str},
+    "sample": {"step": int, "prompt": str, "text": str},
 }
 
 

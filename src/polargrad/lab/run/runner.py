@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from polargrad.lab.train import Progress, Record, Summary
 
 
+# Length of the text that a finished run records.
+SAMPLED_TOKENS = 64
+
+
 class Interrupted(KeyboardInterrupt):
     """A run was asked to stop.
 
@@ -193,6 +197,8 @@ def _execute(
                 raise
             remedy = f"free some space, then `polargrad resume {path}` continues from the last checkpoint"
             raise OSError(error.errno, f"the records cannot be written, since the disk is full; {remedy}") from error
+        if summary.status == "finished" and (policy is None or policy.keep_finished):
+            _record_text(built, record, summary.steps)
         folder.finish(dataclasses.asdict(summary))
     if summary.status == "interrupted":
         raise Interrupted(path, summary.reason or "SIGINT")
@@ -218,6 +224,16 @@ def _train(built: BuiltRun, **options: Any) -> Summary:
             parallel=built.parallel,
             **options,
         )
+
+
+def _record_text(built: BuiltRun, record: Record, step: int) -> None:
+    """Record what a trained language model writes when it begins a text; on several processes it writes nothing."""
+    objective: Any = built.objective
+    if (built.parallel is None or built.parallel.is_single) and getattr(objective, "tokenizer", None) is not None:
+        from polargrad.lab.lm.generation import sample
+
+        text = sample(objective.module, objective.tokenizer, tokens=SAMPLED_TOKENS)
+        record({"kind": "sample", "step": step, "prompt": "", "text": text})
 
 
 def _event(folder: RunFolder, step: int, name: str, message: str) -> None:

@@ -1,0 +1,140 @@
+"""The trained model of a run folder: what it writes, and the same model read by transformers."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from polargrad.lab.cli import main as cli
+from polargrad.lab.comparison.page import Findings
+from polargrad.lab.lm.generation import sample
+from polargrad.lab.recipes import by_role
+from polargrad.lab.run import build, runner
+from polargrad.lab.run.spec import LanguageModel
+from polargrad.lab.run.trained import trained
+from polargrad.optim.roles import roles
+from tests.runs import ADAMW, tiny_spec, tiny_text
+
+FAMILIES = {
+    "qwen2": {},
+    "qwen2-tied": {"untied": False},
+    "gpt2": {"family": "gpt2", "untied": False},
+    "mixtral": {"family": "mixtral", "experts": 3, "experts_per_token": 2},
+}
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Runs a tiny decoder of some sizes into a folder."""
+    text = tiny_text(tmp_path)
+    monkeypatch.setenv("POLARGRAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(folder="run", steps=3, **sizes):
+        spec = tiny_spec(text, steps=steps)
+        sizes = {**dataclasses.asdict(spec.objective), "mlp": None, **sizes}
+        model = LanguageModel(**sizes)
+        present = set(roles(model.build(device="meta")).values())
+        optimizer = {role: options for role, options in by_role(ADAMW, ADAMW).items() if role in present}
+        return runner.run(dataclasses.replace(spec, objective=model, optimizer=optimizer, probe=()), folder)
+
+    return run
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_exported_model_gives_the_same_logits(made, tmp_path, capsys, family):
+    made(**FAMILIES[family])
+    assert cli.main(["export", "run", "models/mine"]) == 0, capsys.readouterr().err
+    found = trained("run")
+    assert found.step == 3
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "mine").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "models" / "mine")
+    text = "ban dort lest fill mon, and \u00fcber a byte"
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][:, :16]
+    assert ids.tolist() == [found.tokenizer.encode([text])[0][:16]]
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    with torch.no_grad():
+        logits, own = model(ids).logits, found.module.eval()(input_ids=ids).logits
+    assert (logits - own).abs().max() <= 1e-6
+    assert own.std() > 1e-3  # the comparison can fail
+    assert (tmp_path / "models" / "mine" / "model.safetensors").is_file()
+    assert not list((tmp_path / "models").glob(".new-*"))
+    card = (tmp_path / "models" / "mine" / "README.md").read_text()
+    assert "trained by polargrad's recipe tiny" in card
+    assert model.config.eos_token_id == tokenizer.eos_token_id == found.tokenizer.end_of_text
+
+
+def test_the_weights_are_those_that_training_ended_with(made):
+    """Evaluated again, the model has the loss that the run recorded."""
+    run = made()
+    found = trained("run")
+    objective, _ = build.build_objective(run.spec)
+    objective.module.eval()
+    with torch.no_grad():
+        before = objective.evaluate()["val_loss"]
+        objective.module.load_state_dict(found.module.state_dict())
+        assert objective.evaluate()["val_loss"] == run.of_kind("eval")[-1]["val_loss"]
+    assert before != run.of_kind("eval")[-1]["val_loss"]
+
+
+def test_a_run_records_a_text_and_its_page_shows_it(made, tmp_path):
+    run = made()
+    (record,) = run.of_kind("sample")
+    assert record["step"] == 3
+    assert record["text"]
+    page = Findings([run]).write_page(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Text that the models write" in page
+
+
+def test_a_model_that_knows_its_text_writes_it(made):
+    made(steps=120, batch=16)
+    found = trained("run")
+    words = sample(found.module, found.tokenizer, "ban bart ", tokens=30, temperature=0.0).split()
+    assert sum(word[:1] in "bdfglm" for word in words) > len(words) / 2
+
+
+def test_sampling_follows_its_seed_and_its_temperature(made, capsys):
+    made()
+    said = []
+    for flags in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], ["--temperature", "0"], ["--top-k", "1"]):
+        assert cli.main(["sample", "run", "ban ", "--tokens", "20", *flags]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2]
+    assert said[3] == said[4]
+    assert all(text.startswith("ban ") for text in said)
+    before = torch.get_rng_state()
+    found = trained("run")
+    sample(found.module, found.tokenizer, tokens=40)  # more than the model has positions
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "nothing"], "is not a run folder"),
+        (["sample", "run", "x", "--tokens", "0"], "tokens must be an integer of at least 1"),
+        (["sample", "run", "x", "--temperature", "-1"], "temperature must be"),
+        (["export", "run", "run"], "run exists and is left as it is"),
+        (["export", "bare", "out"], "bare has no checkpoint"),
+    ],
+)
+def test_what_cannot_be_had(made, tmp_path, capsys, arguments, message):
+    made()
+    (tmp_path / "bare").mkdir()
+    for name in ("spec.json", "records.jsonl", "environment.json", "summary.json"):
+        (tmp_path / "bare" / name).write_bytes((tmp_path / "run" / name).read_bytes())
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_changed_text_is_not_exported_with_another_vocabulary(made, tmp_path, capsys):
+    made()
+    spec = json.loads((tmp_path / "run" / "spec.json").read_text())
+    path = tmp_path / "text.txt"
+    assert spec["objective"]["corpus"] == str(path)
+    path.write_text(path.read_text()[::-1])
+    build._corpus.cache_clear()  # as in a process of its own
+    assert cli.main(["export", "run", "out"]) == 2
+    assert "corpus_checksum was" in capsys.readouterr().err
