@@ -31,11 +31,13 @@ COMMANDS = {
     "pretrain": (["pretrain", "small.toml"], {"lab.launch", "lab.recipes", *TRAINED}),
     "resume": (["resume", "begun"], TRAINED),
     "report": (["report", "ended"], {"lab.comparison", "lab.report"}),
+    "sample": (["sample", "trained", "--tokens", "2"], TRAINED),
+    "export": (["export", "trained", "model"], TRAINED),
     "bench": (BENCH, {"lab.studies", "lab.report"}),
     "plan": (["plan", "--model", "demo", "--mesh", "1x2x1"], {"lab.estimate", "lab.recipes", "lab.lm.tensor_parallel"}),
     "info": (["info"], set()),
 }
-SLOW = ("run", "pretrain", "resume", "protocol")  # like `compare`, they load transformers and matplotlib
+SLOW = ("run", "pretrain", "resume", "protocol", "sample", "export")  # like `compare`, they load transformers and matplotlib
 # Files of matrix problems: all are listed, and a problem runs by its own.
 PROBLEM_FILES = {file for file, _ in matrix._PROBLEMS.values()}
 SCRIPT = """
@@ -107,6 +109,8 @@ def outside(modules, allowed):
 )
 def test_a_command_imports_what_it_runs(folder, command):
     arguments, layers = COMMANDS[command]
+    if "trained" in arguments and not (folder / "trained").exists():
+        loaded(folder, ["run", "spec.json", "--out", "trained"])
     modules = loaded(folder, arguments)
     assert not outside(modules, BASE | layers)
     problems = {name for name in modules if name.removeprefix("lab.matrix.") in PROBLEM_FILES}
