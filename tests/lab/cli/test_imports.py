@@ -37,7 +37,8 @@ COMMANDS = {
     "plan": (["plan", "--model", "demo", "--mesh", "1x2x1"], {"lab.estimate", "lab.recipes", "lab.lm.tensor_parallel"}),
     "info": (["info"], set()),
 }
-SLOW = ("run", "pretrain", "resume", "protocol", "sample", "export")  # like `compare`, they load transformers and matplotlib
+# Like `compare`, they load transformers and matplotlib.
+SLOW = ("run", "pretrain", "resume", "protocol", "sample", "export")
 # Files of matrix problems: all are listed, and a problem runs by its own.
 PROBLEM_FILES = {file for file, _ in matrix._PROBLEMS.values()}
 SCRIPT = """
