@@ -107,3 +107,22 @@ def test_errors():
     Recorder(optimizer)
     with pytest.raises(ValueError, match="watched already"):
         Recorder(optimizer)
+
+
+def test_the_alignment_of_a_whitened_step_is_with_what_was_whitened():
+    """While the dual norm is that of the result."""
+    W = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
+    whitening = {"name": "two-sided", "power": 0.5, "every": 1, "beta": 0.5, "damping": 1e-9}
+    optimizer = polargrad.PolarGrad([W], momentum=0.0, scale="none", method="svd", whitening=whitening)
+    recorder = Recorder(optimizer, every=1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        W.grad = torch.randn(2, 2, dtype=torch.float64, generator=generator)
+        before = W.detach().clone()
+        optimizer.step()
+        U = (before - W.detach()) / optimizer.param_groups[0]["lr"]
+        expected = (W.grad * U).sum() / (W.grad.norm() * U.norm())
+        assert recorder.records[-1]["alignment"] == pytest.approx(float(expected), rel=1e-9)
+        assert recorder.records[-1]["nuclear_norm"] > 0
+    alignments = [record["alignment"] for record in recorder.records]
+    assert min(alignments) < 0.9 < max(alignments)

@@ -22,9 +22,10 @@ class Recorder:
     that the step computed, a record holds::
 
         step, group, role, parameter, matrix (its number in the parameter), shape [m, n]
-        nuclear_norm     nu = <M, U>, the dual norm of the group's geometry
+        nuclear_norm     nu, the dual norm of M in the group's geometry, with `whitening` that of the whitened M
         frobenius_norm   ||M||_F
-        alignment        <M, U> / (||M||_F sqrt(r)), where sqrt(r) = ||U||_F, r the rank for an exact factor
+        alignment        <M, U> / (||M||_F sqrt(r)), where sqrt(r) = ||U||_F, r the rank for an exact factor; below
+                         zero for a whitened step that ascends along M
         update_rms       root mean square of the entries of the step, without weight decay; 0 for a skipped one
         condition_number, stable_rank    of M, only with spectrum=True
 
@@ -100,8 +101,8 @@ class Recorder:
             number = 0
             for source, direction in zip(batch.view.split(source_whole), batch.view.split(whole), strict=True):
                 M, U = source.to(torch.float64), direction.to(torch.float64)
-                sizes = torch.stack([torch.linalg.matrix_norm(M), torch.linalg.matrix_norm(U)], dim=-1).tolist()
-                for j, (size, length) in enumerate(sizes):
+                norms = [torch.linalg.matrix_norm(M), torch.linalg.matrix_norm(U), (M * U).sum((-2, -1))]
+                for j, (size, length, slope) in enumerate(torch.stack(norms, dim=-1).tolist()):
                     nu = next(dual_norms)
                     record = {
                         "step": self._step,
@@ -112,7 +113,7 @@ class Recorder:
                         "shape": list(M.shape[1:]),
                         "nuclear_norm": nu,
                         "frobenius_norm": size,
-                        "alignment": nu / (size * length) if size * length > 0 else float("nan"),
+                        "alignment": slope / (size * length) if size * length > 0 else float("nan"),
                         "update_rms": next(update_rms),
                     }
                     if self._spectrum:
