@@ -96,14 +96,14 @@ def test_a_shared_norm_that_the_scale_does_not_use(scale):
     [
         ("step_rule='fixed' does not use 'smoothness'; it is used by step_rule='smoothness'",
          {"name": "fixed", "smoothness": 1.0}),
-        ("step_rule='smoothness' does not use 'minimum'; it is used by step_rule='polyak'",
+        ("step_rule='smoothness' does not use 'minimum'; it is used by step_rule='polyak' or step_rule='capped-polyak'",
          {"name": "smoothness", "smoothness": 1.0, "minimum": 0.0}),
         ("step_rule='smoothness' needs smoothness: give", {"name": "smoothness"}),
         ("step_rule='polyak' needs minimum: give", "polyak"),
         ("step_rule='smoothness': smoothness must be positive and finite, got 0.0",
          {"name": "smoothness", "smoothness": 0.0}),
         ("step_rule='polyak': minimum must be finite", {"name": "polyak", "minimum": float("inf")}),
-        ("step_rule must be one of 'fixed', 'smoothness', 'polyak', got 'armijo'", "armijo"),
+        ("step_rule must be one of 'fixed', 'smoothness', 'polyak', 'capped-polyak', got 'armijo'", "armijo"),
     ],
 )  # fmt: skip
 def test_fields_of_other_step_rules(match, rule):

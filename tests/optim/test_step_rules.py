@@ -123,3 +123,28 @@ def test_polyak_takes_a_number_and_refuses_to_go_without():
     torch.testing.assert_close(W.detach(), torch.tensor([[-1.0, 1.0], [1.0, -1.0]]))
     with pytest.raises(ValueError, match=r"needs the loss: call step\(closure\)"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("scope", ["matrix", "group"])
+def test_a_capped_rate_may_be_wrong_by_six_orders_of_magnitude(scope):
+    """min(lr, Polyak): as the fixed rate where that is small, as Polyak where it is large, down at every lr."""
+
+    def ends(lr, rule, steps=40):
+        weights, loss, _, _ = quadratic(count=2)
+        optimizer = polargrad.PolarGrad(weights, lr=lr, momentum=0.0, method="svd", step_rule=rule, scope=scope)
+        return run(optimizer, loss, steps), torch.cat([W.detach() for W in weights])
+
+    capped = {"name": "capped-polyak", "minimum": 0.0}
+    assert torch.equal(ends(1e-5, capped)[1], ends(1e-5, "fixed")[1])
+    polyak, weights = ends(1.0, {"name": "polyak", "minimum": 0.0})
+    assert torch.equal(ends(1e3, capped)[1], weights)
+    assert not ends(1.0, "fixed")[0][-1] < 1e3 * polyak[0]  # a fixed rate of 1 diverges
+    for lr in (1e-2, 1.0, 1e4):
+        gaps = ends(lr, capped)[0]
+        assert gaps[-1] < 1e-2 * gaps[0]
+    assert torch.equal(ends(1e3, capped)[1], ends(torch.tensor(1e3), capped)[1])
+    weights, loss, _, _ = quadratic()
+    optimizer = polargrad.PolarGrad(weights, momentum=0.0, step_rule=capped)
+    loss().backward()
+    with pytest.raises(ValueError, match="step_rule='capped-polyak' needs the loss"):
+        optimizer.step()

@@ -59,7 +59,8 @@ class PolarGrad(torch.optim.Optimizer):
             "base": "rms", "beta": 0.9, "alpha": 1.0} are the defaults of that scale.
         scope: "matrix", or "group": all matrices of the group share the sum of their nuclear norms.
         step_rule: "fixed" (lr), {"name": "smoothness", "smoothness": L} (lr / (L r) with r the rank of the gradient) or
-            {"name": "polyak", "minimum": f*} (lr (f - f*) / nu^2 with f from `step(closure)`).
+            {"name": "polyak", "minimum": f*} (lr (f - f*) / nu^2 with f from `step(closure)`), or the same with
+            "capped-polyak" (min(lr, (f - f*) / nu^2)).
         normalize_rows: decay in [0, 1) of a running mean square of each row of the direction, by whose root the row is
             divided, so that all rows move alike (NorMuon); None leaves them as they are. Rows are outputs, in a table
             tokens.

@@ -699,14 +699,33 @@ class Polyak(StepRule):
     def size(self, lr: float | Tensor, norms: Norms) -> Tensor:
         nu, loss = norms.nu, norms.loss
         if loss is None:
-            raise ValueError("step_rule='polyak' needs the loss: call step(closure) with a closure that returns it")
+            raise ValueError(f"step_rule={self.name!r} needs the loss: call step(closure) with one that returns it")
         slope = nu.sum().square() if norms.shared else nu.square().sum()
         value = loss.detach().to(nu) if isinstance(loss, Tensor) else nu.new_full((), loss)
         gap = (value - self.minimum).clamp_min(0.0)
         return torch.where(slope > 0, lr * gap / slope, 0.0)
 
 
-STEP_RULES: dict[str, type[StepRule]] = {cls.name: cls for cls in (FixedRate, Smoothness, Polyak)}
+@dataclass(frozen=True)
+class CappedPolyak(Polyak):
+    """gamma = min(lr, (f - f*) / sum of nu^2): lr where that is short, Polyak's step where lr would overshoot.
+
+    A `minimum` below f* makes the cap looser and nothing else.
+
+    Args:
+        minimum: f*, or a lower bound.
+
+    Source: Schaipp et al., MoMo, arXiv 2305.07583; along the product norm in MuonMax-Momo, arXiv 2510.09827.
+    """
+
+    name: ClassVar[str] = "capped-polyak"
+
+    def size(self, lr: float | Tensor, norms: Norms) -> Tensor:
+        longest = super().size(1.0, norms)
+        return longest.clamp_max(lr) if isinstance(lr, float | int) else torch.minimum(longest, lr.to(longest))
+
+
+STEP_RULES: dict[str, type[StepRule]] = {cls.name: cls for cls in (FixedRate, Smoothness, Polyak, CappedPolyak)}
 
 
 def normalize_rows(batch: Batch, directions: list[Tensor], lengths: Sequence[float], beta: float) -> list[Tensor]:
