@@ -63,8 +63,6 @@ from polargrad.optim.options import parameter_name, resolve
 from polargrad.optim.roles import roles
 from polargrad.optim.update import PolarRule
 
-__all__ = ["Estimate", "OptimizerStep", "ParameterCost", "estimate", "optimizer_step", "steps_within"]
-
 _NOTHING = Operations(0.0, 0.0)
 # The four numbers by which ranks compare, in every step, what they are about to do.
 _AGREEMENT = 32

@@ -38,8 +38,6 @@ from polargrad.lab.train.config import Clipping, Intervals
 from polargrad.lab.train.schedules import SCHEDULES
 from polargrad.optim.roles import roles
 
-__all__ = ["Launch"]
-
 # Checkpoints of several processes, which there are none of.
 _ONE_PROCESS = Used("parallel", unless=True, why="a run on several processes writes no checkpoints")
 _DRY = Used("dry_run", why="options of a dry run")
@@ -185,7 +183,7 @@ class RunOptions(Options):
     Args:
         name: name of the run; model and recipe by default.
         out: new run folder; runs/NAME-DATE-TIME by default.
-        dry_run: train nothing: print what would run, and an estimate of its memory and time.
+        dry_run: train nothing, write nothing: print what would run, and an estimate of its memory and time.
         devices: of a dry run: number of GPUs that share each batch.
         tflops: of a dry run: teraflops a second that a GPU reaches in bfloat16 products.
         optimizer_tflops: of a dry run: the same in float32, in which most polar factors are computed.

@@ -16,22 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from polargrad.linalg.registry import unknown_name
-
-__all__ = [
-    "Options",
-    "Used",
-    "check_integer",
-    "check_options",
-    "check_value",
-    "flag_of",
-    "given",
-    "name_of",
-    "option",
-    "refuse_unused",
-    "unknown_name",
-    "values_of",
-]
+from polargrad.linalg.registry import unknown_name as unknown_name
 
 _WORDS = {int: "an integer", float: "a number", str: "a string", Path: "a path", bool: "a bool, true or false"}
 

@@ -20,19 +20,6 @@ from polargrad.lab.train.optimizers import OPTIMIZERS, is_optimizer
 from polargrad.linalg.registry import Registry
 from polargrad.outside import is_reference
 
-__all__ = [
-    "COMPARISONS",
-    "RECIPES",
-    "NamedComparison",
-    "Recipe",
-    "changes_of",
-    "optimizer_for",
-    "recipe",
-    "register",
-    "spec_of",
-    "split_reference",
-]
-
 Options = dict[str, Plain]
 Optimizer = dict[str, Options]
 

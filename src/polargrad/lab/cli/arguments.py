@@ -17,12 +17,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import docstring_parser
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
+from tyro.conf import OmitArgPrefixes, UseAppendAction
+from tyro.conf import Positional as Positional
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from polargrad.lab.options import Options, flag_of, given, name_of, option, refuse_unused, tables
-
-__all__ = ["Jobs", "Parallelism", "Positional", "read"]
+from polargrad.lab.options import Options, given, name_of, option, refuse_unused, tables
 
 Command = TypeVar("Command")
 _REGISTRY = ConstructorRegistry()
@@ -93,8 +92,8 @@ def read(kind: type[Command], command: str, arguments: Sequence[str], default: C
         raise ValueError(message) from None
     flags = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     for table in tables(made):
-        spellings = {e.name: {flag_of(e), "--" + name_of(e).replace("_", "-")} for e in dataclasses.fields(table)}
-        written = {name for name, spelling in spellings.items() if spelling & flags}
+        spelled = {entry.name: name_of(entry).replace("_", "-") for entry in dataclasses.fields(table)}
+        written = {name for name, text in spelled.items() if {f"--{text}", f"--no-{text}"} & flags}
         object.__setattr__(table, "written", frozenset(written))
     refuse_unused(made)
     return made

@@ -14,8 +14,6 @@ from polargrad.lab.options import Options, option
 from polargrad.lab.studies import engine
 from polargrad.lab.train.progress import time_left
 
-__all__ = ["Bench"]
-
 
 @dataclass(frozen=True)
 class Bench(Options):

@@ -12,8 +12,6 @@ from polargrad.lab.comparison.request import request
 from polargrad.lab.options import given, option, values_of
 from polargrad.lab.run import runner
 
-__all__ = ["Compare"]
-
 _OF_REQUEST = ("set", "seeds", "seed", "steps", "minutes")
 
 

@@ -10,8 +10,6 @@ from polargrad.lab.cli import terminal
 from polargrad.lab.run.environment import LAB_PACKAGES, environment, version
 from polargrad.linalg.arithmetic import arithmetic
 
-__all__ = ["Info"]
-
 
 @dataclass(frozen=True)
 class Info:

@@ -9,8 +9,6 @@ from polargrad.lab.matrix import PROBLEMS
 from polargrad.lab.recipes import COMPARISONS, RECIPES, spec_of
 from polargrad.lab.studies import STUDIES
 
-__all__ = ["List"]
-
 
 @dataclass(frozen=True)
 class List:

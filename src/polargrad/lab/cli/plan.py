@@ -14,8 +14,6 @@ from polargrad.lab.recipes import recipe
 from polargrad.lab.run.spec import LanguageModel
 from polargrad.lab.train.parallel import parse_mesh
 
-__all__ = ["Plan"]
-
 _COLUMNS = ("parameters", "shape", "role", "strategy", "operations", "sent a rank", "busiest", "workspace")
 
 

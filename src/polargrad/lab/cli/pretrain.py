@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from polargrad.lab.estimate import Estimate
     from polargrad.lab.run.folder import Run
 
-__all__ = ["Pretrain"]
-
 
 @dataclass(frozen=True)
 class Pretrain(Launch):

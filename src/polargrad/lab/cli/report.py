@@ -17,8 +17,6 @@ from polargrad.lab.run.spec import LanguageModel
 if TYPE_CHECKING:
     from polargrad.lab.comparison.page import Findings
 
-__all__ = ["Report", "print_comparison", "print_experiment", "print_protocol", "print_run"]
-
 PAGE = "report.html"
 
 

@@ -11,8 +11,6 @@ from polargrad.lab.options import given
 from polargrad.lab.run.folder import COMPARISON, EXPERIMENT, PROTOCOL
 from polargrad.lab.train import terminal_progress
 
-__all__ = ["Resume"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(Jobs):

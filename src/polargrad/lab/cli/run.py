@@ -19,8 +19,6 @@ from polargrad.outside import is_reference, load
 if TYPE_CHECKING:
     from polargrad.lab.matrix import Problem
 
-__all__ = ["Run"]
-
 
 @dataclass(frozen=True)
 class ProblemFlags(Options, MatrixOptions):

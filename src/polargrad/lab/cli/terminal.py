@@ -16,8 +16,6 @@ from rich.text import Text
 if TYPE_CHECKING:
     from polargrad.lab.run.spec import RunSpec
 
-__all__ = ["console", "dated", "new_folder", "print_table", "rates", "tell"]
-
 
 def console() -> Console:
     """A console that prints names with brackets as they are; as wide as the terminal, 140 columns into a file."""

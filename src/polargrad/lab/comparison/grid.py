@@ -24,8 +24,6 @@ from polargrad.lab.report.page import UNKNOWN, Table
 from polargrad.lab.run.folder import Run
 from polargrad.lab.run.spec import Plain, RunSpec
 
-__all__ = ["Grid", "GridRow", "edge_notes", "warmup_of"]
-
 SENSITIVITY = (
     "Sensitivity: the mean over the rates of min(loss, loss before the first step) - lowest loss of the row; what a "
     "rate chosen blindly from these costs. A run that diverged counts as one that did not move."

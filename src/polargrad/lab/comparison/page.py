@@ -30,8 +30,6 @@ from polargrad.lab.run.folder import (
 )
 from polargrad.lab.run.spec import LanguageModel
 
-__all__ = ["Findings"]
-
 _REACHING = (
     "A run reaches the final loss of {} where the straight line between two evaluations first comes down to it; “not "
     "reached” means that no evaluation did. Percentages are of what {} itself took to reach it."
@@ -182,25 +180,22 @@ class Findings:
 
     def cross_tables(self) -> list[Table]:
         """Steps and seconds until the recipe of a row reached the final loss of the recipe of a column."""
-        tables = []
-        for name, digits in (("steps", 0), ("seconds", 1)):
-            rows = []
-            for one in self.shown:
-                cells = []
-                for other in self.shown:
-                    reached = one.reach(other)
-                    spread, ratio = (
-                        (reached.steps, reached.step_ratio)
-                        if name == "steps"
-                        else (reached.seconds, reached.time_ratio)
-                    )
-                    part = "" if one is other or ratio.mean is None else f" ({ratio.mean:.0%})"
-                    cells.append(("never" if spread.mean is None else spread.text(digits)) + part)
-                rows.append((one.name, *cells))
-            columns = (f"{name} to the final loss of", *(one.name for one in self.shown))
-            note = "In brackets the ratio to the other’s own; seed by seed, on the same batches."
-            tables.append(Table(columns, rows, note))
-        return tables
+        note = "In brackets the ratio to the other’s own; seed by seed, on the same batches."
+
+        def cell(spread: Spread, ratio: Spread, digits: int, alone: bool) -> str:
+            part = "" if alone or ratio.mean is None else f" ({ratio.mean:.0%})"
+            return ("never" if spread.mean is None else spread.text(digits)) + part
+
+        steps, seconds = [], []
+        for one in self.shown:
+            reached = [(one.reach(other), one is other) for other in self.shown]
+            steps.append((one.name, *(cell(r.steps, r.step_ratio, 0, alone) for r, alone in reached)))
+            seconds.append((one.name, *(cell(r.seconds, r.time_ratio, 1, alone) for r, alone in reached)))
+        names = [one.name for one in self.shown]
+        return [
+            Table((f"{what} to the final loss of", *names), rows, note)
+            for what, rows in (("steps", steps), ("seconds", seconds))
+        ]
 
     def sections(self, folder: Path) -> list[Section]:
         """The page below its summary.

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from polargrad.lab.run.spec import Plain, RunSpec, parse_setting, parse_value
 
-__all__ = ["Axis", "GridPoint", "expand", "grid_points", "parse_axis", "setting_text"]
-
 
 @dataclass(frozen=True)
 class Axis:

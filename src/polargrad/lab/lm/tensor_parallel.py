@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["tensor_cuts", "tensor_plan"]
-
 # Maps cut by their outputs, and those behind them, cut by their inputs: between the two nothing is communicated.
 _OUTPUTS = {"attention": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
 _INPUTS = {"attention": ("o_proj",), "mlp": ("down_proj",)}

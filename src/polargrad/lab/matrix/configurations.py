@@ -9,8 +9,6 @@ from typing import Any
 
 from polargrad.lab.options import unknown_name
 
-__all__ = ["DECAY_EVERY", "Configuration", "Experiment", "configurations", "polargrad", "tuned"]
-
 DECAY_EVERY = 25
 STOPPED_EARLY = (
     "QDWH is stopped after 2 steps in float32, as in the authors' experiments: it leaves singular values of about 0.73 "

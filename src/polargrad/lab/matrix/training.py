@@ -15,16 +15,6 @@ from polargrad.diagnostics.metrics import matrix_metrics
 from polargrad.lab.matrix.problem import Problem
 from polargrad.lab.train.optimizers import build_optimizer as make_optimizer
 
-__all__ = [
-    "COMPARATORS",
-    "ROLE",
-    "AlternatingGradientDescent",
-    "AlternatingNewton",
-    "MultiplicativeUpdates",
-    "ProblemObjective",
-    "build_optimizer",
-]
-
 ROLE = "matrix"
 
 

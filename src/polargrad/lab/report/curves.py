@@ -14,8 +14,6 @@ from polargrad.lab.report.page import Section
 from polargrad.lab.run.folder import FIGURES, Run
 from polargrad.lab.run.spec import LanguageModel
 
-__all__ = ["draw", "gradient_sections", "loss_figures", "over_seeds"]
-
 # Key of a matrix record, and its name.
 GRADIENT_METRICS = (("condition_number", "condition number"), ("nuclear_norm", "nuclear norm"))
 SECONDS = "seconds of forward, backward and optimizer"

@@ -17,8 +17,6 @@ from polargrad.lab.report import figures
 from polargrad.lab.report.figures import LIGHT, Figure
 from polargrad.lab.run.folder import FIGURES
 
-__all__ = ["PAGE", "UNKNOWN", "Cell", "Details", "Section", "Table", "write_page"]
-
 PAGE = "report.html"
 UNKNOWN = "–"
 

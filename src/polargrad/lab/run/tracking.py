@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from polargrad.lab.run.spec import RunSpec
     from polargrad.lab.train import Record
 
-__all__ = ["BOARD", "TRACKERS", "scalars", "tensorboard", "tracker", "watching"]
-
 TRACKERS = ("wandb", "trackio")
 BOARD = "tensorboard"  # the folder in a run folder
 

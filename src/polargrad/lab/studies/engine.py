@@ -21,19 +21,6 @@ from polargrad.lab.run.environment import environment, version
 from polargrad.lab.studies.peak_memory import peak_bytes
 from polargrad.linalg import available_methods, polar_factor
 
-__all__ = [
-    "SHAPES",
-    "SPECTRA",
-    "Contender",
-    "MatrixBatch",
-    "PolarMeasurement",
-    "benchmark",
-    "contenders",
-    "machine",
-    "measure",
-    "textbook_qdwh",
-]
-
 SPECTRA: dict[str, Callable[[int], Tensor] | None] = {
     "gaussian": None,
     "log-1e6": lambda k: torch.logspace(0, -6, k, dtype=torch.float64),

@@ -18,8 +18,6 @@ from polargrad.lab.studies.engine import PolarMeasurement, machine
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["markdown", "pareto_figure", "pareto_front", "write"]
-
 _OURS, _PEERS = LIGHT[:2]  # shape and filling of the marks say the same again
 
 

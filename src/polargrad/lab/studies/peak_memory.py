@@ -11,8 +11,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["peak_bytes"]
-
 
 class _Allocations(TorchDispatchMode):
     """Counts the bytes of every storage that a torch operation returns, until it is freed."""

@@ -17,8 +17,6 @@ from polargrad.lab.report.page import PAGE, Section, Table, write_page
 from polargrad.lab.run.environment import environment
 from polargrad.lab.run.folder import ENVIRONMENT, RECORDS, SUMMARY, create_folder, write_json
 
-__all__ = ["STUDY", "StageProgress", "StudyFolder", "StudyResult", "table_of"]
-
 STUDY = "study.json"
 
 # Called with the name of each stage as it begins, and the share of all the work that lies before it.

@@ -25,8 +25,6 @@ from polargrad.lab.train import Constant, LoopConfig, StepDecay
 if TYPE_CHECKING:
     from polargrad.lab.train import Progress
 
-__all__ = ["ExperimentOptions", "report", "resume_experiment", "run_experiment"]
-
 
 @dataclass(frozen=True)
 class ExperimentOptions(MatrixOptions):

@@ -15,8 +15,6 @@ from polargrad.lab.report.figures import LIGHT, MUTED, Figure, Line, line_figure
 from polargrad.lab.report.page import UNKNOWN, Section, Table
 from polargrad.lab.run.folder import Run
 
-__all__ = ["figures", "final_gaps", "results", "sentences", "write_page"]
-
 COLUMNS = ("configuration", "step size", "start", "quarter", "half", "end", "lowest", "ms/step", "optimizer", "status")
 _HELD_OUT = "held_out_rmse"
 

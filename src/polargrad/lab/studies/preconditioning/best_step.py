@@ -12,8 +12,6 @@ from torch import Tensor
 from polargrad.geometry import Columns, Entrywise, Frobenius, Geometry, Rows, Spectral, inner
 from polargrad.geometry.preconditioners import Kronecker, Preconditioner, symmetric_power
 
-__all__ = ["Ball", "best_descent", "project"]
-
 
 @dataclass(frozen=True)
 class Ball:

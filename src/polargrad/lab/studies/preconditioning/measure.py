@@ -14,8 +14,6 @@ from polargrad.lab.matrix.quadratic import MatrixQuadratic
 from polargrad.lab.studies.preconditioning.best_step import best_descent
 from polargrad.lab.studies.preconditioning.views import VIEWS
 
-__all__ = ["Course", "Measurement", "hessian", "measure", "regression"]
-
 
 def regression(seed: int = 42, *, p: int = 100, m: int = 50, n: int = 10, q: int = 25) -> MatrixQuadratic:
     """The paper's matrix quadratic regression in float64, by default at a tenth of its size.

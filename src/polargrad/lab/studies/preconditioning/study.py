@@ -21,8 +21,6 @@ from polargrad.lab.studies.study import StageProgress, StudyFolder, StudyResult,
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["figure", "preconditioning"]
-
 # Iterates at which condition numbers and the best step are computed.
 AT = (0, 1, 2, 3, 5, 10, 20, 30, 60, 100)
 

@@ -17,8 +17,6 @@ from polargrad.lab.matrix.quadratic import MatrixQuadratic
 from polargrad.lab.studies.preconditioning.best_step import Ball
 from polargrad.linalg import NewtonSchulz
 
-__all__ = ["DAMPING", "VIEWS", "Direction", "View"]
-
 # Relative to the largest eigenvalue, of statistics that few gradients leave (nearly) singular.
 DAMPING = 1e-4
 

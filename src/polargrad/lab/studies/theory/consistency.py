@@ -14,8 +14,6 @@ from polargrad.lab.studies.theory.levels import log_slope
 from polargrad.optim import PolarGrad
 from polargrad.optim.update import SCALES
 
-__all__ = ["OPTIMIZERS", "Response", "response"]
-
 MakeOptimizer = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 

@@ -15,8 +15,6 @@ from polargrad.lab.studies.theory.quadratics import Quadratic
 from polargrad.linalg import SVD, PolarMethod, polar_factor, residuals, resolve_method
 from polargrad.optim import PolarGrad
 
-__all__ = ["Check", "Descent", "Oracle", "Violation", "check", "descend", "exact_oracle", "oracle_of"]
-
 _EPS = torch.finfo(torch.float64).eps
 
 

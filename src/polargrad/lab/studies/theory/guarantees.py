@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["descent_factor", "noise_floor", "sign_descent_plateau", "stochastic_rate"]
-
 
 def descent_factor(kappa: float, rank: float, *, eps: float = 0.0, delta: float = 0.0) -> float:
     """Bound on Delta_{k+1} / Delta_k for PolarGrad: 1 - (1 - eps)^2 / ((1 + delta)^2 r kappa).

@@ -16,8 +16,6 @@ from polargrad.lab.studies.theory.guarantees import noise_floor, sign_descent_pl
 from polargrad.lab.studies.theory.quadratics import Quadratic
 from polargrad.optim import PolarGrad
 
-__all__ = ["NOISES", "Levels", "floors", "log_slope", "plateau", "skewed_bias_gap"]
-
 NOISES = ("gaussian", "skewed")
 
 

@@ -11,8 +11,6 @@ from polargrad.lab.report.page import UNKNOWN, Section, Table
 from polargrad.lab.studies.study import table_of
 from polargrad.lab.studies.theory.levels import log_slope
 
-__all__ = ["figures", "of_kind", "ratios_of", "sections", "tightest"]
-
 Records = Sequence[Mapping[str, Any]]
 
 _SIGN = (

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from polargrad.lab.matrix.quadratic import MatrixQuadratic
 
-__all__ = ["FAMILIES", "SPECTRA", "Quadratic", "random_quadratic"]
-
 FAMILIES = ("regression", "one-sided", "dense", "adverse")
 SPECTRA = ("geometric", "uniform", "two-point")
 

@@ -24,18 +24,6 @@ from polargrad.lab.studies.theory.page import of_kind, ratios_of, sections, tigh
 from polargrad.lab.studies.theory.quadratics import FAMILIES, SPECTRA, Quadratic, random_quadratic
 from polargrad.linalg import NewtonSchulz, PolarMethod, available_methods, resolve_method
 
-__all__ = [
-    "Tally",
-    "convergence",
-    "draw_quadratic",
-    "noise_floors",
-    "oracles",
-    "plateaus",
-    "responses",
-    "step_counts",
-    "theory",
-]
-
 # Runs whose whole course is recorded, for the figure.
 SHOWN = 24
 MOST_STEPS = 8
