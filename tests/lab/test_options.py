@@ -95,6 +95,11 @@ def test_an_option_that_was_written_out_is_given_even_at_its_default():
     assert given(search) == "--ratio"
     with pytest.raises(ValueError, match="--ratio: options of a search"):
         refuse_unused(Command(search=search))
+    refuse_unused(Command(tune=True, search=search))
+    command = Command(search=search)
+    object.__setattr__(command, "written", frozenset({"tune"}))  # --no-tune
+    with pytest.raises(ValueError, match="--ratio: options of a search"):
+        refuse_unused(command)
 
 
 def test_values_of_a_part():

@@ -27,8 +27,8 @@ class Used:
 
     Args:
         option: name of the other option of the command that decides.
-        values: its values under which this one is used; empty: any that is given.
-        unless: whether it is the other way round: this one is not used where the other is given.
+        values: its values under which this one is used; empty: any but its default.
+        unless: whether it is the other way round: this one is used at the other's default alone.
         why: what this one belongs to, or why it is not used.
     """
 
@@ -38,16 +38,32 @@ class Used:
     why: str = ""
 
 
-def option(default: Any, **metadata: Any) -> Any:
+def option(
+    default: Any,
+    *,
+    flag: str | None = None,
+    metavar: str | None = None,
+    repeated: bool | None = None,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    used: Used | tuple[Used, ...] | None = None,
+) -> Any:
     """A field that is an option too.
 
     Args:
         default: of the field.
-        **metadata: `flag`, its name as flag and key, if another one; `metavar`, a word for its value; `repeated`,
-            whether the flag may be given several times; `least`, `above` and `most`, limits of a number (integers are
-            at least 1 if nothing is said); `used`, one `Used` or several.
+        flag: its name as flag and key of a launch file, if another one.
+        metavar: a word for its value in the help text.
+        repeated: whether the flag may be given several times.
+        least: smallest number; of an integer 1 if nothing is said.
+        above: number that the value is above.
+        most: largest number.
+        used: when the option has an effect; always if nothing is said.
     """
-    return field(default=default, metadata=metadata)
+    limits = {"least": least, "above": above, "most": most}
+    metadata = {"flag": flag, "metavar": metavar, "repeated": repeated, "used": used, **limits}
+    return field(default=default, metadata={key: value for key, value in metadata.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -198,13 +214,13 @@ def refuse_unused(command: Any) -> None:
         table, other = every[used.option]
         listed, them = ", ".join(flags), "it" if len(flags) == 1 else "them"
         if used.values:
-            value = f"{flag_of(other)} {getattr(table, other.name)}"
-            raise ValueError(f"{listed} is not used by {value}; leave {them} out, or take {' or '.join(used.values)}")
+            verb, value = "is" if len(flags) == 1 else "are", getattr(table, other.name)
+            take = " or ".join(used.values)
+            raise ValueError(f"{listed} {verb} not used by {flag_of(other)} {value}; leave {them} out, or take {take}")
         add = "" if used.unless else f"add {flag_of(other)}, or "
         raise ValueError(f"{listed}: {used.why}; {add}leave {them} out")
 
 
 def _holds(used: Used, table: Any, other: dataclasses.Field[Any]) -> bool:
-    if used.values:
-        return getattr(table, other.name) in used.values
-    return _is_given(table, other) != used.unless
+    value = getattr(table, other.name)
+    return value in used.values if used.values else (value != other.default) != used.unless
