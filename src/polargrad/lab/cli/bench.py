@@ -70,7 +70,7 @@ class Bench(Options):
             write(made, out)
             raise KeyboardInterrupt(
                 f"interrupted; the {len(made)} of {total} measurements made until then are in {out}; a benchmark "
-                "cannot go on, so measure the rest with --shapes, --spectra and --methods"
+                "cannot be resumed, so measure the rest with --shapes, --spectra and --methods"
             ) from None
         for path in write(measured, out):
             print(f"Wrote {path}")

@@ -149,7 +149,7 @@ class Run(Options):
             outcome = STUDIES[self.name].run(out, seed=self.seed, progress=StageLines())
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"interrupted; what was recorded until then is in {out}. A study takes minutes and cannot go on: "
+                f"interrupted; what was recorded until then is in {out}. A study takes minutes and cannot be resumed: "
                 f"`polargrad run {self.name}` begins again in a new folder"
             ) from None
         for line in (*outcome.lead, f"Report: {outcome.page}"):

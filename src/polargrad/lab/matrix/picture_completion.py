@@ -83,6 +83,6 @@ def photograph(name: str = "china", *, observed: float = 0.3, seed: int = 42, sh
     grey = (pixels.float().mean(-1) / 255.0)[::shrink, ::shrink].contiguous()
     mask = torch.rand(grey.shape, generator=generator(seed)) < observed
     if not bool(mask.any()):
-        raise ValueError(f"with observed={observed} no pixel of {tuple(grey.shape)} was; give a larger probability")
+        raise ValueError(f"with observed={observed} no pixel of {tuple(grey.shape)} is observed; give a larger one")
     offset = float(grey[mask].mean())
     return Observations(grey - offset, mask, None if bool(mask.all()) else ~mask, offset)

@@ -143,7 +143,7 @@ class _Worker:
             self.process.join()
             raise RuntimeError(
                 f"the process of {name} died with exit code {self.process.exitcode}, perhaps for lack of memory; "
-                f"`polargrad resume {self._path}` goes on, with fewer --jobs if that was it"
+                f"`polargrad resume {self._path}` continues; give it fewer --jobs if memory was short"
             ) from None
         if error is not None:
             raise error
