@@ -32,7 +32,8 @@ from polargrad.lab.options import (
     values_of,
 )
 from polargrad.lab.recipes import optimizer_for, recipe
-from polargrad.lab.run.spec import Computation, Evaluation, LanguageModel, RunSpec, Text
+from polargrad.lab.run.spec import Computation, Evaluation, LanguageModel, RunSpec, Shuffle, Text
+from polargrad.lab.run.tracking import Tracker
 from polargrad.lab.train import LoopConfig, Schedule
 from polargrad.lab.train.config import Clipping, Intervals
 from polargrad.lab.train.schedules import SCHEDULES
@@ -70,7 +71,7 @@ class ModelOptions(Architecture, _Named):
 class DataOptions(Options, Text):
     """[data] The text and its tokens."""
 
-    shuffle: Literal["windows", "documents"] = "documents"
+    shuffle: Shuffle = "documents"
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class EvaluationOptions(Options, Evaluation, Intervals):
     log_every: int = 10
     matrices: tuple[str, ...] = option((), used=Used("probe_every", why="they are for diagnostics, and there are none"))
     tensorboard: bool = False
-    track: Literal["none", "wandb", "trackio"] = "none"
+    track: Tracker = "none"
 
 
 @dataclass(frozen=True)

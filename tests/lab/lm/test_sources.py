@@ -105,6 +105,10 @@ def test_files_are_not_data_sets(tmp_path):
     for where in (str(path), "standard-library"):
         with pytest.raises(ValueError, match=r"split 'test' choose a part of a data set, and .* is not one"):
             open_source(where, split="test")
+        with pytest.raises(ValueError, match=r"field 'body' is an entry of JSON lines, and .* has none: leave it out"):
+            open_source(where, field="body")
+    with pytest.raises(ValueError, match="field 'body' is an entry of JSON lines"):
+        text_files(path, field="body")
 
 
 # As CONTRIBUTING walks it.

@@ -159,15 +159,14 @@ def open_source(where: str, *, subset: str = "", split: str = "train", field: st
     elif not path.exists() and not glob.glob(str(path), recursive=True):
         opener, having = partial(hub_dataset, where), set(options)
     else:
-        opener = partial(text_files, where)
-        having = {"field"} if any(file.suffix == ".jsonl" for file in _files_at(where)) else set()
+        opener, having = partial(text_files, where), {"field"}
     if ("subset" not in having and subset) or ("split" not in having and split != "train"):
         raise ValueError(
             f"subset {subset!r} and split {split!r} choose a part of a data set, and {where!r} is not one: leave them "
             "out"
         )
     if "field" not in having and field != "text":
-        raise ValueError(f"field {field!r} is an entry of JSON lines, and {where!r} has none: leave it out")
+        raise _no_field(field, where)
     return opener(**{name: value for name, value in options.items() if name in having})
 
 
@@ -186,10 +185,13 @@ def text_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: a file is of another kind; while reading: it is not UTF-8, or a line is without the field.
+        ValueError: a file is of another kind, or a field is named and no file has JSON lines; while reading: a file is
+            not UTF-8, or a line is without the field.
     """
     given = [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     files = list({file.resolve(): file for path in given for file in _files_at(path)}.values())
+    if field != "text" and not any(file.suffix == ".jsonl" for file in files):
+        raise _no_field(field, " ".join(given))
     contents = []
     for file in files:
         with _named_errors(file):
@@ -204,6 +206,10 @@ def text_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         parts = _cut_at_line(first[0])
         return Source(name, _identity("file", field, *contents), lambda skip: iter(parts[skip:]))
     return Source(name, _identity("files", field, *contents), read)
+
+
+def _no_field(field: str, where: str) -> ValueError:
+    return ValueError(f"field {field!r} is an entry of JSON lines, and {where!r} has none: leave it out")
 
 
 @register(STANDARD_LIBRARY)

@@ -25,6 +25,7 @@ from polargrad.lab.train import Constant, LoopConfig, Schedule, schedule_from_di
 Plain = None | bool | int | float | str | tuple["Plain", ...] | Mapping[str, "Plain"]
 
 FORMAT = 1
+Shuffle = Literal["windows", "documents"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Text:
     documents: int = option(0, least=0)
     held_out: float = option(0.05, metavar="SHARE")
     tokenizer: str = option("", metavar="WHERE")
-    shuffle: Literal["windows", "documents"] = "windows"
+    shuffle: Shuffle = "windows"
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from polargrad.lab.options import check_value
 
 if TYPE_CHECKING:
     from polargrad.lab.run.spec import RunSpec
     from polargrad.lab.train import Record
 
-TRACKERS = ("wandb", "trackio")
+Tracker = Literal["none", "wandb", "trackio"]
 BOARD = "tensorboard"  # the folder in a run folder
 
 
@@ -70,8 +72,7 @@ def tracker(name: str, spec: RunSpec) -> Iterator[Record]:
         ModuleNotFoundError: the tracker is not installed.
         ValueError: an unknown tracker.
     """
-    if name not in TRACKERS:
-        raise ValueError(f"unknown tracker {name!r}; known: {', '.join(TRACKERS)}")
+    check_value("tracker", name, Literal["wandb", "trackio"])
     try:
         module = import_module(name)
     except ModuleNotFoundError as error:
