@@ -45,13 +45,7 @@ from polargrad.distributed.cost import (
     seconds,
 )
 from polargrad.distributed.layout import Layout, pieces_of
-from polargrad.distributed.strategy import (
-    PolarParameter,
-    Strategy,
-    assign_owners,
-    choose_strategies,
-    polar_parameters,
-)
+from polargrad.distributed.strategy import PolarParameter, Strategy, assign_owners, choose_strategies, polar_parameters
 from polargrad.distributed.sums import rows_are_cut, rows_of, summed_lengths
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import Constant, LoopConfig
@@ -283,10 +277,7 @@ def _mesh_layouts(module: nn.Module, mesh: tuple[int, int, int]) -> dict[Tensor,
 
 
 def _step_of(
-    module: nn.Module,
-    optimizer: Mapping[str, Mapping[str, Any]],
-    layouts: Mapping[Tensor, Layout],
-    machine: Machine,
+    module: nn.Module, optimizer: Mapping[str, Mapping[str, Any]], layouts: Mapping[Tensor, Layout], machine: Machine
 ) -> OptimizerStep:
     """The optimizer's step of a model; of an optimizer from outside the state alone, as two tensors a parameter."""
     groups = [

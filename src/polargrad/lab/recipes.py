@@ -292,16 +292,8 @@ def polargrad(lr: float, momentum: float = 0.5, **options: Plain) -> Options:
     return polar(lr, momentum, scale="nuclear", method="qdwh", max_steps=5, **options)
 
 
-register(
-    "adamw",
-    "AdamW on every parameter.",
-    by_role(adamw(1e-3), *tables(6e-2, 1.5e-2)),
-)
-register(
-    "muon+adamw",
-    "Muon on hidden matrices, AdamW on embedding, head and vectors.",
-    by_role(muon(5e-3), *tables()),
-)
+register("adamw", "AdamW on every parameter.", by_role(adamw(1e-3), *tables(6e-2, 1.5e-2)))
+register("muon+adamw", "Muon on hidden matrices, AdamW on embedding, head and vectors.", by_role(muon(5e-3), *tables()))
 register(
     "whitened-muon+adamw",
     "Muon on hidden matrices whitened by running covariances of the gradient, AdamW on the rest; for large batches.",

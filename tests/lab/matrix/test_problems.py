@@ -291,7 +291,7 @@ SEEN = torch.ones(2, 2, dtype=torch.bool)
         (lambda: MatrixLogistic(EYE, EYE, EYE, EYE), ValueError, "labels -1 and 1"),
         (lambda: MatrixLogistic.draw(0, batch=0), ValueError, "batch"),
         (lambda: MatrixCompletion.draw(0, rows=10, columns=4, rank=5), ValueError, "rank 5 is above 4"),
-        (lambda: MatrixCompletion.draw(0, observed=0.0), ValueError, "observed is 0.0"),
+        (lambda: MatrixCompletion.draw(0, observed=0.0), ValueError, "observed must be a finite number above 0"),
         (lambda: MatrixCompletion.draw(0, rows=2, columns=2, rank=1, observed=1e-9), ValueError, "selects no entry"),
         (lambda: MatrixCompletion(EYE, ~SEEN, EYE, EYE), ValueError, "selects no entry"),
         (lambda: MatrixCompletion(NAN, SEEN, EYE, EYE), ValueError, "M holds 4 entries"),

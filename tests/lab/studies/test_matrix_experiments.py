@@ -257,7 +257,10 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(kind, op
         (lambda: MatrixQuadratic.spec(height=3), "unknown setting of quadratic 'height'"),
         (lambda: MatrixLogistic.spec(batch=-1), "batch must be"),
         (lambda: MatrixCompletion.spec(rank=251).build(0), "rank 251 is above 250"),
-        (lambda: MatrixCompletion.spec(observed=2.0).build(0), "observed is 2.0"),
+        (
+            lambda: MatrixCompletion.spec(observed=2.0).build(0),
+            "observed must be a finite number above 0",
+        ),
         (lambda: MatrixCompletion.spec(observed="half"), "observed must be a finite number; got 'half'"),
         (lambda: ProblemSpec("cubic"), "unknown matrix problem 'cubic'; the allowed names are 'quadratic'"),
     ],

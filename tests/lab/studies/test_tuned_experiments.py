@@ -128,7 +128,7 @@ def test_a_rank_above_the_data_is_refused(ratings_file, tmp_path):
     ("make", "message"),
     [
         (lambda: NonnegativeFactorization.spec(rows=4, columns=3, rank=4).build(0), "rank 4 is above 3"),
-        (lambda: PictureCompletion.spec(observed=0.0).build(0), "observed is 0.0"),
+        (lambda: PictureCompletion.spec(observed=0.0).build(0), "observed must be a finite number above 0"),
         (lambda: MultiResponseRegression.spec(features=0), "features must be an integer"),
         (lambda: MultiResponseRegression.spec(noise=float("inf")), "noise must be a finite number; got inf"),
     ],

@@ -107,9 +107,7 @@ class Grid:
                 found.setdefault(places[run.spec.name].spec.name, []).append(run)
         cells = [
             Replicates(
-                point.spec.recipe,
-                tuple(sorted(found[point.spec.name], key=lambda run: run.spec.seed)),
-                point.settings,
+                point.spec.recipe, tuple(sorted(found[point.spec.name], key=lambda run: run.spec.seed)), point.settings
             )
             for point in comparison.points
             if point.spec.name in found

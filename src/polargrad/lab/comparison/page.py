@@ -17,17 +17,7 @@ from polargrad.lab.comparison.grid import Grid, edge_notes, warmup_of
 from polargrad.lab.comparison.rate_search import SearchState
 from polargrad.lab.report.curves import gradient_sections, loss_figures
 from polargrad.lab.report.page import UNKNOWN, Cell, Details, Section, Table, write_page
-from polargrad.lab.run.folder import (
-    ENDED,
-    ENVIRONMENT,
-    RECORDS,
-    SPEC,
-    SUMMARY,
-    Run,
-    find_runs,
-    read_run,
-    status_of,
-)
+from polargrad.lab.run.folder import ENDED, ENVIRONMENT, RECORDS, SPEC, SUMMARY, Run, find_runs, read_run, status_of
 from polargrad.lab.run.spec import LanguageModel
 
 _REACHING = (

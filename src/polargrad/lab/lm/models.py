@@ -137,35 +137,21 @@ def _check_sizes(sizes: Architecture) -> None:
 def _configuration(sizes: Architecture) -> PretrainedConfig:
     from transformers import GPT2Config, MixtralConfig, Qwen2Config
 
-    shared: dict[str, Any] = {
+    shared: dict[str, Any] = {  # by the names that every family understands
         "vocab_size": sizes.vocabulary,
+        "hidden_size": sizes.hidden_size,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "max_position_embeddings": sizes.sequence,
         "tie_word_embeddings": not sizes.untied,
         "use_cache": False,
     }
     # The families' own numbers of these tokens lie outside a small vocabulary.
     no_tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
     if sizes.family == "gpt2":
-        return GPT2Config(
-            n_embd=sizes.hidden_size,
-            n_inner=sizes.mlp,
-            n_layer=sizes.layers,
-            n_head=sizes.heads,
-            n_positions=sizes.sequence,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **shared,
-            **no_tokens,
-        )
-    shared |= {
-        "hidden_size": sizes.hidden_size,
-        "intermediate_size": sizes.mlp,
-        "num_hidden_layers": sizes.layers,
-        "num_attention_heads": sizes.heads,
-        "num_key_value_heads": sizes.kv_heads,
-        "max_position_embeddings": sizes.sequence,
-        "attention_dropout": 0.0,
-    }
+        no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        return GPT2Config(n_inner=sizes.mlp, **no_dropout, **shared, **no_tokens)
+    shared |= {"intermediate_size": sizes.mlp, "num_key_value_heads": sizes.kv_heads, "attention_dropout": 0.0}
     if sizes.family == "qwen2":
         return Qwen2Config(**shared)
     return MixtralConfig(
@@ -190,8 +176,7 @@ ARCHITECTURES.add("gpt2-small", Architecture(**_GPT2, hidden_size=768, layers=12
 ARCHITECTURES.add("gpt2-medium", Architecture(**_GPT2, hidden_size=1024, layers=24, heads=16))
 # the paper's Qwen2.5, 540,865,536 parameters (arXiv 2505.21799, section 6.4)
 ARCHITECTURES.add(
-    "qwen2.5-540m",
-    Architecture(hidden_size=1024, layers=12, heads=16, mlp=4864, vocabulary=151936, sequence=512),
+    "qwen2.5-540m", Architecture(hidden_size=1024, layers=12, heads=16, mlp=4864, vocabulary=151936, sequence=512)
 )
 # Mixtral, 6.5M parameters: 8 experts a block, 2 for each token
 ARCHITECTURES.add("moe-demo", Architecture("mixtral", experts=8, experts_per_token=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -87,7 +88,7 @@ def train_bpe(
         texts = [document.text for number, document in read if number not in rest and document.text.strip()]
         backend = _train(texts, vocab_size, source.name)
         header = publish(path, lambda part: backend.save(str(part), pretty=False), **facts)
-    return _from_file(path, header["sha256"])
+    return dataclasses.replace(load_tokenizer(str(path)), checksum=header["sha256"])
 
 
 def load_tokenizer(where: str) -> Tokenizer:
@@ -150,12 +151,3 @@ def _train(texts: Sequence[str], vocab_size: int, name: str) -> tokenizers.Token
             f"at most {trained}, or give more text"
         )
     return backend
-
-
-def _from_file(path: Path, checksum: str) -> Tokenizer:
-    from tokenizers import Tokenizer as Backend
-
-    backend = Backend.from_file(str(path))
-    end_of_text = backend.token_to_id(END_OF_TEXT)
-    assert end_of_text is not None, "the vocabulary was trained with its end-of-text token"
-    return Tokenizer(backend, backend.get_vocab_size(), end_of_text, checksum)

@@ -11,7 +11,11 @@ from torch import Tensor
 from polargrad.lab.matrix.configurations import STOPPED_EARLY, Configuration, Experiment, configurations
 from polargrad.lab.matrix.factorization import Factorization
 from polargrad.lab.matrix.problem import Matrices, check_rank, check_sizes, generator, register, uniform
+from polargrad.lab.options import check_value
 from polargrad.linalg.bounds import spectral_norm
+
+# Limits of the probability with which an entry is observed.
+SHARE = {"above": 0, "most": 1}
 
 
 def _configurations(max_steps: int | None, polargrad: float) -> tuple[Configuration, ...]:
@@ -105,7 +109,7 @@ class MatrixCompletion(Factorization):
         """
         check_sizes(rows=rows, columns=columns)
         check_rank(rank, rows, columns)
-        check_fraction("observed", observed)
+        check_value("observed", observed, float, SHARE)
         data = generator(seed)
         U, V = torch.randn(rows, rank, generator=data), torch.randn(columns, rank, generator=data)
         mask = torch.rand(rows, columns, generator=data) < observed
@@ -175,16 +179,6 @@ class Observations(NamedTuple):
     mask: Tensor
     held_out: Tensor | None
     offset: float
-
-
-def check_fraction(name: str, value: float) -> None:
-    """Refuse anything but a number in (0, 1].
-
-    Raises:
-        ValueError: naming it.
-    """
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"{name} is {value!r}; give a number in (0, 1]")
 
 
 def _check_mask(name: str, mask: Tensor, M: Tensor) -> Tensor:

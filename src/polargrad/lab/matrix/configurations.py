@@ -190,11 +190,7 @@ _FIXED: dict[str, Any] = {"scaled": False}
 
 
 def tuned(
-    title: str,
-    formula: str,
-    steps: int,
-    rates: Mapping[str, float | tuple[float, float]],
-    notes: Sequence[str] = (),
+    title: str, formula: str, steps: int, rates: Mapping[str, float | tuple[float, float]], notes: Sequence[str] = ()
 ) -> Experiment:
     """The experiment of a problem beyond the paper's: optimizers tuned alike, in one preset.
 

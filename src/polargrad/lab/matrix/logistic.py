@@ -73,10 +73,7 @@ class MatrixLogistic(Problem):
         formula="f(X) = Σ softplus(−C ∘ (A X B)), batches of rows",
         steps=1500,
         eval_every=50,
-        presets={
-            "paper": configurations(_RATES, max_steps=2, decay=0.95),
-            "exact": configurations(_RATES, decay=0.95),
-        },
+        presets={"paper": configurations(_RATES, max_steps=2, decay=0.95), "exact": configurations(_RATES, decay=0.95)},
         notes={
             "paper": ("QDWH is stopped after 2 steps in float32, as in the authors' experiments.",),
             "exact": (

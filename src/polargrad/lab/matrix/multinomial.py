@@ -13,7 +13,6 @@ from polargrad.lab.matrix.configurations import tuned
 from polargrad.lab.matrix.problem import (
     Matrices,
     Problem,
-    check_ridge,
     check_shapes,
     check_sizes,
     generator,
@@ -21,6 +20,7 @@ from polargrad.lab.matrix.problem import (
     register,
     uniform,
 )
+from polargrad.lab.options import check_value
 
 
 @register
@@ -76,11 +76,7 @@ class MultinomialRegression(Problem):
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= X.shape[1]:
             raise ValueError(f"labels run from {low} to {high}, and X has {X.shape[1]} columns, for classes from 0 on")
-        check_ridge(ridge)
-        if not ridge:
-            raise ValueError(
-                "ridge must be above 0, or adding a column to all of X changes nothing; give for example 1e-3"
-            )
+        check_value("ridge", ridge, float, {"above": 0})  # at 0, adding a column to all of X changes nothing
         self.A, self.labels, self.ridge = A, labels, ridge
 
     @classmethod

@@ -6,9 +6,10 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from polargrad.lab.matrix.completion import MatrixCompletion, Observations, check_fraction
+from polargrad.lab.matrix.completion import SHARE, MatrixCompletion, Observations
 from polargrad.lab.matrix.configurations import tuned
 from polargrad.lab.matrix.problem import check_sizes, generator, register
+from polargrad.lab.options import check_value
 
 PICTURES = ("china", "flower")
 
@@ -70,14 +71,13 @@ def photograph(name: str = "china", *, observed: float = 0.3, seed: int = 42, sh
     """
     if name not in PICTURES:
         raise ValueError(f"picture must be one of {', '.join(PICTURES)}, got {name!r}")
-    check_fraction("observed", observed)
+    check_value("observed", observed, float, SHARE)
     check_sizes(shrink=shrink)
     try:
         from sklearn.datasets import load_sample_image  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ModuleNotFoundError(
-            'the picture comes with scikit-learn, which is not installed; pip install "polargrad[lab]"',
-            name="sklearn",
+            'the picture comes with scikit-learn, which is not installed; pip install "polargrad[lab]"', name="sklearn"
         ) from error
     pixels = torch.tensor(load_sample_image(f"{name}.jpg"))
     grey = (pixels.float().mean(-1) / 255.0)[::shrink, ::shrink].contiguous()

@@ -357,16 +357,6 @@ def check_rank(rank: int, *dimensions: int) -> None:
         raise ValueError(f"rank {rank} is above {min(dimensions)}, the smaller dimension; give a rank of at most that")
 
 
-def check_ridge(ridge: float) -> None:
-    """Refuse a weight of the ridge that is negative or not finite.
-
-    Raises:
-        ValueError: naming it.
-    """
-    if not 0.0 <= ridge < math.inf:
-        raise ValueError(f"ridge is {ridge!r}; give a finite number of at least 0")
-
-
 def generator(seed: int) -> torch.Generator:
     """A CPU generator that draws what `torch.manual_seed(seed)` would.
 

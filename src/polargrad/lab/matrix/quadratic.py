@@ -70,10 +70,7 @@ class MatrixQuadratic(Problem):
         formula="f(X) = ½ ‖A X B − C‖²",
         steps=4000,
         eval_every=10,
-        presets={
-            "paper": configurations(_PAPER, max_steps=2, decay=0.99),
-            "exact": configurations(_EXACT, decay=0.99),
-        },
+        presets={"paper": configurations(_PAPER, max_steps=2, decay=0.99), "exact": configurations(_EXACT, decay=0.99)},
         notes={
             "paper": (f"{STOPPED_EARLY} With exact factors PolarGrad diverges at 4e-8.",),
             "exact": (

@@ -13,7 +13,6 @@ from polargrad.lab.matrix.configurations import tuned
 from polargrad.lab.matrix.problem import (
     Matrices,
     Problem,
-    check_ridge,
     check_shapes,
     check_sizes,
     generator,
@@ -21,6 +20,7 @@ from polargrad.lab.matrix.problem import (
     register,
     uniform,
 )
+from polargrad.lab.options import check_value
 
 
 @register
@@ -66,7 +66,7 @@ class MultiResponseRegression(Problem):
     def __init__(self, A: Tensor, Y: Tensor, X: Tensor, *, ridge: float = 0.0) -> None:
         check_shapes(A=(A, "N m"), Y=(Y, "N q"), X=(X, "m q"))
         super().__init__({"X": X})
-        check_ridge(ridge)
+        check_value("ridge", ridge, float, {"least": 0})
         self.A, self.Y, self.ridge = A, Y, ridge
 
     @classmethod
@@ -87,8 +87,8 @@ class MultiResponseRegression(Problem):
             ValueError: sizes below 1, a condition below 1, negative noise or ridge.
         """
         check_sizes(rows=rows, features=features, responses=responses)
-        if not 1.0 <= condition < math.inf or not 0.0 <= noise < math.inf:
-            raise ValueError(f"condition must be at least 1 and noise at least 0, got {condition!r} and {noise!r}")
+        check_value("condition", condition, float, {"least": 1})
+        check_value("noise", noise, float, {"least": 0})
         data = generator(seed)
         A = torch.randn(rows, features, generator=data) * torch.logspace(0.0, -0.5 * math.log10(condition), features)
         W = torch.randn(features, responses, generator=data)

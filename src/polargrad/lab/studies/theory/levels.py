@@ -40,13 +40,7 @@ class Levels:
 
     def add(self, step: float, level: float, bound: float, variance: float = 0.0, error: float = 0.0) -> None:
         """Add what one more step size led to."""
-        for column, value in (
-            (self.steps, step),
-            (self.levels, level),
-            (self.bounds, bound),
-            (self.variances, variance),
-            (self.errors, error),
-        ):
+        for column, value in zip(vars(self).values(), (step, level, bound, variance, error), strict=True):
             column.append(value)
 
     @property

@@ -27,14 +27,7 @@ _NOISE = (
     "r > 1, and cannot: the polar factor of a noisy gradient is biased when the noise is skewed."
 )
 # Optimizers whose lines the consistency figure shows: one for each behaviour that occurs.
-_RESPONDING = (
-    "gradient descent",
-    "Adam",
-    "Adam, eps 0",
-    "torch Muon",
-    "Muon",
-    "PolarGrad, scale nuclear",
-)
+_RESPONDING = ("gradient descent", "Adam", "Adam, eps 0", "torch Muon", "Muon", "PolarGrad, scale nuclear")
 
 
 def of_kind(records: Records, kind: str, **equal: Any) -> list[Mapping[str, Any]]:
