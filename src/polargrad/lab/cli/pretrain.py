@@ -132,7 +132,7 @@ def _report(finished: Run) -> None:
     """Print how a run ended, and how fast it was, and write its page."""
     from polargrad.lab.comparison import analysis
     from polargrad.lab.comparison.page import Findings
-    from polargrad.lab.report.page import PAGE
+    from polargrad.lab.run.folder import PAGE
 
     page = Findings([finished]).write_page(finished.path / PAGE, save_figures=True)
     summary = finished.summary or {}

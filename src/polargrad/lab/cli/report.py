@@ -11,13 +11,11 @@ from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Positional
 from polargrad.lab.comparison import analysis
 from polargrad.lab.options import Options, option
-from polargrad.lab.run.folder import COMPARISON, FIGURES, PROTOCOL, Run, find_runs, read_run, refuse_existing
+from polargrad.lab.run.folder import COMPARISON, FIGURES, PAGE, PROTOCOL, Run, find_runs, read_run, refuse_existing
 from polargrad.lab.run.spec import LanguageModel
 
 if TYPE_CHECKING:
     from polargrad.lab.comparison.page import Findings
-
-PAGE = "report.html"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from polargrad.lab.options import Used, check_options, option, values_of
 from polargrad.lab.run import workers
 from polargrad.lab.run.build import check_optimizer
 from polargrad.lab.run.folder import COMPARISON, ENDED, Run, create_folder, find_runs, read_run, status_of, write_json
-from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.run.spec import RunSpec, from_plain, without_format
 
 if TYPE_CHECKING:
     from polargrad.lab.train import Progress
@@ -145,17 +145,10 @@ class Comparison(ComparisonOptions):
         Raises:
             ValueError: a format of another version, or unknown keys.
         """
-        plain = dict(data)
-        if (written := plain.pop("format", None)) != FORMAT:
-            raise ValueError(
-                f"the comparison has format {written!r}, this version reads {FORMAT}; use the version that wrote it"
-            )
-        try:
-            recipes = tuple(RunSpec.from_dict(spec) for spec in plain.pop("recipes"))
-            sweep = tuple(plain.pop("sweep", ()))
-            return cls(recipes, tuple(plain.pop("seeds")), sweep=sweep, **plain)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this does not describe a comparison: {error}") from error
+        plain = without_format(data, "the comparison", FORMAT)
+        lists = {name: tuple(plain.get(name, ())) for name in ("recipes", "seeds", "sweep")}
+        lists["recipes"] = tuple(map(RunSpec.from_dict, lists["recipes"]))
+        return from_plain(cls, {**plain, **lists}, "a comparison")
 
 
 def run_comparison(comparison: Comparison, path: str | Path, **options: Any) -> list[Run]:

@@ -17,7 +17,6 @@ from polargrad.lab.report import figures
 from polargrad.lab.report.figures import LIGHT, Figure
 from polargrad.lab.run.folder import FIGURES
 
-PAGE = "report.html"
 UNKNOWN = "–"
 
 

@@ -30,6 +30,7 @@ SPEC, ENVIRONMENT, RECORDS, SUMMARY, FIGURES, CHECKPOINTS, DISCARDED = (
 )
 # What a comparison and a matrix experiment write into the folder that holds their run folders.
 COMPARISON, EXPERIMENT, PROTOCOL = "comparison.json", "experiment.json", "protocol.json"
+PAGE = "report.html"  # of any folder
 ENDED = ("finished", "diverged")
 
 # What each kind of record must hold for figures and tables to be drawn from it. Other kinds are kept as they are.

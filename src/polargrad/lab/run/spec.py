@@ -254,18 +254,14 @@ class RunSpec:
         Raises:
             ValueError: for a missing or unknown key, an unknown kind of objective, or a format of a later version.
         """
-        data = dict(_mapping(data, "a spec"))
-        if (written := data.pop("format", None)) != FORMAT:
-            raise ValueError(
-                f"the spec has format {written!r}, this version reads {FORMAT}; use the version that wrote it"
-            )
-        return _build(
+        data = without_format(data, "the spec", FORMAT)
+        return from_plain(
             cls,
             {
                 **data,
                 "objective": _objective_from_dict(_mapping(data.get("objective"), "objective")),
                 "schedule": schedule_from_dict(dict(_mapping(data.get("schedule"), "schedule"))),
-                "loop": _build(LoopConfig, _mapping(data.get("loop"), "loop"), "loop"),
+                "loop": from_plain(LoopConfig, _mapping(data.get("loop"), "loop"), "loop"),
                 "probe": tuple(data.get("probe", ())),
             },
             "a spec",
@@ -311,7 +307,7 @@ def _objective_from_dict(data: Mapping[str, Any]) -> ObjectiveSpec:
     settings = {key: value for key, value in data.items() if key != "kind"}
     kind = data.get("kind")
     if kind == LanguageModel.kind:
-        return _build(LanguageModel, settings, f"objective {kind}")
+        return from_plain(LanguageModel, settings, f"objective {kind}")
     from polargrad.lab.matrix import PROBLEMS, ProblemSpec
 
     if not isinstance(kind, str) or PROBLEMS.key(kind) not in PROBLEMS:
@@ -319,8 +315,24 @@ def _objective_from_dict(data: Mapping[str, Any]) -> ObjectiveSpec:
     return ProblemSpec(str(kind), settings)
 
 
-def _build(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
-    """An instance of a dataclass from a mapping with exactly its fields, those with defaults left out or not."""
+def without_format(data: Any, what: str, known: int) -> dict[str, Any]:
+    """Plain data as it was written, without its format.
+
+    Raises:
+        ValueError: not a mapping, or another format than the known one.
+    """
+    plain = dict(_mapping(data, what))
+    if (written := plain.pop("format", None)) != known:
+        raise ValueError(f"{what} has format {written!r}, this version reads {known}; use the version that wrote it")
+    return plain
+
+
+def from_plain(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
+    """An instance of a dataclass from a mapping with exactly its fields, those with defaults left out or not.
+
+    Raises:
+        ValueError: a missing or unknown key; `what` names the mapping.
+    """
     known = {entry.name: entry for entry in fields(cls)}
     if unknown := [key for key in data if key not in known]:
         raise ValueError(f"{what} has no {', '.join(map(repr, unknown))}; it knows {', '.join(known)}")

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from polargrad.lab.report.page import PAGE, Section, Table, write_page
+from polargrad.lab.report.page import Section, Table, write_page
 from polargrad.lab.run.environment import environment
-from polargrad.lab.run.folder import ENVIRONMENT, RECORDS, SUMMARY, create_folder, write_json
+from polargrad.lab.run.folder import ENVIRONMENT, PAGE, RECORDS, SUMMARY, create_folder, write_json
 
 STUDY = "study.json"
 

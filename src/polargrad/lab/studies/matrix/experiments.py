@@ -15,9 +15,8 @@ from polargrad.lab.matrix import PROBLEMS, Problem, ProblemSpec
 from polargrad.lab.matrix.configurations import DECAY_EVERY, Experiment
 from polargrad.lab.matrix.training import ROLE
 from polargrad.lab.options import check_options, option
-from polargrad.lab.report.page import PAGE
-from polargrad.lab.run.folder import EXPERIMENT, Run, create_folder, read_run, refuse_existing, write_json
-from polargrad.lab.run.spec import MatrixOptions, RunSpec
+from polargrad.lab.run.folder import EXPERIMENT, PAGE, Run, create_folder, read_run, refuse_existing, write_json
+from polargrad.lab.run.spec import MatrixOptions, RunSpec, from_plain
 from polargrad.lab.run.workers import run_all
 from polargrad.lab.studies.matrix.page import write_page
 from polargrad.lab.train import Constant, LoopConfig, StepDecay
@@ -163,7 +162,7 @@ def resume_experiment(
     if not (path / EXPERIMENT).is_file():
         raise FileNotFoundError(f"{path} has no {EXPERIMENT}; give a folder that `polargrad run` made")
     record = json.loads((path / EXPERIMENT).read_text(encoding="utf-8"))
-    options = ExperimentOptions(**{**record["choices"], "jobs": jobs})
+    options = from_plain(ExperimentOptions, {**record["choices"], "jobs": jobs}, "an experiment")
     specs = options.specs(ProblemSpec(record["experiment"]).problem)
     return _carry_out(specs, path, options, progress)
 
