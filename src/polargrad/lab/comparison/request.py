@@ -14,8 +14,7 @@ from polargrad.lab.comparison.analysis import best_evaluation, final_metric
 from polargrad.lab.comparison.comparison import Comparison, run_comparison
 from polargrad.lab.options import check_integer
 from polargrad.lab.recipes import COMPARISONS, Recipe, changes_of, recipe
-from polargrad.lab.report.page import PAGE
-from polargrad.lab.run.folder import Run
+from polargrad.lab.run.folder import PAGE, Run
 from polargrad.lab.run.spec import RunSpec
 
 if TYPE_CHECKING:
