@@ -98,7 +98,7 @@ def test_a_comparison_survives_json(text):
     assert Comparison.from_dict(whole.to_dict()) == whole
     with pytest.raises(ValueError, match="format"):
         Comparison.from_dict({**whole.to_dict(), "format": 9})
-    with pytest.raises(ValueError, match="describe a comparison"):
+    with pytest.raises(ValueError, match="a comparison has no 'speed'"):
         Comparison.from_dict({**whole.to_dict(), "speed": 9})
 
 
