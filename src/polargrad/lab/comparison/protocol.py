@@ -26,10 +26,19 @@ from polargrad.lab.comparison.coordinate_search import CoordinateSearch, coordin
 from polargrad.lab.comparison.rate_search import SearchState
 from polargrad.lab.options import check_integer
 from polargrad.lab.report.curves import loss_figures
-from polargrad.lab.report.page import PAGE, UNKNOWN, Cell, Section, Table, write_page
+from polargrad.lab.report.page import UNKNOWN, Cell, Section, Table, write_page
 from polargrad.lab.run import workers
 from polargrad.lab.run.build import build_objective
-from polargrad.lab.run.folder import PROTOCOL, Run, create_folder, find_runs, read_run, refuse_existing, write_json
+from polargrad.lab.run.folder import (
+    PAGE,
+    PROTOCOL,
+    Run,
+    create_folder,
+    find_runs,
+    read_run,
+    refuse_existing,
+    write_json,
+)
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
 
