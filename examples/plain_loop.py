@@ -31,8 +31,8 @@ def build() -> tuple[nn.Module, polargrad.PolarGrad, torch.optim.lr_scheduler.La
 
 
 def groups_of(model: nn.Module) -> list[dict]:
-    """One group for each role; a plain module does not say which layer is its head, so a rule does."""
-    return polargrad.parameter_groups(model, rules=[("4.weight", "head")], hidden={"lr": 0.01})
+    """One group for each role; a pass over an example shows which layer is the head."""
+    return polargrad.parameter_groups(model, example=batch(0)[0], hidden={"lr": 0.01})
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:

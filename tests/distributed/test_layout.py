@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from polargrad.distributed.layout import Box, Layout
+from polargrad.distributed.layout import Box, Layout, pieces_of
+from polargrad.optim.matrix_view import matrix_view
 
 LAYOUTS = [
     Layout((7, 3), (4,), (0,)),
@@ -47,3 +48,27 @@ def test_holders_and_overlap():
     assert Box((0, 1), (2, 3)).overlap(Box((1, 0), (5, 2))) == Box((1, 1), (1, 1))
     assert Box((0, 0), (2, 2)).overlap(Box((2, 0), (2, 2))).numel == 0
     assert layout.cut == {0}
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((3, 4, 5), {}),
+        ((3, 4, 5), {"layout": "transposed", "split": [3, 2]}),
+        ((6, 4, 3, 2), {"stack": 3}),
+        ((12, 4), {"layout": "transposed", "stack": 3}),
+        ((12, 4), {"stack": 2, "split": [4, 2], "interleave": 2}),
+    ],
+)
+def test_pieces_are_the_matrices_of_the_whole(shape, options):
+    view = matrix_view(shape, options)
+    whole = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    matrices = [matrix for batch in view.split(whole) for matrix in batch]
+    seen = torch.zeros(shape)
+    for piece in pieces_of(view):
+        inside = piece.box.within(Box((0,) * len(shape), shape))
+        seen[inside] += 1
+        own = [matrix for batch in piece.view.split(whole[inside]) for matrix in batch]
+        assert all(torch.equal(a, matrices[i]) for a, i in zip(own, piece.numbers, strict=True))
+    assert (seen == 1).all()
+    assert len(pieces_of(view)) > 1

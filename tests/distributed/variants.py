@@ -46,6 +46,9 @@ VARIANTS: dict[str, tuple[list[tuple[int, ...]], dict[str, object]]] = {
     "split": ([(12, 5), (12, 60)], {"split": [6, 4, 2], "heads": [3, 2, 1], "scale": "adaptive-nuclear"}),
     "transposed": ([(5, 12), (40, 3), (4, 3, 6)], {"layout": "transposed", "geometry": "rows"}),
     "transposed experts": ([(5, 4, 6)], {"layout": "transposed", "split": [4, 2], "scale": "adaptive-nuclear"}),
+    "stacks": ([(12, 5), (24, 3, 2, 2)], {"layout": "auto", "stack": 3, "scale": "spectral"}),
+    "stacks of (in, out)": ([(12, 5), (24, 7)], {"layout": "transposed", "stack": 3, "scale": "adaptive-nuclear"}),
+    "interleaved": ([(12, 5), (12, 60)], {"split": [6, 4, 2], "interleave": 2, "normalize_rows": 0.9}),
     "normalized rows": (SHAPES, {"normalize_rows": 0.9, "scale": "rms", "weight_decay": 0.1}),
     "normalized rows capturable": (SHAPES, {"normalize_rows": 0.9, "scale": "rms", "capturable": True}),
     "normalized rows polar-first": (SHAPES, {"normalize_rows": 0.9, "momentum_order": "polar-first"}),
@@ -72,7 +75,7 @@ VARIANTS: dict[str, tuple[list[tuple[int, ...]], dict[str, object]]] = {
 FEW = ("momentum-first nuclear", "polar-first adaptive-nuclear", "group nuclear", "right-polar", "left-polar",
        "rank-one", "rows momentum-first", "columns polar-first", "frobenius heavy-ball", "smoothness entrywise",
        "polyak", "capturable", "split", "transposed experts", "adamw cautious", "normalized rows",
-       "normalized rows split", "whitened", "whitened split")  # fmt: skip
+       "normalized rows split", "stacks of (in, out)", "whitened", "whitened split")  # fmt: skip
 FEW_SHAPES = [(9, 5), (2, 3), (33, 3), (5, 4, 3), (9, 5)]
 
 

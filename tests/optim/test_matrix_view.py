@@ -23,6 +23,17 @@ CASES = [
     ((3, 12, 4), {"split": [8, 4], "heads": [4, 1]}, [(12, 2, 4), (3, 4, 4)]),
     ((3, 4, 12), {"layout": "transposed", "split": [8, 4]}, [(3, 8, 4), (3, 4, 4)]),
     ((6, 4, 3), {"layout": "convolution", "heads": 2}, [(2, 3, 12)]),
+    ((6, 4, 3), {"layout": "convolution", "stack": 2}, [(2, 3, 12)]),
+    ((4, 6, 3), {"layout": "transposed-convolution", "stack": 2}, [(2, 6, 6)]),
+    ((5, 2, 3), {"layout": "ioo"}, [(1, 6, 5)]),
+    ((5, 2, 3), {"layout": "oii"}, [(1, 5, 6)]),
+    ((2, 3, 5), {"layout": "iio"}, [(1, 5, 6)]),
+    ((2, 3, 5), {"layout": "oio"}, [(1, 10, 3)]),
+    ((3, 4, 2, 5), {"layout": "kioo", "split": [6, 4]}, [(3, 6, 4), (3, 4, 4)]),
+    ((12, 4), {"layout": "transposed", "stack": 3}, [(3, 4, 4)]),
+    ((12, 4), {"stack": 2, "split": [4, 2]}, [(2, 4, 4), (2, 2, 4)]),
+    ((12, 4), {"split": [6, 4, 2], "interleave": 2}, [(1, 6, 4), (1, 4, 4), (1, 2, 4)]),
+    ((3, 4, 12), {"layout": "transposed", "split": [6, 6], "interleave": 6, "heads": [2, 1]}, [(6, 3, 4), (3, 6, 4)]),
 ]
 
 
@@ -38,7 +49,39 @@ def test_split_merge_spread(shape, options, batches):
     spread = view.spread(values)
     by_hand = view.merge([v[:, None, None] * torch.ones_like(part) for v, part in zip(values, parts, strict=True)])
     assert torch.equal(spread.expand(shape), by_hand)
-    assert spread.numel() < tensor.numel() or tensor.numel() == len(torch.cat(values))
+    # Smaller than the parameter, except where one dimension counts matrices and inputs as well.
+    assert spread.numel() < tensor.numel() or tensor.numel() == len(torch.cat(values)) or view.rows_share_dimensions
+
+
+def test_spelled_layouts_are_the_products_that_einsum_makes():
+    """x -> y of the operator is y = W x with the view's matrix, whatever the order of the parameter's dimensions."""
+    for letters, product, x, y in (
+        ("ioo", "h,hnd->nd", "h", (2, 3)),
+        ("oii", "nd,hnd->h", "nd", (5,)),
+        ("oio", "n,hnd->hd", "n", (5, 3)),
+    ):
+        W = torch.randn(5, 2, 3, dtype=torch.float64)
+        inputs = torch.randn([{"h": 5, "n": 2, "d": 3}[letter] for letter in x], dtype=torch.float64)
+        (matrix,) = matrix_view((5, 2, 3), {"layout": letters}).split(W)
+        by_view = matrix[0] @ inputs.flatten()
+        torch.testing.assert_close(by_view.reshape(y), torch.einsum(product, inputs, W))
+
+
+def test_stacks_and_interleaved_rows():
+    W = torch.randn(12, 4)
+    groups = matrix_view((12, 4), {"layout": "transposed", "stack": 3}).split(W)[0]
+    assert torch.equal(groups[1], W[4:8].T)
+    # As GPT-NeoX stores queries, keys and values: (heads, 3, size) rows.
+    q, k, v = matrix_view((12, 4), {"split": [4, 4, 4], "interleave": 2}).split(W)
+    by_head = W.reshape(2, 3, 2, 4)
+    for i, part in enumerate((q, k, v)):
+        assert torch.equal(part[0], by_head[:, i].reshape(4, 4))
+
+
+def test_normalized_rows_refuse_a_dimension_of_matrices_and_inputs():
+    W = torch.nn.Parameter(torch.ones(12, 4))
+    with pytest.raises(ValueError, match="normalize_rows does not know the rows"):
+        polargrad.PolarGrad([{"params": [W], "layout": "transposed", "stack": 3, "normalize_rows": 0.9}])
 
 
 def test_rows_are_the_outputs():
@@ -135,6 +178,13 @@ def test_options_travel_through_a_checkpoint(tmp_path):
         ((12, 4), {"split": [12.0]}, "split must be"),
         ((12, 4), {"split": "qkv"}, "split must be"),
         ((2, 3, 4, 5), {"layout": "transposed"}, "transposed-convolution"),
+        ((2, 3, 4), {"layout": "io"}, "spells 2 dimensions"),
+        ((2, 3), {"layout": "oo"}, "letter per dimension"),
+        ((2, 3, 4), {"layout": "oki"}, "letter per dimension"),
+        ((6, 4), {"stack": 4}, "stack=4 does not divide"),
+        ((6, 4), {"stack": 2.0}, "stack must be a positive integer"),
+        ((6, 4, 2), {"stack": 2}, "which layout='auto' gives to the matrices"),
+        ((12, 4), {"split": [9, 3], "interleave": 2}, "cannot be spread evenly"),
     ],
 )
 def test_errors(shape, options, message):

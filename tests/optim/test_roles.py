@@ -1,5 +1,6 @@
 """Roles on real transformers models, rules, and what a person reads."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 import polargrad
 from polargrad.lab.recipes import spec_of
 from polargrad.optim import roles as role_module
+from polargrad.optim.matrix_view import VIEW_OPTIONS, matrix_view
 from polargrad.optim.roles import ROLES, roles
 
 transformers = pytest.importorskip("transformers")
@@ -79,7 +81,7 @@ MODELS = [gpt2, qwen2, mixtral, qwen2_moe, gpt_oss, vit, t5, bert]
                    "model.layers.0.mlp.experts.gate_up_proj_bias": "vector",
                    "model.layers.0.self_attn.sinks": "vector"}),
         (vit, {"vit.embeddings.cls_token": "vector", "vit.embeddings.position_embeddings": "position",
-               "vit.embeddings.patch_embeddings.projection.weight": "conv", "classifier.weight": "hidden"}),
+               "vit.embeddings.patch_embeddings.projection.weight": "conv", "classifier.weight": "head"}),
         (t5, {"shared.weight": "head", "encoder.block.0.layer.0.SelfAttention.q.weight": "hidden",
               "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "position"}),
         (bert, {"bert.embeddings.word_embeddings.weight": "head",
@@ -129,6 +131,72 @@ def test_a_head_tied_by_identity_is_an_embedding_in_either_order():
     last[0].weight = last[1].weight
     assert roles(first) == {"0.weight": "embedding"}
     assert roles(last) == {"0.weight": "embedding"}
+
+
+def old_style(norm):
+    """A convolution under torch's former weight or spectral normalization, which keeps attributes of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return norm(nn.Conv2d(4, 6, 3))
+
+
+def held(**shapes):
+    """A module of bare parameters."""
+    module = nn.Module()
+    for name, shape in shapes.items():
+        module.register_parameter(name, nn.Parameter(torch.ones(shape)))
+    return module
+
+
+def undecayed():
+    module = held(A_log=(8, 4))
+    module.A_log._no_weight_decay = True
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: old_style(nn.utils.weight_norm),
+         {"weight_v": ("conv", (1, 6, 36)), "weight_g": ("vector", None), "bias": ("vector", None)}),
+        (lambda: old_style(nn.utils.spectral_norm), {"weight_orig": ("conv", (1, 6, 36))}),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)),
+         {"parametrizations.weight.original0": ("vector", None), "parametrizations.weight.original1":
+          ("hidden", (1, 6, 4))}),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(4, 6, 3)),
+         {"parametrizations.weight.original1": ("conv", (1, 6, 12))}),
+        (lambda: nn.Conv1d(8, 8, 4, groups=8), {"weight": ("vector", None)}),
+        (lambda: nn.Conv1d(8, 12, 4, groups=4), {"weight": ("conv", (4, 3, 8))}),
+        (lambda: nn.Conv1d(4, 12, 4, groups=4), {"weight": ("conv", (4, 3, 4))}),
+        (lambda: nn.LSTMCell(4, 6), {"weight_ih": ("hidden", (1, 6, 4)), "weight_hh": ("hidden", (1, 6, 6))}),
+        (lambda: nn.LSTM(4, 6, proj_size=3), {"weight_ih_l0": ("hidden", (1, 6, 4)), "weight_hr_l0":
+                                             ("hidden", (1, 3, 6))}),
+        (lambda: nn.MultiheadAttention(8, 2, kdim=4, vdim=6), {"q_proj_weight": ("hidden", (1, 8, 8)),
+                                                              "k_proj_weight": ("hidden", (1, 8, 4))}),
+        (lambda: nn.Bilinear(3, 4, 5), {"weight": ("hidden", (1, 5, 12))}),
+        (lambda: nn.Bilinear(3, 4, 1), {"weight": ("hidden", (1, 3, 4))}),
+        (undecayed, {"A_log": ("vector", None)}),
+        (lambda: held(latents=(6, 8)), {"latents": ("position", None)}),
+        (lambda: held(q=(8, 2, 3), k=(8, 2, 3), o=(8, 2, 3)), {"q": ("position", None)}),
+        (lambda: held(weight=(4, 8)), {"weight": ("hidden", (1, 4, 8))}),
+        (lambda: held(gate_up=(4, 12, 8), down=(4, 8, 6), bias=(4, 12)),
+         {"gate_up": ("expert", (4, 12, 8)), "down": ("expert", (4, 8, 6)), "bias": ("vector", None)}),
+        (lambda: held(gate_up=(4, 8, 12), down=(4, 6, 8)),
+         {"gate_up": ("expert", (4, 12, 8)), "down": ("expert", (4, 8, 6))}),
+        (lambda: held(up=(4, 6, 8), down=(4, 8, 6)), {"up": ("expert", (4, 6, 8)), "down": ("expert", (4, 8, 6))}),
+    ],
+)  # fmt: skip
+def test_roles_and_matrices_by_module(make, expected):
+    """Each (count, out, in) is that of the operator of the module; None is stepped by AdamW."""
+    groups = polargrad.parameter_groups(make())
+    where = {name: (group, p) for group in groups for name, p in group["params"]}
+    for name, (role, batch) in expected.items():
+        group, p = where[name]
+        assert group["role"] == role
+        assert (group["rule"] == "polar") == (batch is not None)
+        if batch is not None:
+            view = matrix_view(p.shape, {key: group[key] for key in VIEW_OPTIONS if key in group})
+            assert view.batches[0] == batch
 
 
 def test_transposed_layouts_are_found():

@@ -151,7 +151,7 @@ def pieces_of(view: MatrixView, *, whole: bool = False) -> list[Piece]:
         return [Piece(Box((0,) * len(view.shape), view.shape), view, tuple(range(view.count)))]
     pieces = []
     batches = tuple((k // stack, m, n) for k, m, n in view.batches)
-    shape = (1, *view.shape[1:])
+    shape = (view.shape[0] // stack, *view.shape[1:])
     fields = {"stack": 1} if isinstance(view, FusedView) else {}
     single = dataclasses.replace(view, shape=shape, batches=batches, **fields)
     for i in range(stack):
@@ -159,7 +159,7 @@ def pieces_of(view: MatrixView, *, whole: bool = False) -> list[Piece]:
         for (k, _, _), (each, _, _) in zip(view.batches, batches, strict=True):
             numbers += range(first + i * each, first + (i + 1) * each)
             first += k
-        pieces.append(Piece(Box((i, *(0,) * (len(shape) - 1)), shape), single, tuple(numbers)))
+        pieces.append(Piece(Box((i * shape[0], *(0,) * (len(shape) - 1)), shape), single, tuple(numbers)))
     return pieces
 
 

@@ -23,6 +23,7 @@ from polargrad.linalg import METHODS, PolarMethod, resolve_method
 from polargrad.linalg.registry import Registry
 from polargrad.optim.adamw import AdamWRule
 from polargrad.optim.execution import default_workspace
+from polargrad.optim.matrix_view import VIEW_OPTIONS
 from polargrad.optim.update import (
     MOMENTUM_ORDERS,
     SCALES,
@@ -57,6 +58,8 @@ _GROUP_DEFAULTS: dict[str, Any] = {
     "layout": "auto",
     "split": None,
     "heads": 1,
+    "stack": 1,
+    "interleave": 1,
     "betas": (0.9, 0.95),
     "eps": 1e-8,
 }
@@ -140,7 +143,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
 }
 
 OPTIONS: dict[str, frozenset[str]] = {
-    "polar": frozenset({*_CHECKS, *_OF_GEOMETRY, "layout", "split", "heads"} - {"betas", "eps"}),
+    "polar": frozenset({*_CHECKS, *_OF_GEOMETRY, *VIEW_OPTIONS} - {"betas", "eps"}),
     "adamw": frozenset(
         {"rule", "lr", "weight_decay", "weight_decay_mode", "maximize", "on_nonfinite", "capturable", "betas", "eps"}
     ),

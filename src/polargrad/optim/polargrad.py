@@ -42,7 +42,8 @@ class PolarGrad(torch.optim.Optimizer):
 
     Args:
         params: parameters, named parameters or groups. A group may set every option below but the last two for itself,
-            and besides `layout`, `split` and `heads` (how its parameters are split into matrices, see `matrix_view`);
+            and besides those by which its parameters are split into matrices (`layout`, `stack`, `split`, `interleave`
+            and `heads`, see `matrix_view`);
             or `rule="adamw"` with `betas` and `eps`. Of the options below, an AdamW group takes lr, weight_decay,
             weight_decay_mode, maximize, on_nonfinite and capturable.
         lr: step size gamma, a number or a tensor with one element; for `scale="rms"` it is comparable with AdamW's.

@@ -1,15 +1,20 @@
-"""Parameter groups from a model: each parameter's role follows from its module and its use, never from its name."""
+"""Parameter groups from a model: a parameter's role follows from its use, or from the module that it belongs to."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from polargrad.optim.matrix_view import layout_options, matrix_view
 from polargrad.optim.options import inherited_options, plain_options
+from polargrad.optim.usage import Usage, watch
 
 __all__ = ["ROLES", "Rule", "describe_groups", "parameter_groups", "roles"]
 
@@ -48,19 +53,42 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED_CONVOLUTIONS)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+_MATRICES = ("hidden", "head", "conv", "expert")
 
 Predicate = str | type | tuple[type, ...] | Callable[[str, nn.Module, Tensor], bool]
 Rule = tuple[Predicate, "str | Mapping[str, Any]"]
 
 
+@dataclass(frozen=True)
+class _Static:
+    """What follows from the module that owns a parameter.
+
+    Args:
+        role: of `ROLES`.
+        view: options of the matrix view.
+        guess: whether nothing tells the role.
+        declared: whether the model says so itself.
+    """
+
+    role: str
+    view: dict[str, Any] = field(default_factory=dict)
+    guess: bool = False
+    declared: bool = False
+
+
 class _Parameter(NamedTuple):
-    """A trainable parameter: its first name, the modules that use it, its role and how it stores its matrices."""
+    """A trainable parameter: its first name, the modules that use it, its role and matrices, and a remark on them."""
 
     name: str
     parameter: Tensor
     modules: list[nn.Module]
     role: str
-    layout: str
+    view: dict[str, Any]
+    note: str
+    entrywise: bool
+    unknown: bool
 
 
 def _is_transposed_linear(module: nn.Module) -> bool:
@@ -69,74 +97,203 @@ def _is_transposed_linear(module: nn.Module) -> bool:
     return library is not None and isinstance(module, library.Conv1D)
 
 
-def _owned_role(module: nn.Module, p: Tensor) -> str:
-    """The role of a parameter of an unknown module, from its shape and the module's other parameters."""
-    if p.ndim < 2 or p.numel() == max(p.shape):
-        return "vector"
-    # Anything with a leading dimension of one is there to be broadcast over a batch.
-    if p.shape[0] == 1:
-        return "position"
-    if p.ndim == 2 and any(q.ndim == 3 and q.shape[0] == p.shape[0] for q in module.parameters(recurse=False)):
-        return "vector"  # one bias per expert
-    return "expert" if p.ndim == 3 else "hidden"
+def _by_module(module: nn.Module, attribute: str, p: Tensor, hints: _Hints) -> _Static | None:
+    """What a parameter is that stands for an attribute of a module; None where the module does not say."""
+    shape, weight = tuple(p.shape), attribute == "weight"
+    if weight and module in hints.heads:
+        return _Static("head", {"layout": "transposed"} if _is_transposed_linear(module) else {}, declared=True)
+    if isinstance(module, _NORMS):
+        return _Static("vector")
+    if weight and isinstance(module, _TABLES):
+        role = "position" if module in hints.positions else "embedding"
+        return _Static(role, declared=module in hints.declared)
+    if weight and isinstance(module, _CONVOLUTIONS):
+        swapped = isinstance(module, _TRANSPOSED_CONVOLUTIONS)
+        view = layout_options(p.ndim, ("io" if swapped else "oi") + "i" * (p.ndim - 2))
+        return _Static("conv", view | ({"stack": module.groups} if module.groups > 1 else {}))
+    if weight and _is_transposed_linear(module):
+        return _Static("hidden", {"layout": "transposed"})
+    if weight and isinstance(module, nn.Linear):
+        return _Static("hidden")
+    if weight and isinstance(module, nn.Bilinear):
+        # A linear map of the outer product of its inputs; with one output, that of a form x^T W y.
+        return _Static("hidden", layout_options(3, "koi" if shape[0] == 1 else "oii"))
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase) and p.ndim == 2:
+        gates = 1 if "weight_hr" in attribute else shape[0] // module.hidden_size
+        return _Static("hidden", {"split": [module.hidden_size] * gates} if gates > 1 else {})
+    if isinstance(module, nn.MultiheadAttention) and p.ndim == 2:
+        return _Static("hidden", {"split": [shape[0] // 3] * 3} if attribute == "in_proj_weight" else {})
+    return None
 
 
-def _role_and_layout(modules: Sequence[nn.Module], p: Tensor, hints: _Hints) -> tuple[str, str]:
-    """The role and layout of a parameter that `modules` use: a tied head is a head, then a lookup table is a table."""
-    # The modules whose matrix it is, and not their bias.
-    weighing = [m for m in modules if getattr(m, "weight", None) is p]
-    if hints.heads.intersection(weighing):
-        return "head", "auto"
-    tables = [m for m in weighing if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
-    if tables:
-        return ("position" if hints.positions.issuperset(tables) else "embedding"), "auto"
-    for module in weighing:
-        if isinstance(module, _CONVOLUTIONS):
-            swapped = isinstance(module, _TRANSPOSED_CONVOLUTIONS)
-            return "conv", "transposed-convolution" if swapped else "convolution"
-        if _is_transposed_linear(module):
-            return "hidden", "transposed"
-        if isinstance(module, nn.Linear):
-            return "hidden", "auto"
-    role = _owned_role(modules[0], p)
-    # transformers marks experts that are stored as (experts, in, out).
-    return role, "transposed" if role == "expert" and getattr(modules[0], "is_transposed", False) else "auto"
+def _by_shape(module: nn.Module, attribute: str, p: Tensor) -> _Static:
+    """What a parameter of an unknown module is, from its shape and the module's other parameters."""
+    shape = tuple(p.shape)
+    if p.ndim < 2 or p.numel() == max(shape) or getattr(p, "_no_weight_decay", False):
+        return _Static("vector")
+    stacks = [q for q in module.parameters(recurse=False) if q.ndim == 3 and q.shape[0] == shape[0]]
+    if p.ndim == 2 and stacks and shape[0] > 1:
+        return _Static("vector")  # one bias per expert
+    if p.ndim == 2 and attribute == "weight":
+        return _Static("hidden")
+    if p.ndim == 3 and shape[0] > 1:
+        # Experts come as maps there and back: the outputs of one are, but for two gates, the inputs of the other.
+        others = [tuple(q.shape) for q in stacks if q.shape != p.shape]
+        kept = any(other[2] == shape[1] or other[1] == shape[2] for other in others)
+        turned = bool(others) and all(_leads_back_transposed(shape, other) for other in others)
+        if attribute == "weight" or kept or turned or getattr(module, "is_transposed", False):
+            transposed = getattr(module, "is_transposed", turned)
+            return _Static("expert", {"layout": "transposed"} if transposed else {})
+    experts = [v for k, v in vars(module).items() if "num" in k and "expert" in k and isinstance(v, int) and v > 1]
+    if p.ndim == 2 and any(shape[0] % count == 0 and shape[0] > count for count in experts):
+        return _Static("expert", {"stack": experts[0]}, guess=True)
+    # A lookup table, positions, queries, or a matrix: nothing here tells.
+    return _Static("position", guess=shape[0] > 1)
 
 
-def _find(model: nn.Module) -> Iterator[_Parameter]:
-    users: dict[int, list[nn.Module]] = {}
+def _leads_back_transposed(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether (k, d, 2 f) and (k, f, d), in either order, are experts stored as (k, in, out)."""
+    wide, narrow = (a, b) if a[1:] == (b[2], 2 * b[1]) else (b, a)
+    return wide[1:] == (narrow[2], 2 * narrow[1])
+
+
+def _statically(uses: Sequence[tuple[nn.Module, str]], p: Tensor, hints: _Hints) -> _Static:
+    """What a parameter is that stands for attributes of modules: a tied head is a head, then a table is a table."""
+    found = [one for module, attribute in uses if (one := _by_module(module, attribute, p, hints))]
+    found.sort(key=lambda one: {"head": 0, "embedding": 1, "position": 1}.get(one.role, 2))
+    static = found[0] if found else _by_shape(*uses[0], p)
+    return static if _has_spectrum(p, static.role, static.view) else _Static("vector")
+
+
+def _has_spectrum(p: Tensor, role: str, view: Mapping[str, Any]) -> bool:
+    """Whether a matrix of a parameter has more than one row and column; a filter of a depthwise convolution has not."""
+    if role not in _MATRICES:
+        return True
+    return p.ndim > 1 and any(min(m, n) > 1 for _, m, n in matrix_view(p.shape, view).batches)
+
+
+def _uses(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """The modules that each parameter belongs to and the attributes that it stands for, through parametrizations."""
+    lists = {}
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            users.setdefault(id(parameter), []).append(module)
-    hints = _hints_of(model)
+        if parametrize.is_parametrized(module):
+            for attribute, originals in cast(nn.ModuleDict, module.parametrizations).items():
+                lists[originals] = (module, attribute)
+    uses: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        for attribute, p in own.items():
+            use = module, attribute
+            # Of what an attribute is computed from, the largest stands for it: not the lengths of weight normalization.
+            if module in lists:
+                use = lists[module] if p.numel() == max(q.numel() for q in own.values()) else use
+            else:
+                name = attribute.removesuffix("_v").removesuffix("_orig")
+                whole = vars(module).get(name)
+                use = (module, name) if isinstance(whole, Tensor) and whole.shape == p.shape else use
+            uses.setdefault(id(p), []).append(use)
+    return uses
+
+
+def _find(model: nn.Module, example: Any) -> Iterator[_Parameter]:
+    uses, hints = _uses(model), _hints_of(model)
+    watched = None if example is None else watch(model, example)
     for name, p in model.named_parameters():
         if p.requires_grad:
-            yield _Parameter(name, p, users[id(p)], *_role_and_layout(users[id(p)], p, hints))
+            static = _statically(uses[id(p)], p, hints)
+            usage = None if watched is None else watched.get(name)
+            modules = [module for module, _ in uses[id(p)]]
+            role, view, note = _agreed(p, static, usage, reached=watched is None or usage is not None)
+            entrywise = usage is not None and usage.role in ("position", "vector") and "looked up" not in usage.tells
+            yield _Parameter(name, p, modules, role, view, note, entrywise, usage is None and static.guess)
+
+
+def _agreed(p: Tensor, static: _Static, usage: Usage | None, *, reached: bool) -> tuple[str, dict[str, Any], str]:
+    """Role, view and remark: the use that was watched, except for what a model declares about heads and tables."""
+    if usage is None:
+        note = "its use is not known; give an example" if static.guess else ""
+        return static.role, static.view, note if reached else "not reached by the example"
+    role, view = usage.role, usage.view
+    if view is None:  # multiplied in a way that no layout spells
+        role, view = (static.role, static.view) if static.role in _MATRICES else ("position", {})
+    # A pass may not show that a table is of a vocabulary, or where the logits go; a bias of many experts is a table.
+    declared = (("embedding", "position"), ("position", "vector"), ("head", "hidden"))
+    if (static.declared and (static.role, role) in declared) or (static.role, role) == ("vector", "position"):
+        role = static.role
+    if not _has_spectrum(p, role, view):
+        role, view = "vector", {}
+    same = role == static.role or (static.guess and role not in _MATRICES)
+    if same and (role not in _MATRICES or matrix_view(p.shape, view) == matrix_view(p.shape, static.view)):
+        return role, view, ""
+    other = " ".join([static.role, *(f"{key}={value}" for key, value in static.view.items())])
+    return role, view, f"{usage.tells}; by its module alone: {other}"
 
 
 class _Hints(NamedTuple):
-    """What transformers models declare: their heads, and their lookup tables that are not of the input."""
+    """What transformers models declare: their heads, and of their lookup tables those that are not of a vocabulary."""
 
     heads: set[nn.Module]
     positions: set[nn.Module]
+    declared: set[nn.Module]
 
 
 def _hints_of(module: nn.Module) -> _Hints:
     """The hints of the module, or where it has none those of the outermost modules below it that have some."""
-    hints = _Hints(set(), set())
+    hints = _Hints(set(), set(), set())
     if not any(hasattr(module, f"get_{side}_embeddings") for side in ("output", "input")):
         for child in module.children():
-            inner = _hints_of(child)
-            hints.heads.update(inner.heads)
-            hints.positions.update(inner.positions)
+            for mine, theirs in zip(hints, _hints_of(child), strict=True):
+                mine.update(theirs)
         return hints
-    output, lookups = (_call(module, f"get_{side}_embeddings") for side in ("output", "input"))
-    if output is not None:
-        hints.heads.add(output)
-    if isinstance(lookups, nn.Embedding):
-        tables = (m for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
-        hints.positions.update(m for m in tables if m is not lookups)
+    tables: set[nn.Module] = set()
+    vocabularies: set[int] = set()
+    for part in module.modules():
+        output, lookups = (_call(part, f"get_{side}_embeddings") for side in ("output", "input"))
+        hints.heads.update(_weighing(output))
+        tables.update(_weighing(lookups))
+        config, base = getattr(part, "config", None), getattr(part, "base_model", part)
+        if config is None or not hasattr(part, "base_model_prefix"):
+            continue
+        sizes = _vocabularies(config)
+        vocabularies |= sizes
+        if isinstance(base, nn.Module) and base is not part:
+            # What stands outside of the base model and ends in its labels or in a vocabulary.
+            sizes = sizes | {getattr(config, "num_labels", None)}
+            inside = set(base.modules())
+            outside = (m for m in _weighing(part) if m not in inside and isinstance(m, nn.Linear))
+            hints.heads.update(m for m in outside if m.out_features in sizes)
+    # A table that is named as the head and shares its numbers with no linear map, beside a map of its shape.
+    maps = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    for table in [m for m in hints.heads if isinstance(m, _TABLES)]:
+        alike = [m for m in maps if m.weight.shape == table.weight.shape]
+        if alike and all(m.weight is not table.weight for m in alike):
+            hints.heads.remove(table)
+            hints.heads.update(alike)
+    hints.declared.update(m for m in module.modules() if isinstance(m, _TABLES))
+    hints.positions.update(m for m in hints.declared - tables if m.num_embeddings not in vocabularies)
     return hints
+
+
+def _weighing(module: Any) -> Iterator[nn.Module]:
+    """The linear maps and tables of a module, but for the factors that an adapter adds to one."""
+    if not isinstance(module, nn.Module):
+        return
+    if isinstance(module, (nn.Linear, *_TABLES)) or _is_transposed_linear(module):
+        yield module
+    base = getattr(module, "base_layer", None)
+    for child in [base] if isinstance(base, nn.Module) else module.children():
+        yield from _weighing(child)
+
+
+def _vocabularies(config: Any) -> set[int]:
+    """The sizes of vocabularies in a configuration of transformers and those inside it."""
+    sizes: set[int] = set()
+    for key, value in vars(config).items():
+        if hasattr(value, "to_dict"):
+            sizes |= _vocabularies(value)
+        elif "vocab" in key and "type" not in key and isinstance(value, int):
+            sizes.add(value)
+    return sizes
 
 
 def _call(model: nn.Module, method: str) -> Any:
@@ -147,25 +304,38 @@ def _call(model: nn.Module, method: str) -> Any:
         return None
 
 
-def roles(model: nn.Module) -> dict[str, str]:
+def roles(model: nn.Module, example: Any = None) -> dict[str, str]:
     """The role of every trainable parameter, by its qualified name; a shared parameter appears once.
 
-    - "embedding": the weight of an `nn.Embedding`. Where the model has several and says which is
-      the one of its input (`get_input_embeddings`), the others are "position": positions, segments, relative biases;
-      and so are bare parameters (1, ...) that are broadcast over the batch.
-    - "head": the weight of what `model.get_output_embeddings()` returns, a tied embedding included: its
-      gradients are a head's first of all, and so are the steps that it bears.
-    - "conv": convolution kernels. "expert": bare 3-D weights, one matrix per expert.
-    - "hidden": every other matrix. "vector": biases, norms, scalars, and bare parameters with one dimension above 1.
+    - "hidden": a matrix that activations are multiplied with.
+    - "head": a matrix whose product is the model's output, a tied embedding included: its gradients are a head's first
+      of all, and so are the steps that it bears.
+    - "expert": a stack of such matrices in one parameter. "conv": the kernel of a convolution.
+    - "embedding": a table that the model's input is looked up in. "position": any other table: positions, segments,
+      relative biases, latents and queries.
+    - "vector": biases, norms, scalars, decay rates: what acts entry by entry. So do matrices of one row or column, such
+      as the filters of a depthwise convolution, which have a length and no spectrum.
 
-    A head that the model does not declare counts as hidden; a rule can say otherwise.
+    With an example, one forward pass is watched and roles are what the model does with its parameters. Without one,
+    they follow from the modules that own them and from what transformers models declare (`get_input_embeddings`,
+    `get_output_embeddings`, `num_labels`). Then a head that is not declared counts as hidden, any `nn.Embedding` of an
+    undeclared model as embedding, and a bare matrix of a module that is not torch's, unless it is called `weight`, as
+    position: AdamW suits what only an example can tell.
+
+    Args:
+        model: any module.
+        example: what one call of the model takes, see `parameter_groups`.
 
     Example:
+        >>> import torch
         >>> from torch import nn
-        >>> roles(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3)))
+        >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
+        >>> roles(model)
         {'0.weight': 'embedding', '1.weight': 'hidden', '1.bias': 'vector'}
+        >>> roles(model, torch.tensor([[1, 2]]))
+        {'0.weight': 'embedding', '1.weight': 'head', '1.bias': 'vector'}
     """
-    return {found.name: found.role for found in _find(model)}
+    return {found.name: found.role for found in _find(model, example)}
 
 
 def _matches(predicate: Predicate, found: _Parameter) -> bool:
@@ -216,6 +386,7 @@ def _checked_roles(names: set[str], present: set[str], what: str) -> None:
 def parameter_groups(
     model: nn.Module,
     *,
+    example: Any = None,
     rules: Sequence[Rule] = (),
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
     partial: bool = False,
@@ -225,6 +396,10 @@ def parameter_groups(
 
     Args:
         model: any module; parameters that need no gradient are left out. A shared parameter is in one group.
+        example: what one call of the model takes: a tensor, a tuple of positional arguments, or a dict of keyword
+            arguments. One forward pass is watched, in the model's present mode and leaving it as it was, and roles,
+            layouts and the parts of fused matrices (queries, keys and values, gates) are read from what it does with
+            each parameter. What the pass does not reach keeps the role that `roles` gives without an example.
         rules: pairs (predicate, action), of which the first that matches a parameter counts. A predicate is a pattern
             for the qualified name ("*.wte.weight"), a module type or a tuple of types that own the parameter, or a
             function (name, module, parameter) -> bool. An action is a role, or a mapping of group options laid over
@@ -238,12 +413,17 @@ def parameter_groups(
             `describe_groups` shows the result; `defaults` replaces the built-in options instead.
 
     Returns:
-        Groups with named parameters and a "role"; `describe_groups` prints them.
+        Groups with named parameters and a "role"; `describe_groups` prints them, and where an example and the static
+        rules disagree.
 
     Raises:
         ValueError: a role that does not exist or that the model does not have; a rule that matches nothing or comes
-            too late; a parameter left over.
-        TypeError: a rule of another form.
+            too late; a parameter left over; an example on which the model does not run.
+        TypeError: a rule or an example of another form.
+
+    Warns:
+        UserWarning: a rule takes polar steps with a parameter that the example shows to be used entry by entry, or the
+            example does not reach a parameter of which nothing else is known.
 
     Example:
         >>> from torch import nn
@@ -252,7 +432,7 @@ def parameter_groups(
         >>> [(g["role"], g["rule"], len(g["params"])) for g in groups]
         [('hidden', 'polar', 1), ('embedding', 'adamw', 1), ('head', 'polar', 1), ('vector', 'adamw', 2)]
     """
-    found = list(_find(model))
+    found = list(_find(model, example))
     rules = [(predicate, {"role": then} if isinstance(then, str) else dict(then)) for predicate, then in rules]
     chosen = _assign(found, rules, partial)
     _checked_roles({then["role"] for _, then in rules if "role" in then}, set(ROLES), " in a rule")
@@ -268,18 +448,36 @@ def parameter_groups(
             f"no options for {', '.join(left_over[:8])}{' and others' if len(left_over) > 8 else ''}; give those of "
             f"{', '.join(missing)} in defaults or by keyword"
         )
-    groups: dict[tuple[int, int, str], dict[str, Any]] = {}
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for f, rule, extra, role in zip(found, chosen, own, final, strict=True):
-        key = (ROLES.index(role), len(rules) if rule is None else rule, f.layout)
+        key = (ROLES.index(role), len(rules) if rule is None else rule, repr(sorted(f.view.items())))
         if key not in groups:
             merged: dict[str, Any] = dict(table.get(role, {}))
             for own_options in (dict(options.get(role, {})), dict(extra)):
                 plain_options(own_options)
                 merged = {**inherited_options(own_options, merged), **own_options}
-            layout = {"layout": f.layout} if merged.get("rule", "polar") == "polar" and f.layout != "auto" else {}
-            groups[key] = {"params": [], **layout, **merged, "role": role}
+            view = f.view if merged.get("rule", "polar") == "polar" else {}
+            groups[key] = {"params": [], **view, **merged, "role": role}
         groups[key]["params"].append((f.name, f.parameter))
-    return [groups[key] for key in sorted(groups)]
+        if f.entrywise and groups[key].get("rule", "polar") == "polar":
+            _warn(f"a rule takes polar steps with {f.name}, which the example shows to be used entry by entry")
+    unknown = [f.name for f, rule in zip(found, chosen, strict=True) if f.unknown and rule is None]
+    if example is not None and unknown:
+        _warn(f"the example does not reach {', '.join(unknown[:8])}, whose use nothing else tells; AdamW steps them")
+    notes = {f.name: f.note for f in found if f.note}
+    return ParameterGroups([groups[key] for key in sorted(groups)], notes)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=3)
+
+
+class ParameterGroups(list[dict[str, Any]]):
+    """Parameter groups, with a remark on each parameter whose role an example has changed or could not tell."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], notes: Mapping[str, str]) -> None:
+        super().__init__(groups)
+        self.notes = dict(notes)
 
 
 def describe_groups(groups: Sequence[Mapping[str, Any]]) -> str:
@@ -316,6 +514,11 @@ def describe_groups(groups: Sequence[Mapping[str, Any]]) -> str:
         for shape, names in shapes.items():
             lines.append(f"    {shape}  {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
     lines.append(f"{'total':{width}}  {tensors} tensors  {numbers:,} numbers")
+    said: dict[str, list[str]] = {}
+    for name, note in getattr(groups, "notes", {}).items():
+        said.setdefault(note, []).append(name)
+    for note, names in said.items():
+        lines.append(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {note}")
     return "\n".join(lines)
 
 

@@ -161,8 +161,8 @@ class PolarRule:
         momentum_dtype: of the momentum buffer; None is the parameter's own.
         capturable: whether the host reads nothing from the device, on a CPU too.
         workspace: bound in bytes on what a step holds besides weights, gradients and state.
-        options: the plain options that the others were resolved from; `layout`, `split` and `heads` say how parameters
-            are split into matrices.
+        options: the plain options that the others were resolved from; those of `matrix_view` say how parameters are
+            split into matrices.
     """
 
     geometry: Geometry

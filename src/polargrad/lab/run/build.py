@@ -20,6 +20,7 @@ from polargrad.lab.train.progress import tokenization_progress
 from polargrad.linalg import METHODS
 from polargrad.linalg.registry import Registry
 from polargrad.optim import parameter_groups
+from polargrad.optim.matrix_view import VIEW_OPTIONS
 from polargrad.optim.roles import roles
 from polargrad.outside import origin
 
@@ -224,7 +225,7 @@ def build_optimizer(spec: RunSpec, module: torch.nn.Module, process_group: Any =
     for group in groups:
         chosen = spec.optimizer[group["role"]]
         # How the weights are stored is a fact of the model and not a default; AdamW has no use for it.
-        facts = ("params", "role", "layout") if chosen.get("rule", "polar") == "polar" else ("params", "role")
+        facts = ("params", "role", *VIEW_OPTIONS) if chosen.get("rule", "polar") == "polar" else ("params", "role")
         built.append({**{key: group[key] for key in facts if key in group}, **chosen})
     return make_optimizer(built, process_group)
 

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from polargrad.lab.train.checkpoint import check_plain
 from polargrad.linalg.registry import Registry, unknown_name
 from polargrad.optim import PolarGrad
+from polargrad.optim.matrix_view import VIEW_OPTIONS
 from polargrad.optim.options import OPTIONS
 
 __all__ = ["OPTIMIZERS", "CombinedOptimizer", "build_optimizer", "is_optimizer", "outside_rules"]
@@ -36,7 +37,7 @@ OPTIMIZERS: Registry[type[Optimizer]] = Registry(
 )
 OURS = ("polar", "adamw")
 # What a group says of its parameters, which other optimizers have no use for.
-_FACTS = ("params", "param_names", "role", "layout", "split", "heads", "rule")
+_FACTS = ("params", "param_names", "role", *VIEW_OPTIONS, "rule")
 # Entries of a parameter that a trial is made with, in each dimension, and its steps before and after a checkpoint.
 _TRIAL, _STEPS = 6, 4
 

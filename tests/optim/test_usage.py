@@ -1,0 +1,216 @@
+"""What a watched forward pass tells of parameters, against the formulas of the modules."""
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import polargrad
+from polargrad.optim.matrix_view import VIEW_OPTIONS, matrix_view
+from polargrad.optim.roles import roles
+from polargrad.optim.usage import watch
+from tests.optim.used_modules import CASES, Attention, D, Formula, Tables, tokens, vectors
+
+
+def _build(case, seed=0):
+    torch.manual_seed(seed)
+    model, example = case.make(), case.example()
+    model(**example) if isinstance(example, dict) else model(*example) if isinstance(example, tuple) else model(example)
+    return model, example
+
+
+def _matrices(group, p):
+    view = matrix_view(p.shape, {key: group[key] for key in VIEW_OPTIONS if key in group})
+    return [matrix for batch in view.split(p.detach()) for matrix in batch]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_roles_and_matrices_are_those_of_the_formula(case):
+    model, example = _build(case)
+    p = model.get_parameter(case.name)
+    for seen, role in ((example, case.role), (None, case.static or case.role)):
+        groups = polargrad.parameter_groups(model, example=seen)
+        (group,) = (one for one in groups if case.name in dict(one["params"]))
+        assert group["role"] == role
+        assert (group["rule"] == "polar") == (role not in ("embedding", "position", "vector"))
+        if seen is not None:
+            assert (group["rule"] == "polar") == (case.matrices is not None)
+            if case.matrices is not None:
+                # In any order: each has a factor of its own.
+                found = _matrices(group, p)
+                expected = case.matrices(p.detach())
+                assert sorted(m.shape for m in found) == sorted(m.shape for m in expected)
+                assert all(any(torch.equal(m, e) for e in expected if e.shape == m.shape) for m in found)
+    polargrad.PolarGrad(groups)
+
+
+def test_a_fused_layer_is_stepped_as_its_parts_alone():
+    """Queries, keys and values in one matrix, and in three with the same numbers, take the same steps."""
+    torch.manual_seed(0)
+    fused = Attention("heads").double()
+    parts = [nn.Parameter(W.clone()) for W in CASES["fused attention, heads"].matrices(fused.qkv.weight.detach())]
+    options = {"hidden": {"lr": 0.1, "scale": "spectral", "method": "svd", "momentum": 0.9}}
+    groups = polargrad.parameter_groups(fused, example=vectors().double(), **options)
+    together = polargrad.PolarGrad(groups)
+    alone = polargrad.PolarGrad(parts, **options["hidden"], nesterov=True)
+    for _ in range(3):
+        x = vectors().double()
+        loss = fused(x).square().mean()
+        together.zero_grad()
+        loss.backward()
+        for p, g in zip(parts, CASES["fused attention, heads"].matrices(fused.qkv.weight.grad), strict=True):
+            p.grad = g.clone()
+        together.step()
+        alone.step()
+    for p, W in zip(parts, CASES["fused attention, heads"].matrices(fused.qkv.weight.detach()), strict=True):
+        torch.testing.assert_close(p.detach(), W, rtol=1e-12, atol=1e-12)
+
+
+class Changing(nn.Module):
+    """Changes all that a forward pass can change."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(11, D, max_norm=0.1)
+        self.norm, self.drop = nn.BatchNorm1d(D), nn.Dropout(0.5)
+        self.layer = nn.utils.parametrizations.spectral_norm(nn.Linear(D, D))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, ids):
+        self.seen = self.seen + 1
+        noise = random.random() + np.random.random()  # noqa: NPY002
+        return self.layer(self.drop(self.norm(self.table(ids).transpose(1, 2)).transpose(1, 2))) + noise
+
+
+def test_the_model_and_every_random_state_stay_as_they_were():
+    model, ids = Changing(), tokens()
+    model.table.weight.grad = torch.ones_like(model.table.weight)
+    seen, gradient = model.seen, model.table.weight.grad
+    before = {name: t.clone() for name, t in model.state_dict(keep_vars=True).items()}
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    modes = [module.training for module in model.modules()]
+    assert roles(model, ids)["table.weight"] == "embedding"
+    after = model.state_dict(keep_vars=True)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert model.seen is seen
+    assert model.table.weight.grad is gradient
+    assert torch.equal(gradient, torch.ones_like(gradient))
+    assert all(p.grad is None for name, p in model.named_parameters() if name != "table.weight")
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])  # noqa: NPY002
+    assert [module.training for module in model.modules()] == modes
+    # The control: a plain pass does change them.
+    model(ids)
+    assert not torch.equal(before["table.weight"], model.table.weight)
+    assert not torch.equal(before["norm.running_mean"], model.norm.running_mean)
+
+
+@pytest.mark.parametrize("name", ["fused attention, heads", "LSTM, states", "experts, interleaved", "spectral norm"])
+def test_a_model_on_the_meta_device_shows_the_same(name):
+    model, example = _build(CASES[name])
+    with torch.device("meta"):
+        watched = watch(model.to("meta"), example)
+    assert watched == watch(_build(CASES[name])[0], example)
+
+
+def test_wrappers_autocast_and_checkpoints_hide_nothing():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Attention("heads")
+
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=True)
+
+    plain = watch(Attention("heads"), vectors())
+    assert watch(Outer(), vectors()) == {f"inner.{name}": usage for name, usage in plain.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert watch(Attention("heads"), vectors()) == plain
+
+
+def test_a_model_that_takes_gradients_itself():
+    class Forces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, 2))
+
+        def forward(self, x):
+            x = x.requires_grad_()
+            return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+    assert {watch(Forces(), vectors())[f"energy.{i}.weight"].role for i in (0, 2)} == {"hidden"}
+
+
+def test_what_the_example_does_not_reach_says_so_and_keeps_its_static_role():
+    class Partial(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle, self.bare = nn.Linear(D, 3), nn.Linear(D, 3), nn.Parameter(torch.randn(4, D))
+
+        def forward(self, x):
+            return self.used(x)
+
+    with pytest.warns(UserWarning, match="does not reach bare"):
+        groups = polargrad.parameter_groups(Partial(), example=vectors())
+    found = {name: group["role"] for group in groups for name, _ in group["params"]}
+    assert found == {"used.weight": "head", "idle.weight": "hidden", "bare": "position"} | dict.fromkeys(
+        ("used.bias", "idle.bias"), "vector"
+    )
+    table = polargrad.describe_groups(groups)
+    assert "idle.weight and 2 more: not reached by the example" in table or "not reached by the example" in table
+    assert "used.weight: multiplied into the output; by its module alone: hidden" in table
+
+
+def test_rules_win_over_what_was_watched_and_a_polar_step_of_a_table_of_positions_warns():
+    groups = polargrad.parameter_groups(Tables(), example=tokens(), rules=[("tokens.weight", "position")])
+    assert [g["role"] for g in groups if "tokens.weight" in dict(g["params"])] == ["position"]
+    with pytest.warns(UserWarning, match="polar steps with A_log, which the example shows to be used entry by entry"):
+        groups = polargrad.parameter_groups(Tables(), example=tokens(), rules=[("A_log", "hidden")])
+    assert [g["rule"] for g in groups if "A_log" in dict(g["params"])] == ["polar"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        polargrad.parameter_groups(Tables(), rules=[("A_log", "hidden")])
+
+
+def test_a_static_guess_is_named():
+    assert "bare and 3 more: its use is not known; give an example" in polargrad.describe_groups(
+        polargrad.parameter_groups(Tables())
+    )
+
+
+@pytest.mark.parametrize(
+    ("example", "error", "message"),
+    [
+        (3, TypeError, "example must be a tensor, a tuple or list of positional arguments, or a dict.*got int"),
+        (torch.randn(2, 7), ValueError, "does not run on this example .RuntimeError.*one call of the model takes"),
+        ({"y": torch.randn(2, D)}, ValueError, "does not run on this example .TypeError"),
+    ],
+)
+def test_examples_that_do_not_run(example, error, message):
+    model = nn.Sequential(nn.Linear(D, 3))
+    with pytest.raises(error, match=message):
+        polargrad.parameter_groups(model, example=example)
+
+
+def test_a_meta_model_that_branches_on_values():
+    model = Formula({"W": (D, D)}, lambda m, x: x @ m.W if x.sum() > 0 else x).to("meta")
+    with pytest.raises(ValueError, match="on the meta device it cannot branch on values"):
+        watch(model, vectors())
+
+
+def test_keyword_arguments_and_the_positions_among_them():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.places, self.head = nn.Embedding(11, D), nn.Embedding(9, D), nn.Linear(D, 11)
+
+        def forward(self, input_ids, position_ids=None):
+            return self.head(self.words(input_ids) + self.places(position_ids))
+
+    found = roles(Model(), {"input_ids": tokens(), "position_ids": torch.arange(5)})
+    assert (found["words.weight"], found["places.weight"], found["head.weight"]) == ("embedding", "position", "head")
