@@ -413,6 +413,23 @@ def test_fake_tensors_have_factors_and_gradients(method, shape):
 
 
 @traced
+def test_a_graph_confines_a_non_finite_matrix_as_eager_does():
+    A = torch.stack([torch.eye(3), torch.full((3, 3), math.nan), torch.eye(3)])
+
+    def gradient(part, wrap):
+        torch._dynamo.reset()
+        B = A.clone().requires_grad_()
+        wrap(lambda A: sum(M[part].sum() for M in polar(A, "svd")[:2]))(B).backward()
+        return B.grad
+
+    compiled = lambda f: torch.compile(f, fullgraph=True, backend="aot_eager")  # noqa: E731
+    for part in (slice(0, 1), slice(0, 2)):
+        ours = gradient(part, compiled)
+        assert torch.allclose(ours, gradient(part, lambda f: f), atol=1e-6, equal_nan=True)
+        assert bool(ours[1].isnan().any()) == (part.stop == 2)
+
+
+@traced
 def test_a_graph_gives_nan_where_it_cannot_raise():
     torch._dynamo.reset()
     A = torch.stack([torch.eye(3), torch.zeros(3, 3)]).requires_grad_()

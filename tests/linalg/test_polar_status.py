@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch._dynamo  # which remembers torch.compiler.is_compiling as it finds it: before it is patched
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from polargrad.linalg import (

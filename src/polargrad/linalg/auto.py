@@ -19,12 +19,14 @@ from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, chec
 from polargrad.linalg.polar_express import PolarExpress
 from polargrad.linalg.qdwh import QDWH
 from polargrad.linalg.svd import SVD
+from polargrad.linalg.tall import TALL
 
 __all__ = ["Auto", "Choice"]
 
-# Up to so many columns one SVD of LAPACK costs less than the calls of the other methods: each of a batch, and a single
-# matrix, which cannot share them (benchmarks/small.py).
-_SMALL, _SMALL_ALONE = 24, 192
+# Up to so many columns one SVD of LAPACK costs less than the calls of other methods (benchmarks/small.py): of a single
+# matrix, of one that is not tall, and, as far as these outweigh it, of a few small ones.
+_SMALL_ALONE, _SMALL_SQUARE = 192, 256
+_EIGENVALUES, _FEW = 48, 8
 # From this ratio of rows to columns on, full accuracy costs less on a GPU than float32 polynomials (benchmarks/gpu.py).
 _TALL_ON_DEVICE = 2
 # ... but not of a matrix with so many rows per column and so many entries, in single precision.
@@ -53,8 +55,8 @@ class Choice:
 class Auto(PolarMethod):
     """The cheapest algorithm that reaches the asked accuracy for this shape, dtype and device.
 
-    Full accuracy is the partial isometry at any condition number and rank: singular values above 4 eps sigma_max go
-    to 1, the others to 0 (on a GPU and under torch.compile, where nothing may depend on the data: to somewhere in
+    Full accuracy is the partial isometry at any condition number and rank: singular values above 4 eps sigma_max (in
+    double precision n / 4 eps) go to 1, those at the level of rounding to 0 (on a GPU and under torch.compile, where nothing may depend on the data: to somewhere in
     [0, 1]). A number a asks that the singular values of A at or above `sigma_floor` * ||A||_F end within
     a of 1, and allows polynomial methods, which need only products. The choice depends on nothing else, least of all on
     the values in A, so that it can be asked beforehand: see `explain`.
@@ -117,7 +119,10 @@ class Auto(PolarMethod):
             return Choice(QDWH(), "double precision, where Halley steps by QR cost less than an SVD off the CPU")
         m, n = max(shape[-2:]), min(shape[-2:])
         by_gram = single and m >= _TALL * n and m * n >= _MANY
-        if n <= (_SMALL_ALONE if math.prod(shape[:-2]) == 1 else _SMALL) and not by_gram:
+        count, square = math.prod(shape[:-2]), m < TALL * n
+        alone = count == 1 and n <= _SMALL_ALONE
+        few = count * n < _FEW * _EIGENVALUES and n <= _EIGENVALUES
+        if not by_gram and (alone or few or (square and (count == 1 or n > _EIGENVALUES) and n <= _SMALL_SQUARE)):
             return Choice(SVD(), "few columns, where one LAPACK call is the cheapest")
         if single:
             reason = "single precision, whose Gram matrix in double precision is exact enough"

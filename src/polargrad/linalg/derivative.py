@@ -385,9 +385,11 @@ def confine(M: Tensor, finite: Tensor, fill: float) -> Tensor:
     What is zero in the cotangent of such a matrix stays zero, so that it touches nothing from outside of a loss; the
     rest becomes NaN.
     """
-    if torch.compiler.is_compiling():  # a trace of the functions below instantiates them, which torch deprecates
-        return torch.where(finite[:, None, None], M, fill)
-    return _TransformableConfine.apply(M, finite, fill)
+    if not torch.compiler.is_compiling():
+        return _TransformableConfine.apply(M, finite, fill)
+    # A trace of a function instantiates it, which torch deprecates: not where no gradient is asked.
+    recorded = M.requires_grad and torch.is_grad_enabled()
+    return _Confine.apply(M, finite, fill) if recorded else torch.where(finite[:, None, None], M, fill)
 
 
 class _Confine(Function):

@@ -36,6 +36,9 @@ _EXTRA_STEPS = 6
 _RANK_MARGIN = 2.0
 # From this ratio of rows to columns on, a sketch of 4 n rows is cheap beside the Gram matrix.
 _SKETCH_FROM = 20
+# Batches of matrices that are not tall with at most so many columns go by eigenvalues, and tall ones by fewer columns:
+# one call of LAPACK for each costs less than the calls of the iteration for all (benchmarks/small.py).
+_EIGENVALUES, _EIGENVALUES_TALL = 48, 24
 # Batches of matrices with at least this many columns are taken one by one, so that each stays in the cache.
 _ONE_BY_ONE = 192
 # Of the singular values of a usual square matrix, relative to the largest; the operations are counted for it.
@@ -82,10 +85,10 @@ class DoubleGram(PolarMethod):
     P comes from the Halley iteration, whose bounds are estimated from G and checked at the end.
 
     Args:
-        cutoff: relative to the largest singular value; singular values at or below it are left out. None is 4 eps of
-            the working dtype, 4.8e-7. Rounding a matrix of rank r to float32 perturbs it by at most
-            eps / 2 ||X||_F <= eps sqrt(r) / 2 ||X||_2, and by far less than that in the spectral norm unless all
-            rounding errors conspire, so that null directions stay below the cut-off.
+        cutoff: relative to the largest singular value; singular values at or below it are left out. None is
+            eps sqrt(n) / 2 of the working dtype, at most 4 eps, 4.8e-7. Rounding a matrix of rank r to float32 perturbs
+            it by at most eps / 2 ||X||_F <= eps sqrt(r) / 2 ||X||_2, and by far less than that in the spectral norm of
+            a large one unless all rounding errors conspire, so that null directions stay below the cut-off.
 
     Source: Yamazaki, Tomov, Dongarra (2015) for the mixed-precision Gram matrix; Nakatsukasa, Bai, Gygi (2010) for
         the iteration.
@@ -103,6 +106,8 @@ class DoubleGram(PolarMethod):
     def iterate(self, X: Tensor) -> IterationResult:
         if X.dtype not in (torch.float32, torch.complex64):
             raise TypeError(f"{type(self).__name__} is for float32 or complex64 work, got {X.dtype}; use 'svd'")
+        if X.shape[0] > 1 and X.shape[-1] <= (_EIGENVALUES_TALL if is_tall(X) else _EIGENVALUES):
+            return IterationResult(self._by_eigenvalues(X, gram(X, double_precision(X.dtype))), steps=1)
         if X.shape[0] == 1 or X.shape[-1] < _ONE_BY_ONE:
             return self._by_rank(X)
         parts = [self._by_rank(x[None]) for x in X]
@@ -118,8 +123,8 @@ class DoubleGram(PolarMethod):
         halley = halley_operations(n, n, _TYPICAL_LOWER_BOUND, work)
         return reduction + halley + operations.product(n, n) / 2 + operations.product(m, n)
 
-    def _cutoff(self, dtype: torch.dtype) -> float:
-        return 4 * torch.finfo(dtype).eps if self.cutoff is None else self.cutoff
+    def _cutoff(self, X: Tensor) -> float:
+        return torch.finfo(X.dtype).eps * min(4.0, X.shape[-1] ** 0.5 / 2) if self.cutoff is None else self.cutoff
 
     def _by_rank(self, X: Tensor) -> IterationResult:
         """Sort the matrices of a batch on the CPU by whether they have full rank beyond doubt."""
@@ -127,7 +132,7 @@ class DoubleGram(PolarMethod):
             done = self._from_sketch(X)
             if done is not None:
                 return done
-        known = self._spectrum(gram(X, double_precision(X.dtype)))
+        known = self._spectrum(gram(X, double_precision(X.dtype)), self._cutoff(X))
         if bool(known.full.all()):
             return self._full_rank(X, known)
         if not bool(known.full.any()):
@@ -138,14 +143,14 @@ class DoubleGram(PolarMethod):
         U[full], U[~full] = done.unitary, self._by_eigenvalues(X[~full], known.G[~full])
         return IterationResult(U, steps=done.steps)
 
-    def _spectrum(self, G: Tensor) -> _Spectrum:
+    def _spectrum(self, G: Tensor, cutoff: float) -> _Spectrum:
         R, info = cholesky(G)
         largest, smallest = largest_eigenvalue(G).sqrt(), smallest_eigenvalue(R).sqrt()
         bound = (_UPPER_MARGIN * torch.where(largest > 0, largest, 1.0)).square()[:, None, None]
         M = (G / -bound).to(torch.complex64 if G.is_complex() else torch.float32)
         M.diagonal(dim1=-2, dim2=-1).add_(1.0)
         largest = torch.where(is_positive_definite(M), largest, gram_norm_bound(G))
-        full = (info == 0) & (smallest > _RANK_MARGIN * self._cutoff(torch.float32) * largest)
+        full = (info == 0) & (smallest > _RANK_MARGIN * cutoff * largest)
         return _Spectrum(G, R, largest, smallest, full)
 
     def _full_rank(self, X: Tensor, known: _Spectrum) -> IterationResult:
@@ -173,14 +178,15 @@ class DoubleGram(PolarMethod):
 
     def _from_sketch(self, X: Tensor) -> IterationResult | None:
         """The second way with R from a sketch of one X; None where X is too well or ill conditioned, or R too poor."""
-        sketched = self._spectrum(gram(sketch(X), double_precision(X.dtype)))
-        if not self._cutoff(X.dtype) < sketched.ratio() < 1.0 / _WELL_CONDITIONED:
+        cutoff = self._cutoff(X)
+        sketched = self._spectrum(gram(sketch(X), double_precision(X.dtype)), cutoff)
+        if not cutoff < sketched.ratio() < 1.0 / _WELL_CONDITIONED:
             return None
         Y, S = preconditioned_qr(X, sketched.R)
-        if not self._spectrum(S.mH @ S).ratio() * _WELL_CONDITIONED > 1.0:
+        if not self._spectrum(S.mH @ S, cutoff).ratio() * _WELL_CONDITIONED > 1.0:
             return None
         T = (S.to(sketched.R.dtype) @ sketched.R).mH.to(X.dtype)
-        known = self._spectrum(gram(T, sketched.R.dtype))
+        known = self._spectrum(gram(T, sketched.R.dtype), cutoff)
         if not bool(known.full.all()):
             return None
         P, steps = polar_by_halley(T, known.lower(), size=known.size(), G=known.G, extra_steps=_EXTRA_STEPS)
@@ -191,7 +197,7 @@ class DoubleGram(PolarMethod):
     def _by_eigenvalues(self, X: Tensor, G: Tensor) -> Tensor:
         values, V = torch.linalg.eigh(G)
         sigma = values.clamp_min(0.0).sqrt()
-        kept = sigma > self._cutoff(X.dtype) * sigma[:, -1:]
+        kept = sigma > self._cutoff(X) * sigma[:, -1:]
         first = int((~kept).all(0).sum())  # eigenvalues ascend: leave out what no matrix of the batch keeps
         sigma, kept, V = sigma[:, first:], kept[:, first:], V[:, :, first:]
         B = product(X, V * torch.where(kept, 1.0 / torch.where(kept, sigma, 1.0), 0.0)[:, None, :])
