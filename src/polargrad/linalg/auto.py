@@ -56,10 +56,10 @@ class Auto(PolarMethod):
     """The cheapest algorithm that reaches the asked accuracy for this shape, dtype and device.
 
     Full accuracy is the partial isometry at any condition number and rank: singular values above 4 eps sigma_max (in
-    double precision n / 4 eps) go to 1, those at the level of rounding to 0 (on a GPU and under torch.compile, where nothing may depend on the data: to somewhere in
-    [0, 1]). A number a asks that the singular values of A at or above `sigma_floor` * ||A||_F end within
-    a of 1, and allows polynomial methods, which need only products. The choice depends on nothing else, least of all on
-    the values in A, so that it can be asked beforehand: see `explain`.
+    double precision n / 4 eps) go to 1, those at the level of rounding to 0 (on a GPU and under torch.compile, where
+    nothing may depend on the data: to somewhere in [0, 1]). A number a asks that the singular values of A at or above
+    `sigma_floor` * ||A||_F end within a of 1, and allows polynomial methods, which need only products. The choice
+    depends on nothing else, least of all on the values in A, so that it can be asked beforehand: see `explain`.
 
     Args:
         accuracy: "full", or a number in (0, 1).

@@ -35,7 +35,7 @@ class SVD(PolarMethod):
     """
 
     name: ClassVar[str] = "svd"
-    peak_memory: ClassVar[float] = 6.0
+    peak_memory: ClassVar[float] = 11.0
     cutoff: float | None = None
 
     def __post_init__(self) -> None:
