@@ -3,6 +3,6 @@
 A plain loop and accelerate need no bridge: `PolarGrad` is a `torch.optim.Optimizer`.
 """
 
-from polargrad.integrations import lightning, torchtitan, transformers
+from polargrad.integrations import lightning, skorch, torchtitan, transformers
 
-__all__ = ["lightning", "torchtitan", "transformers"]
+__all__ = ["lightning", "skorch", "torchtitan", "transformers"]

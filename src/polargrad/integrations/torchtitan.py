@@ -1,13 +1,14 @@
 """A torchtitan-style optimizer: one `PolarGrad` for each model part in one container, with a flat state by name.
 
-Written to the contract that torchtitan publishes for `OptimizersContainer` and `LRSchedulersContainer`; it is not
-imported.
+Written to the contract of torchtitan 0.3.0's `OptimizersContainer` and `LRSchedulersContainer`, which is imported only
+by `optimizer_config`. Its own schedulers run over this container too.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +19,13 @@ from polargrad.lab.train import lr_scheduler
 from polargrad.optim import PolarGrad, parameter_groups
 from polargrad.optim.roles import Rule
 
-__all__ = ["LRSchedulersContainer", "OptimizersContainer", "build_lr_schedulers", "build_optimizers"]
+__all__ = [
+    "LRSchedulersContainer",
+    "OptimizersContainer",
+    "build_lr_schedulers",
+    "build_optimizers",
+    "optimizer_config",
+]
 
 
 class OptimizersContainer(torch.optim.Optimizer):
@@ -74,6 +81,9 @@ class OptimizersContainer(torch.optim.Optimizer):
         """Reset the gradients of every part."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=set_to_none)
+
+    def init_cache_state_dict(self) -> None:
+        """Nothing: torchtitan asks it of every container, for its fault-tolerant one, which keeps a state dict."""
 
     def state_dict(self) -> dict[str, Any]:
         """The flat state of all parts, complete before the first step too, as `torch.distributed.checkpoint` wants."""
@@ -195,6 +205,43 @@ def build_optimizers(
     return OptimizersContainer(model_parts, [PolarGrad(groups) for groups in parts])
 
 
+def optimizer_config(
+    *,
+    rules: Sequence[Rule] = (),
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Mapping[str, Any],
+) -> Any:
+    """The `optimizer` of a torchtitan `Trainer.Config`, whose `build(model_parts=...)` is `build_optimizers`.
+
+    torchtitan's learning rates multiply those of every role by its schedule::
+
+        config = llama3_debugmodel()
+        config.optimizer = optimizer_config(rules=[("output.weight", "head")], hidden={"lr": 0.02})
+
+    Args:
+        rules: as of `build_optimizers`, and so are the others.
+        defaults: options per role instead of the built-in ones.
+        **options: a mapping of group options per role.
+
+    Raises:
+        ImportError: torchtitan is not installed.
+    """
+    from torchtitan.components.optimizer import OptimizersContainer as Theirs  # pyright: ignore[reportMissingImports]
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Theirs.Config):
+        """PolarGrad for every model part."""
+
+        rules: Sequence[Rule] = ()
+        defaults: Mapping[str, Mapping[str, Any]] | None = None
+        options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+        def build(self, *, model_parts: Sequence[nn.Module]) -> OptimizersContainer:
+            return build_optimizers(model_parts, rules=self.rules, defaults=self.defaults, **self.options)
+
+    return Config(rules=rules, defaults=defaults, options=options)
+
+
 class LRSchedulersContainer:
     """A `LambdaLR` for each optimizer of a container, moved on, saved and loaded as one.
 
@@ -214,6 +261,20 @@ class LRSchedulersContainer:
 
     def __len__(self) -> int:
         return len(self.schedulers)
+
+    def get_metrics(self) -> dict[str, float]:
+        """The current rates for a log: lr/ROLE of each group; groups of one role and rate are one entry.
+
+        Groups of one role with different rates are told apart by a number, as are those without a role.
+        """
+        found: dict[str, float] = {}
+        for scheduler in self.schedulers:
+            groups = scheduler.optimizer.param_groups
+            for position, (group, rate) in enumerate(zip(groups, scheduler.get_last_lr(), strict=True)):
+                key = f"lr/{group.get('role', position)}"
+                if found.setdefault(key, float(rate)) != float(rate):
+                    found[f"{key}/{position}"] = float(rate)
+        return found
 
     def step(self) -> None:
         """Move on by one step."""
