@@ -49,7 +49,7 @@ FORMAT = 1
 # The track's threshold of .004 on the loss at a standard deviation of .0013 between its runs.
 SIGMAS = 0.004 / 0.0013
 
-# A run of 128 steps of 2,048 tokens takes about 15 seconds on one core, of 16,384 about two minutes.
+# A step of 2,048 tokens takes about .09 seconds on one core of a Xeon with AVX-512, one of 16,384 about .75.
 MINI = LanguageModel(hidden_size=96, layers=2, heads=3, vocabulary=1024, sequence=64)
 WARMUP = 5
 
@@ -121,7 +121,7 @@ class Protocol:
     documents: int = 0
     seeds: tuple[int, ...] = tuple(range(101, 109))
     search_seed: int = 1
-    runs: int = 24
+    runs: int = 16
     baseline: str = "muon+adamw"
     evaluations: int = 32
 
