@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.distributed.layouts import layouts_of
-from tests.distributed.variants import FEW, VARIANTS, distances, momentum_moves, on_layout
+from tests.distributed.variants import FEW, VARIANTS, distances, momentum_moves, on_layout, whitening_changes
 from tests.distributed.worlds import spawn
 
 STEPS = 20
@@ -56,6 +56,15 @@ def test_half_precision(tmp_path):
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_variant_on_every_layout(world, dtype, tmp_path):
     _check(world, tmp_path, list(VARIANTS), layouts_of(world), dtype, timeout=3600.0)  # four ranks on a busy machine
+
+
+def test_whitening_that_is_turned_on_or_off_later(tmp_path):
+    for result in spawn(2, tmp_path, whitening_changes):
+        assert result is not None
+        assert result[0] == "returned", result[1]
+        said, owners = result[1]
+        assert "whitening was turned on for a parameter of shape (3, 4, 4) after the ranks had divided the work" in said
+        assert owners[0] == owners[1]
 
 
 def test_momentum_in_parts_can_be_loaded_as_a_whole(tmp_path):

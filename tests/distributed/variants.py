@@ -173,3 +173,29 @@ def momentum_moves(rank, world):
         alone.grad = gradient
         single.step()
     return held, float((weights - alone.detach()).abs().max())
+
+
+def whitening_changes(rank, world):
+    """What is said when whitening is turned on late; it is turned off; and the owners before and after a new group."""
+
+    def made(whitening):
+        stacks = [torch.nn.Parameter(torch.ones(3, 4, 4, dtype=torch.float64)) for _ in range(3)]
+        for p in stacks:
+            p.grad = torch.randn(p.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        return stacks, polargrad.PolarGrad(stacks, method="svd", whitening=whitening, **arguments_of("ddp"))
+
+    _, late = made(None)
+    late.param_groups[0]["whitening"] = "two-sided"
+    said = ""
+    try:
+        late.step()
+    except ValueError as error:
+        said = str(error)
+    stacks, optimizer = made("two-sided")
+    optimizer.step()
+    owners = [[optimizer.executor.owns(p) for p in stacks]]
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(64, 64, dtype=torch.float64))]})
+    owners.append([optimizer.executor.owns(p) for p in stacks])
+    optimizer.param_groups[0]["whitening"] = None
+    optimizer.step()
+    return said, owners

@@ -89,6 +89,7 @@ class ManyProcesses(Executor):
         self._strategies = choose_strategies(polar)
         owned = [one for one in polar if self._strategies[one.parameter] is Strategy.OWNER]
         self._owners = assign_owners(owned, len(ranks))
+        self._whole = {one.parameter for one in polar if one.whole}
         for p, _, options in named:
             if shard_momentum and p in self._owners and not _is_distributed(p):
                 self._momentum_layouts[p] = self._layout_in_rows(self._layouts[p], options)
@@ -258,6 +259,11 @@ class ManyProcesses(Executor):
 
     def _job(self, request: DirectionRequest, lmo: LMO, workspace: int) -> Generator[None, None, Directions]:
         layout = self._layouts[request.parameters[0]]
+        if request.transform is not None and layout.world > 1 and request.parameters[0] not in self._whole:
+            raise ValueError(
+                f"whitening was turned on for a parameter of shape {layout.shape} after the ranks had divided the work"
+                "; make the optimizer with it"
+            )
         match self._strategies[request.parameters[0]]:
             case Strategy.REPLICATED:
                 return _replicated(request, lmo, workspace)
@@ -274,7 +280,7 @@ class ManyProcesses(Executor):
         key = tuple(request.parameters)
         if key not in self._transfers:
             owners = [self._owners[p] for p in key]
-            pieces = pieces_of(request.view, whole=request.transform is not None)
+            pieces = pieces_of(request.view, whole=key[0] in self._whole)
             self._transfers[key] = plan_transfers(layout, sources, pieces, owners, self._communicator.here)
         return self._transfers[key]
 

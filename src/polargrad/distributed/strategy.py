@@ -135,7 +135,8 @@ def assign_owners(parameters: Iterable[PolarParameter], world: int) -> dict[Tens
     """The owner of every piece of each parameter: longest first, each to the least loaded rank that may have it.
 
     A piece that some ranks hold whole goes to one of them, so that it need not be sent there. The order is total, by
-    cost and then by the order of the parameters, and does not depend on the rank.
+    cost and then by the order of the parameters, and does not depend on the rank. Parameters of which all matrices have
+    one owner, which holds state of theirs, come first and in their own order: those added later do not change it.
 
     Args:
         parameters: in the order that all ranks have.
@@ -151,9 +152,10 @@ def assign_owners(parameters: Iterable[PolarParameter], world: int) -> dict[Tens
             key = (layout, piece.box)
             if key not in candidates:
                 candidates[key] = layout.holders(piece.box) or range(world)
-            entries.append((-_products(piece.view), order, i, parameter, candidates[key]))
+            cost = -_products(piece.view)
+            entries.append(((0.0, order) if whole else (1.0, cost), order, i, cost, parameter, candidates[key]))
     load = [0.0] * world
-    for cost, _, i, parameter, ranks in sorted(entries, key=lambda entry: entry[:3]):
+    for _, _, i, cost, parameter, ranks in sorted(entries, key=lambda entry: entry[:3]):
         owner = min(ranks, key=lambda rank: (load[rank], rank))
         owners[parameter][i] = owner
         load[owner] -= cost
