@@ -15,7 +15,7 @@ ELSEWHERE = [name for name in GEOMETRIES if name != "spectral"]
 ORDINARY = {"momentum": 0.5, "momentum_order": "heavy-ball", "nesterov": True, "scale": "rms", "scope": "group",
             "step_rule": "fixed", "normalize_rows": 0.9, "whitening": "one-sided", "geometry": "rows", "method": "svd",
             "max_steps": 2, "accuracy": 0.1, "momentum_dtype": "float32", "workspace": 10, "layout": "transposed",
-            "split": [1, 2], "heads": 2, "stack": 2, "interleave": 2}  # fmt: skip
+            "split": [1, 2], "heads": 2, "stack": 2, "interleave": 2, "norm_floor": 1e-6}  # fmt: skip
 SMOOTHNESS = {"step_rule": {"name": "smoothness", "smoothness": 2.0}, "momentum": 0.0}
 POLYAK = {"step_rule": {"name": "polyak", "minimum": 0.0}, "momentum": 0.0}
 
@@ -64,7 +64,9 @@ def test_options_of_adamw_groups_in_polar_groups(option):
         polargrad.PolarGrad([{"params": [matrix()], **option}])
 
 
-@pytest.mark.parametrize("option", ["layout", "split", "heads", "stack", "interleave", "rule", "betas", "eps"])
+@pytest.mark.parametrize(
+    "option", ["layout", "split", "heads", "stack", "interleave", "norm_floor", "rule", "betas", "eps"]
+)
 def test_what_a_group_is_belongs_into_the_group(option):
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
         polargrad.PolarGrad([matrix()], **{option: 1})

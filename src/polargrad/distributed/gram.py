@@ -121,7 +121,7 @@ def directions_by_gram(
     last = [_polish(one, G) for one, G in zip(rows, summed_gram(rows, layout.copies, communicator), strict=True)]
     yield
     T = torch.stack([one.R for one in rows])
-    answer = lmo(T if tall else T.mT)
+    answer = lmo(T if tall else T.mT, scale)
     small = answer.direction if tall else answer.direction.mT
     parts = [
         (product(one.Y[None], (Z @ D)[None])[0] if len(one.Y) else one.Y).to(dtype)

@@ -172,13 +172,18 @@ class ManyProcesses(Executor):
         """Whether this rank computes the directions of all matrices of a parameter."""
         return self._communicator.here in self._owners.get(parameter, (self._communicator.here,))
 
-    def adopt(self, parameter: Tensor, buffer: Any) -> Tensor:
-        """This rank's rows of a whole buffer, or the whole of a buffer that was saved in rows."""
-        if self._is_momentum_sharded(parameter) and not _is_distributed(buffer):
-            return self._in_rows(parameter, self._momentum_rows(parameter, buffer).clone())
-        if _is_distributed(buffer) and not self._is_momentum_sharded(parameter) and not _is_distributed(parameter):
-            return buffer.full_tensor()
-        return buffer
+    def adopt(self, template: Any, value: Any) -> Tensor:
+        """A copy with the dtype, device and placement of `template`; whole in between, where placements differ."""
+        where = getattr(value, "device_mesh", None), getattr(value, "placements", None)
+        if where == (getattr(template, "device_mesh", None), getattr(template, "placements", None)):
+            return value.to(template.device, template.dtype, copy=True)
+        whole: Tensor = value.full_tensor() if _is_distributed(value) else value
+        whole = whole.to(template.device, template.dtype, copy=True)
+        if not _is_distributed(template):
+            return whole
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(whole, template.device_mesh, template.placements, src_data_rank=None)
 
     def momentum_shard(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """The rows of each gradient whose momentum this rank keeps."""

@@ -72,7 +72,7 @@ def polar_parameters(groups: Sequence[Mapping[str, Any]], layouts: Mapping[Tenso
         if isinstance(rule, PolarRule):
             for p in group["params"]:
                 dtype = rule.momentum_dtype or p.dtype
-                view, whole = rule.view_of(p.shape), rule.whitening is not None
+                view, whole = rule.shape_of(p.shape).view, rule.whitening is not None
                 found.append(PolarParameter(p, layouts[p], view, rule.geometry, dtype, whole))
     return found
 

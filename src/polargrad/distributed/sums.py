@@ -89,7 +89,8 @@ def directions_by_sums(
     """The directions from one all-reduce of a number or two per matrix, and one of the lengths where they are cut.
 
     Where the geometry's `reduction` is "entries", D = sign(M); else D is M over the length of the matrix, row or column
-    of each entry. Lengths that are cut are summed over the ranks as squares.
+    of each entry. Lengths that are cut are summed over the ranks as squares. With a `floor` D is then multiplied by
+    min(1, ||M||_F / floor), whose squares are one more number per matrix.
     """
     view, sources, geometry = request.view, request.sources, lmo.geometry
     dtype, wide = sources[0].dtype, statistics_dtype(sources[0].dtype)
@@ -113,10 +114,18 @@ def directions_by_sums(
     sums = [matrix_sums(M.double() * D.double(), index, each) for M, D in zip(sources, directions, strict=True)]
     if lmo.squared_lengths:
         sums += [matrix_sums(D.double().square(), index, each) for D in directions]
+    if lmo.floor:
+        sums += [matrix_sums(M.double().square(), index, each) for M in sources]
     total = communicator.all_reduce(torch.cat(sums))
     yield
-    columns = (total() / layout.copies).to(wide).view(-1, len(sources) * each)
-    return Directions(directions, columns[0], columns[1] if lmo.squared_lengths else None)
+    columns = (total() / layout.copies).view(-1, len(sources) * each)
+    nu, lengths = columns[0], columns[1] if lmo.squared_lengths else None
+    if lmo.floor:
+        attenuation = (columns[-1].sqrt() / lmo.floor).clamp_max(1.0)
+        nu, lengths = nu * attenuation, None if lengths is None else lengths * attenuation**2
+        factors = attenuation.to(wide).split(each)
+        directions = [(D * factor[index]).to(dtype) for D, factor in zip(directions, factors, strict=True)]
+    return Directions(directions, nu.to(wide), None if lengths is None else lengths.to(wide))
 
 
 def _squares(sources: Sequence[Tensor], geometry: Geometry, view: MatrixView, index: Tensor) -> list[Tensor]:

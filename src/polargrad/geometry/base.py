@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg.registry import Registry
+from polargrad.linalg.scaling import attenuation
 
 __all__ = ["GEOMETRIES", "Geometry", "Reduction", "inner", "register"]
 
@@ -66,9 +67,14 @@ class Geometry(ABC):
     def squared_length(self, m: int, n: int) -> float:
         """||lmo(G)||_F^2 for a G (m, n) in general position: the rank for the spectral norm, 1 for Frobenius."""
 
-    def resolved_lmo(self, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """`lmo` for many matrices of `dtype` on `device`, with everything decided that depends on these alone."""
-        return self.lmo
+    def lmo_above(self, G: Tensor, norm_floor: float | Tensor) -> Tensor:
+        """min(1, ||G||_F / norm_floor) lmo(G), which goes to zero with G; a number, or one for each matrix."""
+        D = self.lmo(G)
+        return D if isinstance(norm_floor, float) and not norm_floor else D * attenuation(G, norm_floor).to(D.dtype)
+
+    def resolved_lmo(self, dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
+        """`lmo_above` for many matrices of `dtype` on `device`, with everything decided that depends on these alone."""
+        return self.lmo_above
 
     def check_shape(self, m: int, n: int) -> None:  # noqa: B027 - most geometries take every shape
         """Raise ValueError if matrices (m, n) are not for this geometry."""

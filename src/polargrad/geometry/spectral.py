@@ -54,7 +54,7 @@ class Spectral(Geometry):
         """
         return resolve_method(self.method, self.max_steps, self.accuracy, dtype)
 
-    def resolved_lmo(self, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Tensor]:
+    def resolved_lmo(self, dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
         """`polar_factor` with the resolved method."""
         return partial(polar_factor, method=self.resolved_method(dtype).on(device))
 
@@ -82,3 +82,7 @@ class Spectral(Geometry):
     def lmo(self, G: Tensor) -> Tensor:
         """The unitary polar factor of each matrix of G (*batch, m, n)."""
         return polar_factor(G, self.resolved_method(G.dtype))
+
+    def lmo_above(self, G: Tensor, norm_floor: float | Tensor) -> Tensor:
+        """The same where ||G||_F is at least `norm_floor`; below it goes to zero with G."""
+        return polar_factor(G, self.resolved_method(G.dtype), norm_floor=norm_floor)

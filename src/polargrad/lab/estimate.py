@@ -382,6 +382,7 @@ def _polar_cost(
             whole, entries = _work(view, one), math.prod(view.shape)
             work = tuple(whole.times(tile.numel / entries) for tile in layout.tiles)
             lengths = summed_lengths(geometry, view, layout)
+            numbers += rule.lmo.floor > 0
             traffic = all_reduce_traffic(world, lengths + numbers * view.count, 1 + (lengths > 0))
             workspace = 2.0 * max(tiles)
         case Strategy.GRAM:

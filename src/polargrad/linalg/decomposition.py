@@ -53,6 +53,7 @@ class Request(NamedTuple):
     singular_gradient: SingularGradient
     completed: bool = False
     rotation: bool = False  # the method gives nearest rotations, which have a derivative of their own
+    norm_floor: float | Tensor = 0.0
 
     def iterate(self, X: Tensor) -> IterationResult:
         result = self.method.iterate(X)
@@ -66,6 +67,7 @@ def resolve_request(
     max_steps: int | None = None,
     singular_gradient: SingularGradient = "raise",
     completed: bool = False,
+    norm_floor: float | Tensor = 0.0,
 ) -> Request:
     """Check A and the options, and turn the method's name into an algorithm."""
     if not isinstance(A, Tensor):
@@ -82,7 +84,9 @@ def resolve_request(
         raise TypeError(f"completed must be True or False, got {completed!r}")
     if accuracy is not None or max_steps is not None or not isinstance(method, PolarMethod):
         method = resolve_method(method, max_steps, accuracy, A.dtype)
-    return Request(method.on(A.device), singular_gradient, completed)
+    if completed and (isinstance(norm_floor, Tensor) or norm_floor):
+        raise ValueError("completed=True gives every matrix orthonormal columns, and norm_floor not; leave one out")
+    return Request(method.on(A.device), singular_gradient, completed, norm_floor=norm_floor)
 
 
 def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
@@ -167,7 +171,14 @@ def _completed(V: Tensor) -> Tensor:
 def _run(A: Tensor, request: Request) -> tuple[_Canonical, IterationResult]:
     canonical = _canonical(A, request.method)
     transformed = _is_transformed()
-    result = (iterate_transformed if transformed else Request.iterate)(request, canonical.X)
+    if isinstance(request.norm_floor, Tensor) or request.norm_floor:
+        if transformed or (A.requires_grad and torch.is_grad_enabled()):
+            raise ValueError("norm_floor is for factors without a gradient; call it under torch.no_grad()")
+        floor = request.norm_floor.reshape(-1, 1, 1) if isinstance(request.norm_floor, Tensor) else request.norm_floor
+        floor = floor if canonical.scale is None else floor * canonical.scale
+        result = request.method.iterate_above(canonical.X, floor)
+    else:
+        result = (iterate_transformed if transformed else Request.iterate)(request, canonical.X)
     if result.unitary is canonical.X:  # which may be A itself
         result = result._replace(unitary=canonical.X.clone())
     if transformed or (A.requires_grad and torch.is_grad_enabled()):
@@ -201,6 +212,7 @@ def polar_factor(
     max_steps: int | None = None,
     completed: bool = False,
     singular_gradient: SingularGradient = "raise",
+    norm_floor: float | Tensor = 0.0,
 ) -> Tensor:
     """The unitary polar factor U of A, where A = U H (m >= n) or A = H U (m < n).
 
@@ -219,13 +231,17 @@ def polar_factor(
             columns (rows), as scipy.linalg.polar has it. The completion is one of many, and not continuous in A.
         singular_gradient: what backward does at a matrix without full rank that takes part in the loss, where there is
             no derivative: "raise" a RuntimeError, or make the gradient of that matrix "zero" or "nan".
+        norm_floor: a number, or one for each matrix (*batch, 1, 1): where ||A||_F is below it, U goes to zero with A. A
+            fixed polynomial is applied to A / max(||A||_F, norm_floor), which is what torch.optim.Muon calls eps; other
+            factors are multiplied by min(1, ||A||_F / norm_floor). For a real A without a gradient.
 
     Returns:
         U of A's shape and dtype. A matrix with NaN or infinity gives NaN, a zero matrix gives zero unless completed.
 
     Raises:
         TypeError: A is not a dense floating-point or complex tensor.
-        ValueError: fewer than two dimensions, unknown method, bad max_steps, an accuracy that the method cannot reach.
+        ValueError: fewer than two dimensions, unknown method, bad max_steps, an accuracy that the method cannot reach,
+            a norm_floor where a gradient is to be computed.
 
     Example:
         >>> import torch, polargrad
@@ -235,7 +251,7 @@ def polar_factor(
 
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
-    return factor(A, resolve_request(A, method, accuracy, max_steps, singular_gradient, completed))
+    return factor(A, resolve_request(A, method, accuracy, max_steps, singular_gradient, completed, norm_floor))
 
 
 def factor(A: Tensor, request: Request) -> Tensor:

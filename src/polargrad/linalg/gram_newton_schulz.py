@@ -14,7 +14,7 @@ from polargrad.linalg.coefficients import MUON_QUINTIC, Coefficients, check_coef
 from polargrad.linalg.kernels import gram, hermitian_product, product
 from polargrad.linalg.method import IterationResult, register
 from polargrad.linalg.minimax import composition, with_safety
-from polargrad.linalg.newton_schulz import PolynomialMethod, normalize_frobenius
+from polargrad.linalg.newton_schulz import PolynomialMethod
 
 __all__ = ["GramNewtonSchulz"]
 
@@ -108,9 +108,8 @@ class GramNewtonSchulz(PolynomialMethod):
     def schedule(self, dtype: torch.dtype) -> tuple[Coefficients, ...]:
         return schedule_for(self.coefficients, self.max_steps)
 
-    def iterate(self, X: Tensor) -> IterationResult:
+    def apply_schedule(self, X: Tensor) -> IterationResult:
         rows, cuts = self.schedule(X.dtype), self._cuts(X.dtype)
-        X = normalize_frobenius(X)
         for start, end in pairwise(cuts):
             X = _segment(X, rows[start:end])
         return IterationResult(X, steps=self.max_steps)

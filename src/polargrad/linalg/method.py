@@ -12,6 +12,7 @@ from torch import Tensor
 from polargrad.linalg import operations
 from polargrad.linalg.precision import HALF, at_least_single
 from polargrad.linalg.registry import Registry
+from polargrad.linalg.scaling import attenuation
 
 __all__ = [
     "METHODS",
@@ -78,6 +79,15 @@ class PolarMethod(ABC):
     @abstractmethod
     def iterate(self, X: Tensor) -> IterationResult:
         """Return the unitary factors of the canonical batch X (k, m, n); X is not modified."""
+
+    def iterate_above(self, X: Tensor, floor: float | Tensor) -> IterationResult:
+        """`iterate`, whose factors go to zero with matrices below `floor`: min(1, ||X||_F / floor) U.
+
+        A method that divides X by its Frobenius norm divides by max(||X||_F, floor) instead. The floor is a number or
+        (k, 1, 1).
+        """
+        result = self.iterate(X)
+        return result._replace(unitary=result.unitary * attenuation(X, floor).to(X.dtype))
 
     def on(self, device: torch.device) -> PolarMethod:
         """The same algorithm with what it leaves to the device decided; here nothing is left."""

@@ -35,9 +35,11 @@ __all__ = ["NewtonSchulz", "PolynomialMethod", "iterate_polynomials", "normalize
 _CLASS_FROM = 0.1
 
 
-def normalize_frobenius(X: Tensor) -> Tensor:
-    """X / ||X||_F for each matrix of the batch (every singular value then lies in [0, 1]); zero stays zero."""
+def normalize_frobenius(X: Tensor, floor: float | Tensor | None = None) -> Tensor:
+    """X / max(||X||_F, floor) for each matrix of the batch, singular values then in [0, 1]; zero stays zero."""
     norm = torch.linalg.matrix_norm(X, keepdim=True)
+    if floor is not None:
+        return X / norm.clamp_min(floor.to(X.dtype) if isinstance(floor, Tensor) else floor)
     return X / torch.where(norm > 0, norm, torch.ones_like(norm)).to(X.dtype)
 
 
@@ -122,8 +124,16 @@ class PolynomialMethod(PolarMethod):
         return sum(operations.polynomial(m, n, c != 0) for _, _, c in self.schedule(self.working_dtype(dtype)))
 
     def iterate(self, X: Tensor) -> IterationResult:
+        return self.apply_schedule(normalize_frobenius(X))
+
+    def iterate_above(self, X: Tensor, floor: float | Tensor) -> IterationResult:
+        """The polynomials of X / max(||X||_F, floor), as torch.optim.Muon with its `eps`."""
+        return self.apply_schedule(normalize_frobenius(X, floor))
+
+    def apply_schedule(self, X: Tensor) -> IterationResult:
+        """The polynomials of X, whose singular values lie in [0, 1]."""
         rows = self.schedule(X.dtype)
-        return IterationResult(iterate_polynomials(normalize_frobenius(X), rows), steps=len(rows))
+        return IterationResult(iterate_polynomials(X, rows), steps=len(rows))
 
 
 @register

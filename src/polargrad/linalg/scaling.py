@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["largest_entry", "power_of_two_scale"]
+__all__ = ["attenuation", "largest_entry", "power_of_two_scale"]
 
 
 def largest_entry(A: Tensor) -> Tensor:
@@ -38,3 +38,16 @@ def power_of_two_scale(largest: Tensor) -> Tensor:
     exponent = torch.frexp(wide.nan_to_num(0.0, 0.0, 0.0)).exponent
     limit = int(math.log2(torch.finfo(wide.dtype).max)) - 1
     return torch.ldexp(torch.ones_like(wide), -exponent.clamp(-limit, limit))
+
+
+def attenuation(A: Tensor, floor: float | Tensor) -> Tensor:
+    """min(1, ||A||_F / floor) of each matrix (*batch, m, n), (*batch, 1, 1), in float32 or float64.
+
+    Exactly 1 from `floor` on, by which a direction is multiplied without a change; NaN carries over.
+
+    Example:
+        >>> attenuation(torch.tensor([[3.0, 4.0]]), 10.0).item()
+        0.5
+    """
+    wide = torch.float64 if A.dtype == torch.float64 else torch.float32
+    return (torch.linalg.vector_norm(A, dim=(-2, -1), keepdim=True, dtype=wide) / floor).clamp_max(1.0)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from polargrad.optim.execution import Executor, check_shapes
-from polargrad.optim.update import StepContext, decay_
+from polargrad.optim.execution import Executor, check_state
+from polargrad.optim.update import StepContext, decay_factors
 
 __all__ = ["AdamWRule"]
 
@@ -47,6 +47,7 @@ class AdamWRule:
 
     def step(self, group: Mapping[str, Any], positions: Sequence[int], context: StepContext) -> None:
         """Step the parameters at `positions` of a group."""
+        lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
         alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for i in positions:
             p = group["params"][i]
@@ -66,11 +67,13 @@ class AdamWRule:
                     chosen = keep.nonzero().flatten().tolist()
             parameters, gradients = [parameters[i] for i in chosen], [gradients[i] for i in chosen]
             states = [context.states[p] for p in parameters]
-            self._move(group["lr"], parameters, gradients, states, keep if masked else None, context.executor)
+            self._move(lr, parameters, gradients, states, keep if masked else None, context.executor)
+            context.done.append((context.group_index, tuple(members)))
 
     def check_state(self, parameter: Tensor, state: Mapping[str, Any], name: str, executor: Executor) -> None:
-        """Refuse a loaded state whose moments are not tensors of the parameter's shape."""
-        check_shapes(parameter, state, ("exp_avg", "exp_avg_sq"), name)
+        """Refuse a loaded state whose tensors are missing or have other shapes than the parameter's own."""
+        for key in ("exp_avg", "exp_avg_sq"):
+            check_state(state, {key: parameter.shape, "step": ()}, name)
 
     def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:
         """Give a parameter the state before its first step, zeros, where it is missing."""
@@ -101,7 +104,8 @@ class AdamWRule:
             # The step goes along the new first moment, whose sign is known before the step.
             moments = [old.lerp(g, 1 - self.betas[0]) for g, old in zip(gradients, m, strict=True)]
             step = None if keep is None else list(keep.unbind())
-            decay_(W, moments, lr * decay, cautious=True, sign=-1.0 if self.maximize else 1.0, keep=step)
+            sign = -1.0 if self.maximize else 1.0
+            torch._foreach_mul_(W, decay_factors(W, moments, lr * decay, cautious=True, sign=sign, keep=step))
             decay = 0.0
         # Where found_inf is 1 the fused kernel leaves parameters, moments and steps alone, without asking the host.
         found_inf = None if keep is None else 1 - keep[0].to(torch.float32)

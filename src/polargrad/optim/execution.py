@@ -13,13 +13,16 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from polargrad.geometry import Geometry
 from polargrad.optim.matrix_view import MatrixView
+
+if TYPE_CHECKING:
+    from polargrad.optim.update import PolarRule
 
 __all__ = [
     "LMO",
@@ -30,12 +33,13 @@ __all__ = [
     "LMOResult",
     "all_within",
     "apply_lmo",
-    "check_shapes",
+    "check_state",
     "concatenate",
     "default_workspace",
     "executor_for",
     "make_batches",
     "register_executor",
+    "shared_group",
     "stack",
     "statistics_dtype",
 ]
@@ -70,14 +74,21 @@ class LMO(ABC):
     Args:
         geometry: the norm.
         squared_lengths: whether results have `squared_length`.
+        floor: of the Frobenius norm, below which directions go to zero with M; 0 is none.
     """
 
     geometry: Geometry
     squared_lengths: bool = False
+    floor: float = 0.0
 
     @abstractmethod
-    def __call__(self, M: Tensor) -> LMOResult:
-        """The result for M (k, m, n), each matrix by itself."""
+    def __call__(self, M: Tensor, scale: Tensor | None = None) -> LMOResult:
+        """The result for M (k, m, n), each matrix by itself.
+
+        Args:
+            M: the matrices.
+            scale: (k,), what they have been multiplied by, if they have; `floor` is of the matrices before that.
+        """
 
 
 class SourceTransform(Protocol):
@@ -167,9 +178,9 @@ class Executor:
         """Whether this process is in charge of all matrices of a parameter, and holds the state of a transform."""
         return True
 
-    def adopt(self, parameter: Tensor, buffer: Tensor) -> Tensor:
-        """A loaded momentum buffer, placed as `zeros` would."""
-        return buffer
+    def adopt(self, template: Tensor, value: Tensor) -> Tensor:
+        """A copy of a state that comes from elsewhere, with the dtype, device and placement of `template`."""
+        return value.to(template.device, template.dtype, copy=True)
 
     def momentum_shard(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """The part of each local gradient that belongs to the local momentum."""
@@ -345,27 +356,6 @@ def _in_pieces(stacked: Tensor, lmo: LMO, workspace: int) -> LMOResult:
     return LMOResult(direction, torch.cat(norms), torch.cat(lengths) if lengths else None)
 
 
-class GroupRule(Protocol):
-    """What grouping into batches needs to know of a polar group's options (`update.PolarRule`)."""
-
-    @property
-    def momentum_dtype(self) -> torch.dtype | None: ...
-
-    @property
-    def stack_bytes(self) -> int: ...
-
-    @property
-    def capturable(self) -> bool: ...
-
-    def view_of(self, shape: torch.Size) -> MatrixView:
-        """How a parameter of this shape is split into matrices."""
-        ...
-
-    def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:
-        """Give a parameter the state before its first step, where it is missing."""
-        ...
-
-
 class Batch:
     """Parameters of one shape, dtype, device and placement in one step.
 
@@ -376,13 +366,16 @@ class Batch:
         parameters: as the group has them.
         weights: their local tensors.
         gradients: the local gradients, not modified.
+        momentum_gradients: the part of them that belongs to the local momentum.
         buffers: the local momentum.
         states: of the parameters.
         view: how each parameter is split into matrices.
         count: K.
         masked: whether everything is decided by masks on the device, which the host does not read.
-        keep: bool (K,), matrices that step; None where all do. Known once the request is made.
+        usable: bool (K,), matrices with a finite gradient; None where all are. Known once the request is made.
+        keep: bool (K,), matrices that step, those of them with a finite direction; None where all do.
         watched: whether an observer wants the two attributes below.
+        writes: what is to be written into state when the matrices step.
         sources: what the directions are taken of, a local tensor for each parameter.
         update_rms: (K,), root mean square of each matrix's step, without weight decay.
     """
@@ -401,11 +394,14 @@ class Batch:
         self.executor, self.masked, self.watched = executor, masked, watched
         self.weights = executor.local(parameters)
         self.gradients = executor.gradients(parameters)
+        self.momentum_gradients = executor.momentum_shard(parameters, self.gradients)
         self.buffers = executor.local([state["momentum_buffer"] for state in states])
         self.count = view.count * len(parameters)
         # On a device a line of the step is one operation for all parameters, however many.
         self._folded = masked and len(parameters) > 1
+        self.usable: Tensor | None = None
         self.keep: Tensor | None = None
+        self.writes: list[Callable[[], object]] = []
         self.sources: list[Tensor] | None = None
         self.update_rms: Tensor | None = None
 
@@ -416,6 +412,16 @@ class Batch:
     def unfold(self, tensors: list[Tensor]) -> list[Tensor]:
         """The inverse of `fold`: a local tensor for each parameter."""
         return list(tensors[0].unbind()) if self._folded else tensors
+
+    def write_later(self, targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Have values copied into state by `write`."""
+        self.writes.append(partial(torch._foreach_copy_, list(targets), list(values)))
+
+    def write(self) -> None:
+        """Make the writes that were put off, when nothing can fail any more."""
+        for write in self.writes:
+            write()
+        self.writes.clear()
 
     def store(self, targets: list[Tensor], tensors: list[Tensor]) -> None:
         """Copy what `fold` copied of `targets`, and the step has changed since, back into them."""
@@ -447,19 +453,27 @@ class Batch:
         return self.fold(self.executor.local_slices(self.parameters, spread, momentum=momentum))
 
 
-def check_shapes(parameter: Tensor, state: Mapping[str, Any], keys: Sequence[str], name: str) -> None:
-    """Refuse a loaded state in which one of the keys is missing or has another shape than the parameter.
+def check_state(state: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], name: str) -> None:
+    """Refuse a loaded state that lacks the first of its tensors, or has one of another shape.
+
+    Args:
+        state: of a parameter; one that was never stepped has none.
+        shapes: of the tensors; those of options that the saved groups did not have may be missing.
+        name: of the parameter, for the message.
 
     Raises:
         ValueError: the message names the parameter and both shapes.
     """
-    for key in keys if state else ():
+    required = next(iter(shapes))
+    for key, shape in shapes.items() if state else ():
+        if key not in state and key != required:
+            continue
         found = state.get(key)
-        if not isinstance(found, Tensor) or found.shape != parameter.shape:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else found
+        if not isinstance(found, Tensor) or tuple(found.shape) != tuple(shape):
+            what = f"of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
             raise ValueError(
-                f"the state of {name} has {key} of shape {shape}, and the parameter {tuple(parameter.shape)}: it was "
-                "saved for another model, or by another optimizer"
+                f"the state of {name} has {key} {what}, where its shape must be {tuple(shape)}: it was saved for "
+                "another model, or by another optimizer"
             )
 
 
@@ -472,7 +486,7 @@ def default_workspace(parameters: Sequence[Any]) -> int:
 
 
 def make_batches(
-    rule: GroupRule,
+    rule: PolarRule,
     group: Mapping[str, Any],
     positions: Sequence[int],
     states: Mapping[Tensor, dict[str, Any]],
@@ -490,7 +504,7 @@ def make_batches(
         entry = max(4, (rule.momentum_dtype or dtype).itemsize)
         most = max(1, rule.stack_bytes // (shape.numel() * entry))
         most = min(most, executor.max_bucket(len(members)))
-        view, masked = rule.view_of(shape), rule.capturable or device.type != "cpu"
+        view, masked = rule.shape_of(shape).view, rule.capturable or device.type != "cpu"
         for start in range(0, len(members), most):
             chosen = members[start : start + most]
             parameters, own = [], []
@@ -501,6 +515,39 @@ def make_batches(
                 rule.add_state(p, own[-1], executor)
             batches.append(Batch(chosen, parameters, own, view, masked, executor, watched))
     return batches
+
+
+class _SharedGroup:
+    """A process group in a copy or a pickle of an optimizer: a copy shares it, and a pickle names the default one."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self.group
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        import torch.distributed as dist
+
+        if self.group is not dist.group.WORLD:
+            raise TypeError(
+                "an optimizer of another process group than the default one cannot be pickled; save its state_dict(), "
+                "and make the optimizer again with process_group="
+            )
+        return _default_group, ()
+
+
+def _default_group() -> Any:
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        raise RuntimeError("the optimizer was pickled with a process group; call init_process_group before loading it")
+    return dist.group.WORLD
+
+
+def shared_group(group: Any) -> Any:
+    """What stands for a process group where an optimizer is copied or pickled; None for None."""
+    return None if group is None else _SharedGroup(group)
 
 
 Maker = Callable[[Any, Sequence[Mapping[str, Any]], bool], "Executor | None"]

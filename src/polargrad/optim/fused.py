@@ -1,8 +1,9 @@
 """Two lines of the step as one pass over memory each, by Triton on a GPU; `update.py` has their plain twins.
 
-Momentum reads G and M and writes M and N; the update reads D and W and writes W. In torch's own operations they take
-fifteen and eleven passes. Tensors of one shape are found through tables of their addresses, so that one launch serves
-them all; a table is kept on the device for as long as the addresses stay, which they do while a CUDA graph is recorded.
+Momentum reads G and M and writes N, and once more M itself when the direction is known; the update reads D and W and
+writes W. In torch's own operations they take fifteen and eleven passes. Tensors of one shape are found through tables
+of their addresses, so that one launch serves them all; a table is kept on the device for as long as the addresses stay,
+which they do while a CUDA graph is recorded.
 """
 
 # pyright: reportOptionalMemberAccess=false, reportIndexIssue=false, reportInvalidTypeForm=false
@@ -35,9 +36,10 @@ if triton is not None:
     @triton.jit
     def _momentum(
         G_table, M_table, N, keep, numel, beta,
-        HEAVY: tl.constexpr, NESTEROV: tl.constexpr, G_TYPE: tl.constexpr, M_TYPE: tl.constexpr, BLOCK: tl.constexpr,
+        IN_PLACE: tl.constexpr, FLUSH: tl.constexpr, HEAVY: tl.constexpr,
+        NESTEROV: tl.constexpr, G_TYPE: tl.constexpr, M_TYPE: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
-        """M <- beta M + (1 - beta) G, or beta M + G; N = M, or with Nesterov the same of G and the new M."""
+        """N = beta M + (1 - beta) G, or beta M + G, with Nesterov the same of G and that; in place M <- that."""
         p = tl.program_id(1).to(tl.int64)
         G = tl.load(G_table + p).to(tl.pointer_type(G_TYPE))
         M = tl.load(M_table + p).to(tl.pointer_type(M_TYPE))
@@ -49,13 +51,16 @@ if triton is not None:
         g = tl.where(steps, g, 0.0)
         if HEAVY:
             new = beta * m + g
-            ahead = g + beta * new if NESTEROV else new
         else:
             new = m + (1.0 - beta) * (g - m)
-            ahead = new + (1.0 - beta) * (g - new) if NESTEROV else new
-        new = tl.where(steps, new, m)
-        tl.store(M + i, new.to(M_TYPE), mask=inside)
-        tl.store(N + p * numel + i, ahead.to(M_TYPE), mask=inside)
+        if FLUSH:  # `_without_stall`
+            stalls = (new.to(tl.float16).to(tl.float32) == m) & (g.to(tl.float16).to(tl.float32) == 0.0)
+            new = tl.where(stalls, 0.0, new)
+        if NESTEROV:
+            new = g + beta * new if HEAVY else new + (1.0 - beta) * (g - new)
+        else:
+            new = tl.where(steps, new, m)
+        tl.store((M if IN_PLACE else N + p * numel) + i, new.to(M_TYPE), mask=inside)
 
     @triton.jit
     def _update(
@@ -111,26 +116,29 @@ def _grid(numel: int, count: int) -> tuple[int, int]:
 
 
 def momentum(
-    gradients: Sequence[Tensor], buffers: Sequence[Tensor], keep: Tensor, *, beta: float, heavy: bool, nesterov: bool
-) -> Tensor:
-    """Step 1 for P tensors of one shape that `can_fuse`: updates `buffers` in place.
+    gradients: Sequence[Tensor], buffers: Sequence[Tensor], keep: Tensor, *, beta: float, heavy: bool, nesterov: bool,
+    in_place: bool = False,
+) -> Tensor:  # fmt: skip
+    """Step 1 for P tensors of one shape that `can_fuse`.
 
     Args:
         gradients: G, P of them.
         buffers: M, of the same shape.
-        keep: bool (P,); where False, M stays and N is arbitrary and finite.
+        keep: bool (P,); where False, the new M is M, and N with Nesterov is arbitrary and finite.
         beta: the momentum.
-        heavy: M <- beta M + G instead of beta M + (1 - beta) G.
+        heavy: beta M + G instead of beta M + (1 - beta) G.
         nesterov: look ahead by one step.
+        in_place: write the result into M instead.
 
     Returns:
-        N (P, *shape), in the dtype of M.
+        The new M, or with Nesterov N: (P, *shape), in the dtype of M; in place, the first of M.
     """
     first = buffers[0]
-    N = torch.empty((len(buffers), *first.shape), dtype=first.dtype, device=first.device)
+    N = first if in_place else torch.empty((len(buffers), *first.shape), dtype=first.dtype, device=first.device)
     _momentum[_grid(first.numel(), len(buffers))](
         _table(gradients), _table(buffers), N, keep, first.numel(), beta,
-        HEAVY=heavy, NESTEROV=nesterov, G_TYPE=_type(gradients[0].dtype), M_TYPE=_type(first.dtype), BLOCK=_BLOCK,
+        IN_PLACE=in_place, FLUSH=first.dtype == torch.float16, HEAVY=heavy, NESTEROV=nesterov,
+        G_TYPE=_type(gradients[0].dtype), M_TYPE=_type(first.dtype), BLOCK=_BLOCK,
     )  # fmt: skip
     return N
 

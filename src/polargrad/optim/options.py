@@ -41,6 +41,7 @@ from polargrad.outside import is_reference
 __all__ = [
     "Rule",
     "check_parameters",
+    "check_rate",
     "check_values",
     "fill_options",
     "inherited_options",
@@ -62,6 +63,7 @@ _GROUP_DEFAULTS: dict[str, Any] = {
     "interleave": 1,
     "betas": (0.9, 0.95),
     "eps": 1e-8,
+    "norm_floor": 1e-7,  # torch.optim.Muon's `eps`
 }
 # What a group may hold besides options: torch's own, and what `parameter_groups` and schedulers write there.
 _BOOKKEEPING = ("params", "param_names", "role", "initial_lr")
@@ -135,6 +137,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "step_rule": lambda option, value: _build(option, STEP_RULES, value),
     "normalize_rows": lambda option, value: _row_beta(value),
     "whitening": lambda option, value: _whitening(value),
+    "norm_floor": _nonnegative,
     "geometry": lambda option, value: _name_of(option, GEOMETRIES, value),
     "method": lambda option, value: _method(value),
     "workspace": _bytes,
@@ -160,6 +163,17 @@ def check_values(options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         if option in _CHECKS:
             _CHECKS[option](option, value)
+
+
+def check_rate(what: str, lr: Any, capturable: bool) -> None:
+    """Check a learning rate that was set in a group; one on a device is not read, nor any with `capturable`.
+
+    Raises:
+        ValueError: it is not a number, or below 0, or not finite.
+    """
+    if isinstance(lr, Tensor) and (capturable or torch.compiler.is_compiling()):
+        return
+    _learning_rate(what, lr)
 
 
 def plain_options(options: MutableMapping[str, Any], *, load: bool = True) -> None:
@@ -402,6 +416,7 @@ def resolve(group: Mapping[str, Any]) -> Rule:
         step_rule=_build("step_rule", STEP_RULES, group["step_rule"]),
         row_beta=_row_beta(group["normalize_rows"]),
         whitening=_whitening(group["whitening"]),
+        norm_floor=float(group["norm_floor"]),
         sign=-1.0 if group["maximize"] else 1.0,
         momentum_dtype=None if dtype is None else getattr(torch, dtype),
         workspace=group["workspace"] or default_workspace(group["params"]),
@@ -452,6 +467,11 @@ def _check_combination(rule: PolarRule) -> None:
             f"the host counts the {rule.whitening.every} steps between the roots of whitening, and capturable=True "
             "lets it decide nothing; give 'every': 1 in whitening"
         )
+    if rule.norm_floor != _GROUP_DEFAULTS["norm_floor"] and not rule.uses_floor:
+        raise ValueError(
+            f"norm_floor={rule.norm_floor} is for steps that do not vanish with the gradient, as those of "
+            f"scale={rule.options['scale']!r} do by themselves; leave it out"
+        )
     if isinstance(rule.step_rule, FixedRate):
         return
     what = f"step_rule={rule.step_rule.name!r}"
@@ -490,14 +510,25 @@ def check_parameters(group: Mapping[str, Any], rule: Rule) -> None:
         ValueError: a shape or dtype that the group's options do not take.
     """
     for position, p in enumerate(group["params"]):
+        if getattr(p, "_fsdp_flattened", False):
+            raise ValueError(
+                f"{parameter_name(group, position)} is a flat parameter of FullyShardedDataParallel (FSDP1), in which "
+                "matrices are laid out as one vector; shard the model with fully_shard (FSDP2), which keeps them"
+            )
         if p.dtype not in _PARAMETER_DTYPES:
             raise TypeError(
                 f"{parameter_name(group, position)} has dtype {p.dtype}; only real floating-point parameters "
                 "(float16, bfloat16, float32, float64) are supported"
             )
         if isinstance(rule, PolarRule):
+            dtype = rule.momentum_dtype or p.dtype
+            if 1.0 - rule.momentum < torch.finfo(dtype).eps / 2:
+                raise ValueError(
+                    f"{parameter_name(group, position)}: momentum={rule.momentum} of {dtype} rounds back to itself "
+                    "instead of decaying; give momentum_dtype='float32', or a smaller momentum"
+                )
             try:
                 rule.shape_of(p.shape)
-                rule.geometry.check_dtype(rule.momentum_dtype or p.dtype)
+                rule.geometry.check_dtype(dtype)
             except ValueError as error:
                 raise ValueError(f"{parameter_name(group, position)}: {error}") from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -13,19 +15,20 @@ from torch import Tensor
 from polargrad.geometry import Geometry
 from polargrad.linalg import PolarMethod
 from polargrad.linalg.method import Accuracy
-from polargrad.optim.execution import Executor, all_within, executor_for, statistics_dtype
-from polargrad.optim.nonfinite import SkipLedger
+from polargrad.optim.execution import Executor, all_within, executor_for, shared_group
+from polargrad.optim.nonfinite import SkipLedger, listed
 from polargrad.optim.options import (
     Rule,
     check_parameters,
+    check_rate,
     check_values,
     fill_options,
     parameter_name,
     plain_options,
     resolve,
 )
-from polargrad.optim.update import Observer, PolarRule, StepContext
-from polargrad.optim.whitening import AGE, Whitening
+from polargrad.optim.update import Observer, StepContext
+from polargrad.optim.whitening import Whitening
 
 __all__ = ["PolarGrad", "initialize_state"]
 
@@ -43,7 +46,10 @@ class PolarGrad(torch.optim.Optimizer):
     Args:
         params: parameters, named parameters or groups. A group may set every option below but the last two for itself,
             and besides those by which its parameters are split into matrices (`layout`, `stack`, `split`, `interleave`
-            and `heads`, see `matrix_view`);
+            and `heads`, see `matrix_view`), and `norm_floor` (1e-7; torch.optim.Muon's `eps`: where the Frobenius norm
+            of what a direction is taken of is below it, the direction goes to zero with it, and a matrix whose gradient
+            vanished comes to rest; for steps that do not vanish by themselves, as those of "nuclear" with alpha=1 and
+            "mean-singular" do unless `scope="group"`);
             or `rule="adamw"` with `betas` and `eps`. Of the options below, an AdamW group takes lr, weight_decay,
             weight_decay_mode, maximize, on_nonfinite and capturable.
         lr: step size gamma, a number or a tensor with one element; for `scale="rms"` it is comparable with AdamW's.
@@ -145,14 +151,62 @@ class PolarGrad(torch.optim.Optimizer):
         self._ledger = SkipLedger()
         self._process_group, self._shard_momentum = process_group, shard_momentum
         self._rules: list[Rule] = []
-        self._executor: Executor | None = None
+        self._unplaced()
         super().__init__(params, defaults)
-        self._executor = executor_for(process_group, self.param_groups, shard_momentum)
+        _ = self.executor
+
+    def _unplaced(self) -> None:
+        """Nothing is known of where parameters are, nor of a step that failed."""
+        self._executor: Executor | None = None
+        self._placement: list[tuple[Any, ...]] = []
+        # Of a step that failed: the gradients that were used up, as they were.
+        self._used: dict[Tensor, tuple[weakref.ref[Tensor], int]] = {}
 
     @property
     def skipped(self) -> int:
-        """The number of matrix updates skipped as not finite; warns of parameters skipped since the last reading."""
-        return self._ledger.total(lambda group, position: parameter_name(self.param_groups[group], position))
+        """The number of matrix updates skipped as not finite; warns of parameters skipped since the last reading.
+
+        A momentum that holds NaN or infinity, which no gradient would mend, starts again from zero in those entries.
+
+        Raises:
+            RuntimeError: parameters of groups with `on_nonfinite="raise"` were skipped, although their gradients were
+                finite.
+        """
+        total, fresh = self._ledger.read()
+        names: dict[str, list[str]] = {"gradient": [], "momentum": [], "refused": []}
+        for index, position in fresh:
+            group = self.param_groups[index]
+            refuses = group["on_nonfinite"] == "raise"
+            cause = "gradient" if self._mend(group["params"][position], refuses) else "momentum"
+            names["refused" if refuses else cause].append(parameter_name(group, position))
+        if names["refused"]:
+            raise RuntimeError(
+                f"the update of {listed(names['refused'])} was skipped: its gradient is finite, but its momentum, or "
+                "the direction computed from it, is not; load an earlier state, or choose another method"
+            )
+        if names["momentum"]:
+            warnings.warn(
+                f"skipped updates of {listed(names['momentum'])}: the momentum held NaN or infinity, as after loading "
+                "a damaged state; those entries start again from zero",
+                stacklevel=3,
+            )
+        if names["gradient"]:
+            warnings.warn(
+                f"skipped updates of {listed(names['gradient'])}: the gradient, or the direction computed from it, "
+                "holds NaN or infinity; weights and state stayed as they were. If that is every parameter, the loss "
+                "itself is not finite, as after too large a learning rate",
+                stacklevel=3,
+            )
+        return total
+
+    def _mend(self, p: Tensor, look: bool) -> bool:
+        """Whether the momentum here is finite; if not, and unless only to `look`, its bad entries are set to zero."""
+        buffer = self.state[p].get("momentum_buffer")
+        if buffer is None or all_within(local := self.executor.local([buffer]), torch.finfo(buffer.dtype).max):
+            return True
+        if not look:
+            local[0].nan_to_num_(0.0, 0.0, 0.0)
+        return False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking its options and parameters.
@@ -172,19 +226,21 @@ class PolarGrad(torch.optim.Optimizer):
                 group.pop(option, None)
             rule = resolve(group)
             check_parameters(group, rule)
+            self._rules.append(rule)
             if self._executor is not None:
-                self._executor = executor_for(self._process_group, self.param_groups, self._shard_momentum)
+                _ = self.executor
         except (TypeError, ValueError):
             self.param_groups.pop()
+            del self._rules[len(self.param_groups) :]
             raise
-        self._rules.append(rule)
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = ("_ledger", "_executor", "_process_group", "_shard_momentum")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in ours}}
+        ours = {name: getattr(self, name) for name in ("_ledger", "_shard_momentum")}
+        return {**super().__getstate__(), **ours, "_process_group": shared_group(self._process_group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._unplaced()
         for group in self.param_groups:
             fill_options(group, self.defaults, strict=False)
         self._rules = [resolve(group) for group in self.param_groups]
@@ -206,37 +262,37 @@ class PolarGrad(torch.optim.Optimizer):
                         "the state is of another optimizer: its groups have no 'rule'; load it into the kind of "
                         "optimizer that saved it"
                     )
-                group = dict(saved)
+                group = {**saved, "params": present["params"]}
                 fill_options(group, self.defaults, strict=False)
                 rule = resolve(group)
+                check_parameters(group, rule)
                 for position, key in enumerate(saved["params"][: len(present["params"])]):
-                    state = final["state"].get(key, {})
-                    rule.check_state(
-                        present["params"][position], state, parameter_name(present, position), self.executor
-                    )
+                    name, state = parameter_name(present, position), final["state"].get(key, {})
+                    rule.check_state(present["params"][position], state, name, self.executor)
+                    for entry, value in state.items():
+                        if isinstance(value, Tensor) and not all_within(self.executor.local([value]), math.inf):
+                            raise ValueError(f"the state of {name} holds NaN in {entry}; load an earlier one")
 
         before = self.register_load_state_dict_pre_hook(check)
-        after = self.register_load_state_dict_post_hook(lambda _: self._restore_dtypes(loaded[-1]), prepend=True)
+        after = self.register_load_state_dict_post_hook(lambda _: self._take(loaded[-1]), prepend=True)
         try:
             super().load_state_dict(state_dict)
         finally:
             before.remove()
             after.remove()
 
-    def _restore_dtypes(self, saved: dict[str, Any]) -> None:
+    def _take(self, saved: dict[str, Any]) -> None:
+        """Replace the state that torch has loaded, in the dtypes of the parameters, by the saved one in its own."""
         keys = list(chain.from_iterable(group["params"] for group in saved["param_groups"]))
-        owners = [(p, rule) for p, _, rule in self._parameters()]
-        for key, (p, rule) in zip(keys, owners, strict=True):
-            if not isinstance(rule, PolarRule):
-                continue
-            dtype = rule.momentum_dtype or p.dtype
-            for name, value in saved["state"].get(key, {}).items():
-                if name == "momentum_buffer":
-                    self.state[p][name] = self.executor.adopt(p, value.to(p.device, dtype, copy=True))
-                elif name == AGE:
-                    self.state[p][name] = value.to("cpu", torch.int64, copy=True)
-                elif isinstance(value, Tensor):
-                    self.state[p][name] = value.to(p.device, statistics_dtype(dtype), copy=True)
+        for key, (p, rule) in zip(keys, list(self._parameters()), strict=True):
+            if key in saved["state"]:
+                self.state[p] = self._fitted(p, rule, saved["state"][key])
+
+    def _fitted(self, p: Tensor, rule: Rule, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a state with the dtypes, devices and placements that the parameter's own has."""
+        own: dict[str, Any] = {}
+        rule.add_state(p, own, self.executor)
+        return {key: self.executor.adopt(own[key], value) for key, value in state.items() if key in own}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -257,42 +313,95 @@ class PolarGrad(torch.optim.Optimizer):
         for group, positions in zip(self.param_groups, present, strict=True):
             if group["on_nonfinite"] == "raise":
                 self._refuse_nonfinite(group, positions)
-        for index, (group, rule, positions) in enumerate(zip(self.param_groups, rules, present, strict=True)):
-            if positions:
-                rule.step(group, positions, StepContext(index, self.state, executor, self._ledger, loss, observer))
+        done: list[tuple[int, tuple[int, ...]]] = []
+        try:
+            for index, (group, rule, positions) in enumerate(zip(self.param_groups, rules, present, strict=True)):
+                if positions:
+                    context = StepContext(index, self.state, executor, self._ledger, loss, observer, done)
+                    rule.step(group, positions, context)
+        except BaseException:
+            for index, positions in done:
+                for p in map(self.param_groups[index]["params"].__getitem__, positions):
+                    self._used[p] = (weakref.ref(p.grad), p.grad._version)
+            raise
+        self._used.clear()
         if self._ledger.seen:
             _ = self.skipped
         return loss
 
     @property
     def executor(self) -> Executor:
-        """Computes directions, and says what of each parameter is local."""
+        """Computes directions, and says what of each parameter is local; made anew where parameters have changed."""
+        placement = [
+            (index, id(p), p.shape, p.dtype, p.device, getattr(p, "placements", None))
+            for index, group in enumerate(self.param_groups)
+            for p in group["params"]
+        ]
+        if self._executor is None or placement != self._placement:
+            self._place(placement)
         assert self._executor is not None
         return self._executor
 
-    def _current_rules(self) -> list[Rule]:
-        """The rule of each group, resolved anew where an option was changed in `param_groups`."""
+    def _place(self, placement: list[tuple[Any, ...]]) -> None:
+        """Follow parameters that a framework has replaced, moved, cast or divided since; their state goes with them.
+
+        Raises:
+            ValueError: parameters that cannot be stepped, or whose state does not fit them any more.
+        """
+        executor = executor_for(self._process_group, self.param_groups, self._shard_momentum)
+        held = {id(p): p for p in self.state}
+        moves: list[tuple[Tensor, Tensor, Rule]] = []
         for index, group in enumerate(self.param_groups):
-            lr = group["lr"]
-            if not isinstance(lr, Tensor) and not 0.0 <= lr < math.inf:
-                raise ValueError(f"lr of group {index} must be finite and at least 0, got {lr}; nothing was stepped")
-            for option, value in self._rules[index].options.items():
-                if group[option] != value:
-                    self._rules[index] = resolve(group)
-                    break
+            rule = self._rules[index]
+            check_parameters(group, rule)
+            # With these replaced, position by position; other groups, and other numbers of parameters, are new.
+            before, after = ([own for own in whole if own[0] == index] for whole in (self._placement, placement))
+            for position, p in enumerate(group["params"] if len(before) == len(after) else []):
+                old = held.get(before[position][1])
+                if old is not None and before[position] != after[position]:
+                    rule.check_state(p, self.state[old], parameter_name(group, position), executor)
+                    moves.append((old, p, rule))
+        self._executor, self._placement = executor, placement
+        states = [self.state.pop(old) for old, _, _ in moves]
+        for (_, p, rule), state in zip(moves, states, strict=True):
+            self.state[p] = self._fitted(p, rule, state)
+
+    def _current_rules(self) -> list[Rule]:
+        """The rule of each group, resolved anew where an option was changed in `param_groups`.
+
+        Raises:
+            ValueError: the changed option is refused; nothing was stepped.
+        """
+        for index, group in enumerate(self.param_groups):
+            try:
+                lr = group["lr"]
+                if not (type(lr) is float and 0.0 <= lr < math.inf):
+                    check_rate(f"lr of group {index}", lr, group["capturable"])
+                for option, value in self._rules[index].options.items():
+                    if group[option] != value:
+                        rule = resolve(group)
+                        check_parameters(group, rule)
+                        self._rules[index] = rule
+                        break
+            except KeyError as error:
+                raise ValueError(f"group {index} has lost its option {error}; nothing was stepped") from None
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{error} (group {index}; nothing was stepped)") from None
         return self._rules
 
-    def _parameters(self) -> Iterator[tuple[Tensor, dict[str, Any], Rule]]:
-        """Each parameter with its group and rule."""
+    def _parameters(self) -> Iterator[tuple[Tensor, Rule]]:
+        """Each parameter with its rule."""
         for group, rule in zip(self.param_groups, self._current_rules(), strict=True):
             for p in group["params"]:
-                yield p, group, rule
+                yield p, rule
 
     def _with_gradient(self, group: dict[str, Any]) -> list[int]:
         """The positions of the parameters that have a gradient with entries."""
         positions = []
         for i, p in enumerate(group["params"]):
             if p.grad is not None and p.numel():
+                if self._used and self._is_used(p):
+                    continue
                 if p.grad.layout != torch.strided:
                     raise RuntimeError(
                         f"{parameter_name(group, i)} has a sparse gradient, for which polar factors are not defined; "
@@ -300,6 +409,11 @@ class PolarGrad(torch.optim.Optimizer):
                     )
                 positions.append(i)
         return positions
+
+    def _is_used(self, p: Tensor) -> bool:
+        """Whether the last step, which failed, had stepped this parameter along the very gradient that it has."""
+        gradient, version = self._used.get(p, (lambda: None, -1))
+        return p.grad is not None and gradient() is p.grad and p.grad._version == version
 
     def _refuse_nonfinite(self, group: dict[str, Any], positions: list[int]) -> None:
         gradients = self.executor.gradients([group["params"][i] for i in positions])
@@ -324,6 +438,6 @@ def initialize_state(optimizer: PolarGrad) -> None:
         >>> sorted(optimizer.state[optimizer.param_groups[0]["params"][0]])
         ['dual_norm_rms', 'dual_norm_weight', 'momentum_buffer']
     """
-    for p, _, rule in optimizer._parameters():
+    for p, rule in optimizer._parameters():
         if p.numel():
             rule.add_state(p, optimizer.state[p], optimizer.executor)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -38,7 +39,7 @@ from polargrad.optim.execution import (
     Directions,
     Executor,
     LMOResult,
-    check_shapes,
+    check_state,
     concatenate,
     make_batches,
     stack,
@@ -61,7 +62,7 @@ __all__ = [
     "Scale",
     "StepContext",
     "StepRule",
-    "decay_",
+    "decay_factors",
     "normalize_rows",
 ]
 
@@ -90,6 +91,7 @@ class StepContext(NamedTuple):
         skips: counts the matrices that do not step.
         loss: of the closure, or None.
         observer: sees this step, or None.
+        done: (index of the group, positions) of parameters that were stepped.
     """
 
     group_index: int
@@ -98,6 +100,7 @@ class StepContext(NamedTuple):
     skips: SkipLedger
     loss: Any
     observer: Observer | None
+    done: list[tuple[int, tuple[int, ...]]]
 
 
 class Shape(NamedTuple):
@@ -125,6 +128,7 @@ class Norms(NamedTuple):
         keep: bool (K,), matrices that step; None for all.
         shared: whether all matrices share the sum of nu, and that of ||D||_F^2.
         loss: f, a number or a tensor with one element, or None.
+        writes: what is to be written into the states when they step: pairs of a tensor and a value for each of them.
     """
 
     nu: Tensor
@@ -134,6 +138,7 @@ class Norms(NamedTuple):
     keep: Tensor | None
     shared: bool
     loss: Any
+    writes: list[tuple[list[Tensor], list[Tensor]]]
 
     @property
     def size(self) -> Tensor:
@@ -154,6 +159,7 @@ class PolarRule:
         share_norms: whether all matrices of the group share the sum of their dual norms (`scope="group"`).
         step_rule: the step size gamma.
         row_beta: decay of the running mean square of each row of the direction; None leaves rows as they are.
+        norm_floor: of ||N||_F, below which the direction goes to zero with N; 0 is none.
         weight_decay: lambda.
         whitening: of the momentum before its direction is taken; None for none.
         cautious: whether to decay only entries that the step moves towards zero.
@@ -174,6 +180,7 @@ class PolarRule:
     step_rule: StepRule
     row_beta: float | None
     whitening: Whitening | None
+    norm_floor: float
     weight_decay: float
     cautious: bool
     sign: float
@@ -186,12 +193,18 @@ class PolarRule:
     _shapes: dict[tuple[int, ...], Shape] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        lmo = GeometryLMO(self.geometry, self.step_rule.needs_squared_lengths, self.scale.uses_dual_norm)
+        floor = self.norm_floor if self.uses_floor else 0.0
+        lmo = GeometryLMO(self.geometry, self.step_rule.needs_squared_lengths, floor, self.scale.uses_dual_norm)
         object.__setattr__(self, "lmo", lmo)
         # Besides what the oracle holds there are the matrices that it is applied to and the stack of them.
         held = self.geometry.peak_memory + 2.0 + (0.0 if self.whitening is None else self.whitening.peak_memory)
         bound = max(1, int(self.workspace / held))
         object.__setattr__(self, "stack_bytes", bound)
+
+    @property
+    def uses_floor(self) -> bool:
+        """Whether the step of a matrix does not vanish by itself with its gradient."""
+        return self.share_norms or not self.scale.is_proportional
 
     def step(self, group: Mapping[str, Any], positions: Sequence[int], context: StepContext) -> None:
         """Step the parameters at `positions` of a group.
@@ -213,32 +226,43 @@ class PolarRule:
     def request(self, batch: Batch) -> DirectionRequest:
         """Step 1: take the gradients into the momentum M; the request for directions of the result, N."""
         executor, limit = batch.executor, self.gradient_limit(batch.parameters[0].dtype)
-        batch.keep = executor.finite_mask(batch.view, batch.parameters, batch.gradients, limit, masked=batch.masked)
-        G = executor.momentum_shard(batch.parameters, batch.gradients)
-        if batch.keep is not None and self.momentum_order != "polar-first" and _fuses(batch, [*G, *batch.buffers]):
-            N = _fused().momentum(
-                G, batch.buffers, batch.keep,
-                beta=self.momentum, heavy=self.momentum_order == "heavy-ball", nesterov=self.nesterov,
-            )  # fmt: skip
-            return self._request(batch, list(N.unbind()), G)
-        gradients = G
-        M, G = batch.fold(batch.buffers), batch.fold(G)
-        G = [g.to(M[0].dtype) for g in G]
-        keep = batch.spread(batch.keep, momentum=True)
-        if self.momentum_order == "momentum-first":
-            N = _average_(M, G, self.momentum, self.nesterov, keep)
-        elif self.momentum_order == "heavy-ball":
-            N = _accumulate_(M, G, self.momentum, self.nesterov, keep)
-        else:  # "polar-first" averages the directions instead, in `move`
-            N = G if keep is None else _where(keep, G, 0.0)
-        batch.store(batch.buffers, M)
-        return self._request(batch, batch.unfold(N), gradients)
-
-    def _request(self, batch: Batch, N: list[Tensor], G: Sequence[Tensor]) -> DirectionRequest:
+        batch.usable = executor.finite_mask(batch.view, batch.parameters, batch.gradients, limit, masked=batch.masked)
+        batch.keep = batch.usable
+        N = self._momentum(batch, ahead=True)
         if batch.watched:
             batch.sources = N
-        whitener = None if self.whitening is None else Whitener(self.whitening, batch, G)
+        whitener = None if self.whitening is None else Whitener(self.whitening, batch, batch.momentum_gradients)
         return DirectionRequest(batch.view, batch.parameters, N, whitener)
+
+    def _momentum(self, batch: Batch, *, ahead: bool) -> list[Tensor]:
+        """Step 1: the local tensors of N (`ahead`), or of the new M, to be written when the matrices step.
+
+        So M is computed a second time, rather than held until the directions are known.
+        """
+        G, M = batch.momentum_gradients, batch.buffers
+        nesterov, heavy = self.nesterov and ahead, self.momentum_order == "heavy-ball"
+        if batch.usable is not None and self.momentum_order != "polar-first" and _fuses(batch, [*G, *M]):
+            fused = partial(_fused().momentum, G, M, batch.usable, beta=self.momentum, heavy=heavy, nesterov=nesterov)
+            if ahead:
+                return list(fused())
+            batch.writes.append(partial(fused, in_place=True))
+            return []
+        M, G = batch.fold(M), batch.fold(G)
+        if G[0].dtype != M[0].dtype:
+            G = [g.to(M[0].dtype) for g in G]
+        keep = batch.spread(batch.usable, momentum=True)
+        if keep is not None:
+            # Of an average M + (1 - beta) (M - M), which is M exactly.
+            G = _where(keep, G, M if self.momentum_order == "momentum-first" else 0.0)
+        if self.momentum_order == "polar-first":  # averages the directions instead, in `move`
+            return batch.unfold(G)
+        if heavy:
+            new, N = _accumulated(M, G, self.momentum, nesterov, keep)
+        else:
+            new, N = _averaged(M, G, self.momentum, nesterov)
+        if not ahead:
+            batch.write_later(batch.buffers, batch.unfold(new))
+        return batch.unfold(N)
 
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest usable entry of a gradient of `dtype`: no difference of two momentum entries overflows."""
@@ -248,6 +272,7 @@ class PolarRule:
     def advance(self, group: Mapping[str, Any], together: list[tuple[Batch, Directions]], context: StepContext) -> None:
         """Step 3 for all batches whose directions are known together, then steps 4 to 6 for each of them."""
         lr, home = group["lr"], together[0][0].weights[0].device
+        lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
         nu = concatenate([found.dual_norms.to(home) for _, found in together])
         keep = _which_step(together, nu)
         length: float | Tensor = lr.to(home).to(nu.dtype).expand(len(nu)) if isinstance(lr, Tensor) else lr
@@ -255,12 +280,20 @@ class PolarRule:
             norms = self._norms(nu, together, keep, context.loss)
             gamma = self.step_rule.size(lr, norms)
             length = (gamma.to(home) if isinstance(gamma, Tensor) else gamma) * self.scale.of_norm(norms)
+            start = 0
+            for batch, _ in together:
+                end = start + len(batch.states)
+                for tensors, values in norms.writes:
+                    batch.write_later(tensors[start:end], values[start:end])
+                start = end
         if keep is not None:
             length = torch.where(keep, length, torch.zeros((), dtype=nu.dtype, device=home))
         sizes = [batch.count for batch, _ in together]
         lengths = length.split(sizes) if isinstance(length, Tensor) else [length] * len(sizes)
         for (batch, found), part in zip(together, lengths, strict=True):
             self.move(lr, batch, found.local, part)
+            batch.write()
+            context.done.append((context.group_index, batch.positions))
             if batch.keep is not None:
                 context.skips.add(context.group_index, batch.positions, batch.keep, unread=batch.masked)
             if context.observer is not None:
@@ -280,10 +313,12 @@ class PolarRule:
                 batch.states
             )
         states = [(state, batch.view.count) for batch, _ in together for state in batch.states]
-        return Norms(nu, r, matrices, states, keep, self.share_norms, loss)
+        return Norms(nu, r, matrices, states, keep, self.share_norms, loss, [])
 
     def move(self, lr: float | Tensor, batch: Batch, D: list[Tensor], length: float | Tensor) -> None:
-        """Steps 4 to 6 for one batch.
+        """Steps 4 to 6 for one batch, up to what is written: `batch.writes` has that, and allocates nothing.
+
+        So a parameter steps with all of its state or, where memory runs out before, not at all.
 
         Args:
             lr: the learning rate.
@@ -294,33 +329,53 @@ class PolarRule:
         if self.momentum_order != "polar-first" and self.row_beta is None and _fuses(batch, [*batch.weights, *D]):
             self._fused_move(lr, batch, D, length)
             return
-        W, D = batch.fold(batch.weights), batch.fold(D)
+        if self.momentum_order != "polar-first":
+            self._momentum(batch, ahead=False)
+        D = batch.fold(D)
         shape, keep = self.shape_of(batch.view.shape), batch.spread(batch.keep)
         if self.momentum_order == "polar-first":
             M = batch.fold(batch.buffers)
-            D = _average_(M, D, self.momentum, self.nesterov, keep)
-            batch.store(batch.buffers, M)
+            D = D if keep is None else _where(keep, D, M)
+            M, D = _averaged(M, D, self.momentum, self.nesterov)
+            batch.write_later(batch.buffers, batch.unfold(M))
         if keep is not None:
             D = _where(keep, D, 0.0)
         # 4 rows
         if self.row_beta is not None:
-            D = batch.fold(normalize_rows(batch, batch.unfold(D), shape.lengths, self.row_beta))
-        # 5 decay
+            D = batch.fold(normalize_rows(batch, batch.unfold(D), shape.lengths, self.row_beta, self.lmo.floor))
+        W = batch.fold(batch.weights)
+        kept: list[Tensor] | float | Tensor | None = None
         if self.weight_decay:
             rate = lr * self.weight_decay
             rate = rate.to(W[0].device) if isinstance(rate, Tensor) else rate
-            decay_(W, D, rate, cautious=self.cautious, sign=self.sign, keep=keep)
+            kept = decay_factors(W, D, rate, cautious=self.cautious, sign=self.sign, keep=keep)
         if batch.watched:
             batch.update_rms = _root_mean_squares(batch, batch.unfold(D), length, shape.factors)
-        # 6 update: W <- W - length * (factor of the shape) * D
+        lengths: list[Tensor] | None = None
         if isinstance(length, Tensor) or len(set(shape.factors)) > 1:
             if not isinstance(length, Tensor):
                 length = torch.full((batch.count,), length, dtype=statistics_dtype(D[0].dtype), device=W[0].device)
             lengths = batch.spread(length.to(W[0].device), shape.factors)
-            assert lengths is not None
-            torch._foreach_addcmul_(W, D, lengths, value=-self.sign)
+        alpha = -self.sign if isinstance(length, Tensor) else -self.sign * length * shape.factors[0]
+        batch.writes.append(partial(self._update, batch, W, D, kept, alpha, lengths))
+
+    def _update(
+        self,
+        batch: Batch,
+        W: list[Tensor],
+        D: list[Tensor],
+        kept: list[Tensor] | float | Tensor | None,
+        alpha: float,
+        lengths: list[Tensor] | None,
+    ) -> None:
+        # 5 decay
+        if kept is not None:
+            torch._foreach_mul_(W, kept)
+        # 6 update: W <- W - length * (factor of the shape) * D
+        if lengths is not None:
+            torch._foreach_addcmul_(W, D, lengths, value=alpha)
         else:
-            torch._foreach_add_(W, D, alpha=-self.sign * (length * shape.factors[0]))
+            torch._foreach_add_(W, D, alpha=alpha)
         batch.store(batch.weights, W)
 
     def _fused_move(self, lr: float | Tensor, batch: Batch, D: list[Tensor], length: float | Tensor) -> None:
@@ -332,9 +387,10 @@ class PolarRule:
         steps = keep.to(torch.float32)
         decay = steps * lr * self.weight_decay
         length = torch.where(keep, length * factor, steps)
-        _fused().update(
-            batch.weights, stack(D), length.to(torch.float32), decay, cautious=self.cautious, sign=self.sign
-        )
+        D, length = stack(D), length.to(torch.float32)
+        self._momentum(batch, ahead=False)
+        update = _fused().update
+        batch.writes.append(partial(update, batch.weights, D, length, decay, cautious=self.cautious, sign=self.sign))
 
     def shape_of(self, shape: tuple[int, ...]) -> Shape:
         """What follows from the shape of a parameter; computed once.
@@ -356,15 +412,13 @@ class PolarRule:
             self._shapes[shape] = Shape(view, lengths, factors)
         return self._shapes[shape]
 
-    def view_of(self, shape: tuple[int, ...]) -> MatrixView:
-        """How a parameter of this shape is split into matrices."""
-        return self.shape_of(shape).view
-
     def check_state(self, parameter: Tensor, state: Mapping[str, Any], name: str, executor: Executor) -> None:
-        """Refuse a loaded state whose momentum or covariances do not fit the parameter."""
-        check_shapes(parameter, state, ("momentum_buffer",), name)
+        """Refuse a loaded state whose tensors have other shapes than the parameter's own."""
+        view = self.shape_of(parameter.shape).view
+        numbers = dict.fromkeys((*self.scale.state, "row_weight"), (view.count,))
+        check_state(state, {"momentum_buffer": parameter.shape, **numbers, "row_rms": view.row_shape}, name)
         if self.whitening is not None and executor.owns(parameter):
-            self.whitening.check_state(self.view_of(parameter.shape), state, name)
+            self.whitening.check_state(view, state, name)
 
     def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:
         """Give a parameter the state before its first step, zeros, where it is missing."""
@@ -374,12 +428,13 @@ class PolarRule:
         keys = self.scale.state if self.row_beta is None else (*self.scale.state, "row_weight")
         for key in keys:
             if key not in state:
-                count = self.view_of(parameter.shape).count
+                count = self.shape_of(parameter.shape).view.count
                 state[key] = torch.zeros(count, dtype=statistics_dtype(dtype), device=parameter.device)
         if self.row_beta is not None and "row_rms" not in state:
-            state["row_rms"] = executor.row_zeros(self.view_of(parameter.shape), parameter, statistics_dtype(dtype))
+            view = self.shape_of(parameter.shape).view
+            state["row_rms"] = executor.row_zeros(view, parameter, statistics_dtype(dtype))
         if self.whitening is not None and executor.owns(parameter):
-            view = self.view_of(parameter.shape)
+            view = self.shape_of(parameter.shape).view
             self.whitening.add_state(view, state, statistics_dtype(dtype), parameter.device)
 
 
@@ -400,35 +455,47 @@ def _where(keep: Sequence[Tensor], tensors: Sequence[Tensor], other: Sequence[Te
     return [torch.where(k, t, o) for k, t, o in zip(keep, tensors, others, strict=True)]
 
 
-def _average_(M: list[Tensor], T: list[Tensor], beta: float, nesterov: bool, keep: list[Tensor] | None) -> list[Tensor]:
-    """M <- beta M + (1 - beta) T in place; M, or with Nesterov beta M + (1 - beta) T of the new M."""
-    if keep is not None:
-        T = _where(keep, T, M)  # M + (1 - beta) (M - M) is M exactly
-    torch._foreach_lerp_(M, T, 1 - beta)
-    return list(torch._foreach_lerp(T, M, beta)) if nesterov else M
+def _averaged(M: list[Tensor], T: list[Tensor], beta: float, nesterov: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """The new M = beta M + (1 - beta) T; and that, or with Nesterov beta M + (1 - beta) T of the new M."""
+    new = list(torch._foreach_lerp(M, T, 1 - beta))
+    if new[0].dtype == torch.float16:
+        new = _without_stall(new, M, T)
+    return new, list(torch._foreach_lerp(T, new, beta)) if nesterov else new
 
 
-def _accumulate_(
+def _accumulated(
     M: list[Tensor], G: list[Tensor], beta: float, nesterov: bool, keep: list[Tensor] | None
-) -> list[Tensor]:
-    """M <- beta M + G in place; M, or with Nesterov beta M + G of the new M."""
-    if keep is None:
-        torch._foreach_mul_(M, beta)
-        torch._foreach_add_(M, G)
-    else:
-        G = _where(keep, G, 0.0)
-        stepped = torch._foreach_add(torch._foreach_mul(M, beta), G)
-        torch._foreach_copy_(M, _where(keep, stepped, M))
-    return list(torch._foreach_add(G, M, alpha=beta)) if nesterov else M
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The new M = beta M + G, where `keep`; and that, or with Nesterov beta M + G of the new M."""
+    new = list(torch._foreach_mul(M, beta))
+    torch._foreach_add_(new, G)
+    if new[0].dtype == torch.float16:
+        new = _without_stall(new, M, G)
+    if keep is not None:
+        new = _where(keep, new, M)
+    return new, list(torch._foreach_add(G, new, alpha=beta)) if nesterov else new
+
+
+def _without_stall(new: list[Tensor], M: list[Tensor], T: list[Tensor]) -> list[Tensor]:
+    """The new momentum in float16, with zero where T is zero and M is too small to be rounded to less than itself.
+
+    That is up to 6e-7 for beta = 0.95, above the floor of the norm; in other dtypes it is far below.
+    """
+    return [torch.where((n == m) & (t == 0), 0.0, n) for n, m, t in zip(new, M, T, strict=True)]
 
 
 @dataclass(frozen=True)
 class GeometryLMO(LMO):
     """Step 2: M (k, m, n) -> D = lmo(M), nu = <M, D>, and ||D||_F^2 where that is needed.
 
+    A direction knows no size: that of an average whose gradient vanished long ago is as long as any other, and the
+    matrix would go on at full step for ever. So D is min(1, ||M||_F / floor) lmo(M); fixed polynomials are applied to
+    M / max(||M||_F, floor), as by torch.optim.Muon.
+
     Args:
         geometry: the norm.
         squared_lengths: whether to measure ||D||_F^2.
+        floor: where ||M||_F is below it, D goes to zero with M.
         dual_norms: whether to measure nu; otherwise the result holds the sum of D in its place, which costs less and
             says as well whether D is finite.
 
@@ -439,15 +506,16 @@ class GeometryLMO(LMO):
     """
 
     dual_norms: bool = True
-    _resolved: dict[tuple[torch.dtype, torch.device], Callable[[Tensor], Tensor]] = field(
+    _resolved: dict[tuple[torch.dtype, torch.device], Callable[..., Tensor]] = field(
         init=False, default_factory=dict, compare=False, repr=False
     )
 
-    def __call__(self, M: Tensor) -> LMOResult:
+    def __call__(self, M: Tensor, scale: Tensor | None = None) -> LMOResult:
         key = (M.dtype, M.device)
         if key not in self._resolved:
             self._resolved[key] = self.geometry.resolved_lmo(*key)
-        D = self._resolved[key](M)
+        floored = scale is not None and self.floor
+        D = self._resolved[key](M, norm_floor=self.floor * scale[:, None, None] if floored else self.floor)
         dtype = statistics_dtype(M.dtype)
         wide = D.to(dtype)
         nu = ((M.to(dtype) * wide) if self.dual_norms else wide).sum(dim=(-2, -1))
@@ -488,6 +556,11 @@ class Scale:
     uses_dual_norm: ClassVar[bool] = False
     # Keys of its state: a number for each matrix of a parameter.
     state: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def is_proportional(self) -> bool:
+        """Whether the step is proportional to the gradient, and so vanishes with it."""
+        return False
 
     def of_shape(self, m: int, n: int, r: float) -> float:
         """The factor of the shape."""
@@ -551,6 +624,10 @@ class Nuclear(Scale):
     def __post_init__(self) -> None:
         _check_alpha(self.alpha)
 
+    @property
+    def is_proportional(self) -> bool:
+        return self.alpha == 1.0
+
     def of_norm(self, norms: Norms) -> Tensor:
         return _power(norms.size, self.alpha)
 
@@ -561,6 +638,10 @@ class MeanSingular(Scale):
 
     name: ClassVar[str] = "mean-singular"
     uses_dual_norm: ClassVar[bool] = True
+
+    @property
+    def is_proportional(self) -> bool:
+        return True
 
     def of_norm(self, norms: Norms) -> Tensor:
         if norms.shared:
@@ -609,7 +690,7 @@ class AdaptiveNuclear(Scale):
             new_rms, new_weight = torch.where(keep, new_rms, rms), torch.where(keep, new_weight, weight)
         counts = [count for _, count in norms.states]
         for tensors, values in zip(old, (new_rms, new_weight), strict=True):
-            torch._foreach_copy_(tensors, list(values.split(counts)))
+            norms.writes.append((tensors, list(values.split(counts))))
         return _power(torch.where(new_rms > 0, nu * new_weight.sqrt() / new_rms, 0.0), self.alpha)
 
 
@@ -728,7 +809,9 @@ class CappedPolyak(Polyak):
 STEP_RULES: dict[str, type[StepRule]] = {cls.name: cls for cls in (FixedRate, Smoothness, Polyak, CappedPolyak)}
 
 
-def normalize_rows(batch: Batch, directions: list[Tensor], lengths: Sequence[float], beta: float) -> list[Tensor]:
+def normalize_rows(
+    batch: Batch, directions: list[Tensor], lengths: Sequence[float], beta: float, floor: float = 0.0
+) -> list[Tensor]:
     """Step 4: each row of the directions over the root of its running mean square, for matrices that step.
 
     The polar factor has equal singular values, but rows of very different lengths: in a table of tokens, those of rare
@@ -736,14 +819,15 @@ def normalize_rows(batch: Batch, directions: list[Tensor], lengths: Sequence[flo
 
         v_i <- beta v_i + (1 - beta) mean_j D_ij^2;   D_i <- sqrt(r / (mn)) D_i / sqrt(v_i / (1 - beta^t))
 
-    so that each row moves as the average row of D would have; a row that was always zero stays so. The state keeps
-    sqrt(v) of every row and 1 - beta^t of every matrix.
+    so that each row moves as the average row of D would have; a row that was always zero stays so, and one below
+    `floor` times the average row goes to zero. The state keeps sqrt(v) of every row and 1 - beta^t of every matrix.
 
     Args:
         batch: whose directions these are.
         directions: local tensors, not modified.
         lengths: r of the matrices of each batch of the view.
         beta: decay of the running mean square.
+        floor: a row is multiplied by at most 1 / floor.
 
     Source: the neuron-wise normalization of NorMuon, Li et al., arXiv 2510.05491, which restores ||D||_F instead of r.
     """
@@ -764,18 +848,20 @@ def normalize_rows(batch: Batch, directions: list[Tensor], lengths: Sequence[flo
         assert spread is not None
         new_rms = _where(batch.unfold(spread), new_rms, rms)
         new_weights = _where(batch.keep.split(view.count), new_weights, weights)
-    torch._foreach_copy_(rms, new_rms)
-    torch._foreach_copy_(weights, new_weights)
+    batch.write_later(rms, new_rms)
+    batch.write_later(weights, new_weights)
     even = [math.sqrt(r / (m * n)) for (_, m, n), r in zip(view.batches, lengths, strict=True)]
     average = [
-        view.spread([part.sqrt() * f for part, f in zip(weight.split(sizes), even, strict=True)]) for weight in weights
+        view.spread([part.sqrt() * f for part, f in zip(weight.split(sizes), even, strict=True)])
+        for weight in new_weights
     ]
     average = executor.local_slices(batch.parameters, average)
-    factors = [torch.where(v > 0, a / v, 0.0) for a, v in zip(average, rms, strict=True)]
+    most = 1.0 / floor if floor else math.inf
+    factors = [torch.where(v > 0, (a / v).clamp_max(most), 0.0) for a, v in zip(average, new_rms, strict=True)]
     return [(D.to(dtype) * f).to(D.dtype) for D, f in zip(directions, factors, strict=True)]
 
 
-def decay_(
+def decay_factors(
     weights: list[Tensor],
     directions: list[Tensor],
     rate: float | Tensor,
@@ -783,8 +869,8 @@ def decay_(
     cautious: bool,
     sign: float,
     keep: Sequence[Tensor] | None,
-) -> None:
-    """Step 5: W <- (1 - rate) W, in place, where `keep`; cautious: only entries that W - sign D moves towards zero.
+) -> list[Tensor] | float | Tensor:
+    """Step 5: by what W is multiplied: 1 - rate where `keep`; cautious: where W - sign D moves an entry towards zero.
 
     Args:
         weights: local tensors.
@@ -794,17 +880,18 @@ def decay_(
         sign: -1 if the directions are about to be added.
         keep: boolean tensors that broadcast against the weights, or None.
 
+    Returns:
+        One factor for all, or a tensor for each.
+
     Source: Loshchilov and Hutter (2019); cautious: Chen et al., arXiv 2510.12402.
     """
     if cautious:
         aligned = [sign * D * W >= 0 for D, W in zip(directions, weights, strict=True)]
         keep = aligned if keep is None else [a & k for a, k in zip(aligned, keep, strict=True)]
     if keep is None:
-        torch._foreach_mul_(weights, 1 - rate)
-        return
-    for W, where in zip(weights, keep, strict=True):
-        one = torch.ones((), dtype=statistics_dtype(W.dtype), device=W.device)
-        W.mul_(torch.where(where, one - rate, one))
+        return 1 - rate
+    one = torch.ones((), dtype=statistics_dtype(weights[0].dtype), device=weights[0].device)
+    return [torch.where(where, one - rate, one) for where in keep]
 
 
 def _root_mean_squares(

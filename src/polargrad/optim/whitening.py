@@ -20,6 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -213,7 +214,9 @@ class Whitener:
     gradients: Sequence[Tensor]
 
     def __call__(self, which: Sequence[int], sources: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Whiten the sources of some parameters of the batch, after their covariances have taken in the gradients.
+        """Whiten the sources of some parameters of the batch by covariances that have taken in the gradients.
+
+        The new state is written when the batch steps.
 
         A matrix that does not step keeps its state. One whose new covariance overflows keeps its state too and becomes
         NaN, for which no step is taken either.
@@ -244,7 +247,7 @@ class Whitener:
         if self.whitening.every == 1:
             return True
         age = int(state[AGE])
-        state[AGE] += 1
+        self.batch.writes.append(partial(state[AGE].add_, 1))
         return age % self.whitening.every == 0
 
     def _slot(
@@ -274,12 +277,14 @@ class Whitener:
         renewed = [i for i, is_due in enumerate(due) if is_due]
         for side, new in covariances.items():
             new = torch.where(where, new, torch.cat(held[side]))
-            torch._foreach_copy_(held[side], list(new.split(k)))
-            roots = [self._matrices(state, f"{side}_root", slot) for state in states]
+            self.batch.write_later(held[side], list(new.split(k)))
+            old_roots = [self._matrices(state, f"{side}_root", slot) for state in states]
+            roots = list(old_roots)
             if renewed:
-                chosen = new if len(renewed) == len(due) else torch.cat([held[side][i] for i in renewed])
+                chosen = new if len(renewed) == len(due) else torch.cat([new[i * k : (i + 1) * k] for i in renewed])
                 for i, root in zip(renewed, self.whitening.root(chosen).split(k), strict=True):
-                    roots[i].copy_(torch.where(where[i * k : (i + 1) * k], root, roots[i]))
+                    roots[i] = torch.where(where[i * k : (i + 1) * k], root, roots[i])
+                self.batch.write_later(old_roots, roots)
             whole = torch.cat(roots)
             X = product(whole, X) if side == "left" else product(X, whole)
         return list(torch.where(finite[:, None, None], X, math.nan).to(dtype).split(k))

@@ -19,6 +19,7 @@ from polargrad.lab.train.parallel import Parallel
 from polargrad.lab.train.progress import Progress
 from polargrad.lab.train.run_log import DeviceTimer, Record, RunLog, Summary
 from polargrad.lab.train.schedules import LearningRates
+from polargrad.optim import clip_gradients
 
 Probe = Callable[[], Iterable[Mapping[str, Any]]]  # one that also looks after the step has a method `stepped`
 
@@ -211,43 +212,6 @@ def differentiate(objective: Objective, step: int) -> Tensor:
         part.backward()
         total = part.detach() if total is None else total + part.detach()
     assert total is not None
-    return total
-
-
-def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
-    """Scale all gradients so that their Frobenius norm, taken together, is at most `limit`.
-
-    Gradients may be plain tensors, equal on every rank, and DTensors on any mesh, side by side.
-
-    Args:
-        parameters: parameters; those without a gradient are passed over.
-        limit: positive.
-
-    Returns:
-        The norm before.
-
-    Example:
-        >>> p = torch.nn.Parameter(torch.zeros(2))
-        >>> p.grad = torch.tensor([3.0, 4.0])
-        >>> clip_gradients([p], 1.0).item()
-        5.0
-        >>> round(p.grad.norm().item(), 4)
-        1.0
-    """
-    by_mesh: dict[Any, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            # torch takes the norm of tensors of one kind: all plain, or all on one mesh.
-            by_mesh.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)
-    norms: list[Any] = [
-        torch.nn.utils.get_total_norm([p.grad for p in members if p.grad is not None]) for members in by_mesh.values()
-    ]
-    full: list[Tensor] = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
-    if not full:
-        return torch.zeros(())
-    total = torch.linalg.vector_norm(torch.stack(full))
-    for members in by_mesh.values():
-        torch.nn.utils.clip_grads_with_norm_(members, limit, total)
     return total
 
 

@@ -5,7 +5,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from polargrad.lab.train.loop import clip_gradients
+from polargrad.optim import clip_gradients
 
 
 def gradients():
@@ -56,3 +56,26 @@ def test_plain_gradients_and_dtensors_are_clipped_together(mesh):
 
 def test_without_gradients_the_norm_is_zero():
     assert clip_gradients([nn.Parameter(torch.ones(2))], 1.0) == 0.0
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_one_gradient_that_is_not_finite_leaves_the_others(bad):
+    mine, good = parameters(), parameters()[:2]
+    mine[2].grad[0, 0] = bad
+    norm = clip_gradients(mine, 0.5)
+    expected = torch.nn.utils.clip_grad_norm_(good, 0.5)
+    assert norm == pytest.approx(float(expected))
+    for one, other in zip(mine, good, strict=False):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert not mine[2].grad.isfinite().all()  # which the optimizer sees, and skips
+    theirs = parameters()
+    theirs[2].grad[0, 0] = torch.inf
+    torch.nn.utils.clip_grad_norm_(theirs, 0.5)
+    assert not theirs[0].grad.any()  # the control
+
+
+def test_the_norm_of_half_precision_does_not_overflow():
+    p = nn.Parameter(torch.zeros(400, dtype=torch.float16))
+    p.grad = torch.full_like(p, 60000.0)
+    assert clip_gradients([p], 1.0) == pytest.approx(60000.0 * 20)
+    assert p.grad.float().norm() == pytest.approx(1.0, rel=1e-2)
