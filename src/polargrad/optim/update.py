@@ -260,9 +260,10 @@ class PolarRule:
             new, N = _accumulated(M, G, self.momentum, nesterov, keep)
         else:
             new, N = _averaged(M, G, self.momentum, nesterov)
-        if not ahead:
-            batch.write_later(batch.buffers, batch.unfold(new))
-        return batch.unfold(N)
+        if ahead:
+            return batch.unfold(N)
+        batch.write_later(batch.buffers, batch.unfold(new))
+        return batch.buffers
 
     def gradient_limit(self, dtype: torch.dtype) -> float:
         """The largest usable entry of a gradient of `dtype`: no difference of two momentum entries overflows."""
@@ -326,7 +327,8 @@ class PolarRule:
             D: the local tensors of the directions.
             length: gamma times the factor of nu, one number or (K,).
         """
-        if self.momentum_order != "polar-first" and self.row_beta is None and _fuses(batch, [*batch.weights, *D]):
+        fusible = batch.masked and self.momentum_order != "polar-first" and self.row_beta is None
+        if fusible and _fuses(batch, [*batch.weights, *D]):
             self._fused_move(lr, batch, D, length)
             return
         if self.momentum_order != "polar-first":
