@@ -19,6 +19,7 @@ def evened(direction, state, beta, keep=None):
     batch = Batch([0], [parameter], [state], shape.view, masked=False, executor=executor, watched=False)
     batch.keep = keep
     (even,) = normalize_rows(batch, [direction], shape.lengths, beta)
+    batch.write()
     return even
 
 

@@ -13,16 +13,13 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from polargrad.geometry import Geometry
 from polargrad.optim.matrix_view import MatrixView
-
-if TYPE_CHECKING:
-    from polargrad.optim.update import PolarRule
 
 __all__ = [
     "LMO",
@@ -37,7 +34,6 @@ __all__ = [
     "concatenate",
     "default_workspace",
     "executor_for",
-    "make_batches",
     "register_executor",
     "shared_group",
     "stack",
@@ -483,38 +479,6 @@ def default_workspace(parameters: Sequence[Any]) -> int:
     if device.type == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(device).total_memory // 32
     return 2**28 if device.type == "cpu" else 2**31
-
-
-def make_batches(
-    rule: PolarRule,
-    group: Mapping[str, Any],
-    positions: Sequence[int],
-    states: Mapping[Tensor, dict[str, Any]],
-    executor: Executor,
-    *,
-    watched: bool,
-) -> list[Batch]:
-    """The group's parameters at `positions` by shape, dtype, device and placement, cut to the rule's `stack_bytes`."""
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for i in positions:
-        p = group["params"][i]
-        alike.setdefault((p.shape, p.dtype, p.device, executor.bucket_key(p)), []).append(i)
-    batches = []
-    for (shape, dtype, device, _), members in alike.items():
-        entry = max(4, (rule.momentum_dtype or dtype).itemsize)
-        most = max(1, rule.stack_bytes // (shape.numel() * entry))
-        most = min(most, executor.max_bucket(len(members)))
-        view, masked = rule.shape_of(shape).view, rule.capturable or device.type != "cpu"
-        for start in range(0, len(members), most):
-            chosen = members[start : start + most]
-            parameters, own = [], []
-            for i in chosen:
-                p = group["params"][i]
-                parameters.append(p)
-                own.append(states[p])
-                rule.add_state(p, own[-1], executor)
-            batches.append(Batch(chosen, parameters, own, view, masked, executor, watched))
-    return batches
 
 
 class _SharedGroup:

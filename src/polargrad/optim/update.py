@@ -41,7 +41,6 @@ from polargrad.optim.execution import (
     LMOResult,
     check_state,
     concatenate,
-    make_batches,
     stack,
     statistics_dtype,
 )
@@ -212,9 +211,8 @@ class PolarRule:
         Raises:
             ValueError: the step rule needs a loss, and there is none.
         """
-        watched = context.observer is not None
-        batches = make_batches(self, group, positions, context.states, context.executor, watched=watched)
-        lmo = replace(self.lmo, dual_norms=True) if watched else self.lmo
+        batches = self._batches(group, positions, context)
+        lmo = self.lmo if context.observer is None else replace(self.lmo, dual_norms=True)
         answers = context.executor.compute_directions(map(self.request, batches), lmo, self.stack_bytes)
         if self.share_norms or self.step_rule.couples_matrices:
             self.advance(group, list(zip(batches, answers, strict=True)), context)
@@ -222,6 +220,29 @@ class PolarRule:
         for batch in batches:
             # No variable here may keep the directions of one batch while the next request is made, nor may zip.
             self.advance(group, [(batch, next(answers))], context)
+
+    def _batches(self, group: Mapping[str, Any], positions: Sequence[int], context: StepContext) -> list[Batch]:
+        """The group's parameters at `positions` by shape, dtype, device and placement, cut to `stack_bytes`."""
+        executor, alike = context.executor, dict[tuple[Any, ...], list[int]]()
+        for i in positions:
+            p = group["params"][i]
+            alike.setdefault((p.shape, p.dtype, p.device, executor.bucket_key(p)), []).append(i)
+        batches = []
+        for (shape, dtype, device, _), members in alike.items():
+            entry = max(4, (self.momentum_dtype or dtype).itemsize)
+            most = max(1, self.stack_bytes // (shape.numel() * entry))
+            most = min(most, executor.max_bucket(len(members)))
+            view, masked = self.shape_of(shape).view, self.capturable or device.type != "cpu"
+            for start in range(0, len(members), most):
+                chosen = members[start : start + most]
+                parameters, own = [], []
+                for i in chosen:
+                    p = group["params"][i]
+                    parameters.append(p)
+                    own.append(context.states[p])
+                    self.add_state(p, own[-1], executor)
+                batches.append(Batch(chosen, parameters, own, view, masked, executor, context.observer is not None))
+        return batches
 
     def request(self, batch: Batch) -> DirectionRequest:
         """Step 1: take the gradients into the momentum M; the request for directions of the result, N."""
@@ -389,10 +410,11 @@ class PolarRule:
         steps = keep.to(torch.float32)
         decay = steps * lr * self.weight_decay
         length = torch.where(keep, length * factor, steps)
-        D, length = stack(D), length.to(torch.float32)
+        stacked, length, update = stack(D), length.to(torch.float32), _fused().update
         self._momentum(batch, ahead=False)
-        update = _fused().update
-        batch.writes.append(partial(update, batch.weights, D, length, decay, cautious=self.cautious, sign=self.sign))
+        batch.writes.append(
+            partial(update, batch.weights, stacked, length, decay, cautious=self.cautious, sign=self.sign)
+        )
 
     def shape_of(self, shape: tuple[int, ...]) -> Shape:
         """What follows from the shape of a parameter; computed once.
@@ -516,8 +538,8 @@ class GeometryLMO(LMO):
         key = (M.dtype, M.device)
         if key not in self._resolved:
             self._resolved[key] = self.geometry.resolved_lmo(*key)
-        floored = scale is not None and self.floor
-        D = self._resolved[key](M, norm_floor=self.floor * scale[:, None, None] if floored else self.floor)
+        floor = self.floor if scale is None or not self.floor else self.floor * scale[:, None, None]
+        D = self._resolved[key](M, norm_floor=floor)
         dtype = statistics_dtype(M.dtype)
         wide = D.to(dtype)
         nu = ((M.to(dtype) * wide) if self.dual_norms else wide).sum(dim=(-2, -1))
