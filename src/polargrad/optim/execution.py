@@ -419,11 +419,6 @@ class Batch:
             write()
         self.writes.clear()
 
-    def store(self, targets: list[Tensor], tensors: list[Tensor]) -> None:
-        """Copy what `fold` copied of `targets`, and the step has changed since, back into them."""
-        if self._folded:
-            torch._foreach_copy_(targets, self.unfold(tensors))
-
     def spread(
         self, values: Tensor | None, factors: Sequence[float] | None = None, *, momentum: bool = False
     ) -> list[Tensor] | None:

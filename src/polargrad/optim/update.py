@@ -380,12 +380,13 @@ class PolarRule:
                 length = torch.full((batch.count,), length, dtype=statistics_dtype(D[0].dtype), device=W[0].device)
             lengths = batch.spread(length.to(W[0].device), shape.factors)
         alpha = -self.sign if isinstance(length, Tensor) else -self.sign * length * shape.factors[0]
-        batch.writes.append(partial(self._update, batch, W, D, kept, alpha, lengths))
+        batch.writes.append(partial(self._update, batch, W, batch.unfold(W), D, kept, alpha, lengths))
 
     def _update(
         self,
         batch: Batch,
         W: list[Tensor],
+        unfolded: list[Tensor],
         D: list[Tensor],
         kept: list[Tensor] | float | Tensor | None,
         alpha: float,
@@ -399,7 +400,8 @@ class PolarRule:
             torch._foreach_addcmul_(W, D, lengths, value=alpha)
         else:
             torch._foreach_add_(W, D, alpha=alpha)
-        batch.store(batch.weights, W)
+        if unfolded is not W:  # W is a copy
+            torch._foreach_copy_(batch.weights, unfolded)
 
     def _fused_move(self, lr: float | Tensor, batch: Batch, D: list[Tensor], length: float | Tensor) -> None:
         """Steps 5 and 6 in one pass over W and D, for parameters that are one matrix each."""
