@@ -13,12 +13,14 @@ import polargrad
 SOURCE = Path(polargrad.__file__).parent
 # Each layer and the others that it may import besides itself.
 LIBRARY = ("outside", "linalg", "geometry", "optim", "diagnostics", "distributed")
-TRAIN = (*LIBRARY, "lab.options", "lab.train")
+TRAIN = (*LIBRARY, "lab.options", "lab.files", "lab.exit_codes", "lab.train")
 RUN = (*TRAIN, "lab.lm", "lab.matrix", "lab.run")
 ALLOWED = {
     **{layer: LIBRARY[:position] for position, layer in enumerate(LIBRARY)},
     "integrations": TRAIN,
     "lab.options": ("linalg",),
+    "lab.files": LIBRARY,
+    "lab.exit_codes": (),
     "lab.train": TRAIN,
     "lab.lm": TRAIN,
     "lab.matrix": TRAIN,

@@ -1,6 +1,6 @@
 """State saved on some ranks and layout goes on, on any other, as if nothing had happened."""
 
-import json
+import errno
 import re
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import polargrad
-from polargrad.distributed.checkpoint import load, save
+from polargrad.distributed.checkpoint import CheckpointDamaged, load, save
 from polargrad.optim.polargrad import initialize_state
 from tests.distributed.layouts import Place, arguments_of
 from tests.distributed.worlds import spawn
@@ -186,12 +186,113 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(tmp_path):
     assert not (tmp_path / "two").exists()
 
 
-def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
+def damaged_by(change, name):
+    def damage(folder):
+        path = folder / name
+        path.write_bytes(change(path.read_bytes()))
+
+    return damage
+
+
+def flipped(data):
+    half = len(data) // 2
+    return data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
+
+
+DAMAGE = {
+    "a bit of the data": (damaged_by(flipped, "rank-00000.bin"), r"rank-00000.bin does not match its checksum"),
+    "data cut short": (damaged_by(lambda data: data[:-3], "rank-00000.bin"), r"rank-00000.bin has \d+ bytes where"),
+    "no data": (lambda folder: (folder / "rank-00000.bin").unlink(), r"rank-00000.bin cannot be read"),
+    "a bit of the index": (damaged_by(flipped, "index.json"), "index.json is cut short or was changed"),
+    "the index cut short": (damaged_by(lambda data: data[:-20], "index.json"), "index.json is cut short"),
+    "an empty index": (damaged_by(lambda data: b"", "index.json"), "index.json is cut short"),
+    "a deep index": (damaged_by(lambda data: b"[" * 100_000, "index.json"), "index.json is cut short"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_named_and_nothing_is_loaded(kind, tmp_path):
+    damage, message = DAMAGE[kind]
+    model, optimizer = made("alone", 1)
+    step(model, optimizer, 0, "alone", 1)
+    save(tmp_path / "one", model, optimizer)
+    damage(tmp_path / "one")
+    other, restored = made("alone", 1)
+    before = [p.clone() for p in other.parameters()]
+    with pytest.raises(CheckpointDamaged, match=message):
+        load(tmp_path / "one", other, restored)
+    assert all(map(torch.equal, before, other.parameters()))
+
+
+def test_nothing_in_a_checkpoint_is_pickled_or_unpickled(tmp_path, monkeypatch):
     model, optimizer = made("alone", 1)
     save(tmp_path / "one", model, optimizer, step=3)
-    from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["index.json", "rank-00000.bin"]
 
-    held = FileSystemReader(tmp_path / "one").read_metadata().state_dict_metadata
-    assert all(isinstance(entry, TensorStorageMetadata) for entry in held.values())
-    assert json.dumps(sorted(held)).count("optimizer.late.momentum_buffer") == 1
+    def refuse(*arguments, **options):
+        raise AssertionError("unpickled")
+
+    for module in ("pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load"):
+        monkeypatch.setattr(module, refuse)
+    assert load(tmp_path / "one", *made("alone", 1)) == {"step": 3}
+    # A checkpoint of torch's own format, whose metadata is a pickle, is refused unread.
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / ".metadata").write_bytes(b"cos\nsystem\n(S'touch PWNED'\ntR.")
+    with pytest.raises(ValueError, match="read by unpickling"):
+        load(tmp_path / "planted", model, optimizer)
+
+
+def test_a_save_that_was_killed_does_not_block_its_place(tmp_path):
+    model, optimizer = made("alone", 1)
+    stale = tmp_path / "one.part"
+    stale.mkdir()
+    (stale / "rank-00003.bin").write_bytes(b"half")
+    save(tmp_path / "one", model, optimizer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one"]
+    (tmp_path / "two.part").mkdir()
+    (tmp_path / "two.part" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="no unfinished checkpoint"):
+        save(tmp_path / "two", model, optimizer)
+    assert (tmp_path / "two.part" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_a_failed_write_leaves_nothing_and_is_an_os_error(tmp_path, monkeypatch, number):
+    model, optimizer = made("alone", 1)
+
+    def fail(handle):
+        raise OSError(number, "it failed")
+
+    monkeypatch.setattr("polargrad.distributed.checkpoint.os.fsync", fail)
+    with pytest.raises(OSError, match="it failed") as failure:
+        save(tmp_path / "one", model, optimizer)
+    assert failure.value.errno == number
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: torch.optim.AdamW(parameters, lr=torch.tensor(0.01)),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+    ],
+)
+def test_an_optimizer_of_torch_goes_on_alike(make, tmp_path):
+    def go_on(model, optimizer, first, last):
+        for number in range(first, last):
+            step(model, optimizer, number, "alone", 1)
+        return [p.detach().clone() for p in model.parameters()]
+
+    model = Model("alone", 1)
+    optimizer = make(list(model.parameters()))
+    go_on(model, optimizer, 0, 8)
+    save(tmp_path / "one", model, optimizer, where={"at": [torch.arange(3), float("inf")]})
+    other = Model("alone", 1)
+    restored = make(list(other.parameters()))
+    rate = restored.param_groups[0]["lr"]
+    extra = load(tmp_path / "one", other, restored)
+    assert torch.equal(extra["where"]["at"][0], torch.arange(3))
+    assert extra["where"]["at"][1] == float("inf")
+    if isinstance(rate, torch.Tensor):
+        assert restored.param_groups[0]["lr"] is rate
+    assert all(map(torch.equal, go_on(model, optimizer, 8, 12), go_on(other, restored, 8, 12)))

@@ -40,7 +40,6 @@ from polargrad.lab.train.schedules import SCHEDULES
 from polargrad.optim.roles import roles
 
 # Checkpoints of several processes, which there are none of.
-_ONE_PROCESS = Used("parallel", unless=True, why="a run on several processes writes no checkpoints")
 _DRY = Used("dry_run", why="options of a dry run")
 
 
@@ -172,9 +171,9 @@ class CheckpointOptions(Options):
         resume: run folder to continue, of a run of the same options; `polargrad resume` asks for none.
     """
 
-    checkpoint_every: int = option(0, least=0, used=_ONE_PROCESS)
-    keep: int = option(2, used=_ONE_PROCESS)
-    resume: Path | None = option(None, used=_ONE_PROCESS)
+    checkpoint_every: int = option(0, least=0)
+    keep: int = 2
+    resume: Path | None = None
 
 
 @dataclass(frozen=True)

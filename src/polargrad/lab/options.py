@@ -18,6 +18,8 @@ from typing import Any, ClassVar, Literal
 
 from polargrad.linalg.registry import unknown_name as unknown_name
 
+# What torch and the formats of files can count to.
+LARGEST = 2**63 - 1
 _WORDS = {int: "an integer", float: "a number", str: "a string", Path: "a path", bool: "a bool, true or false"}
 
 
@@ -151,8 +153,8 @@ def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise ValueError(f"{name} must be {' '.join(('a finite number', allowed)).rstrip()}; got {value!r}")
 
 
-def check_integer(name: str, value: Any, least: int = 1) -> None:
-    """Raise ValueError unless the value of an option is an integer of at least `least`; a bool is none.
+def check_integer(name: str, value: Any, least: int = 1, most: int = LARGEST) -> None:
+    """Raise ValueError unless the value of an option is an integer from `least` to `most`; a bool is none.
 
     Example:
         >>> check_integer("steps", 0)
@@ -162,6 +164,8 @@ def check_integer(name: str, value: Any, least: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+    if value > most:
+        raise ValueError(f"{name} must be an integer of at most {most}; got {value}")
 
 
 def values_of(kind: type[Any], options: Any) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from polargrad.lab import matrix
 from polargrad.lab.cli import main as cli
 from tests.runs import tiny_spec, tiny_text, written_run
 
-BASE = {"lab", "lab.options", "lab.cli", "lab.run", "lab.train", "lab.lm.models"}  # every spec holds a decoder's sizes
+# Every spec holds a decoder's sizes.
+BASE = {"lab", "lab.options", "lab.files", "lab.exit_codes", "lab.cli", "lab.run", "lab.train", "lab.lm.models"}
 TRAINED = {"lab.comparison", "lab.lm", "lab.report"}
 RUN_MATRIX = ["run", "quadratic", "--size", "small", "--steps", "2", "--only", "adam", "--diagnostics", "0"]
 BENCH = ["bench", "polar", "--shapes", "6x4", "--methods", "svd", "--spectra", "gaussian", "--repeats", "1"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import pytest
@@ -190,7 +191,18 @@ def test_every_recipe_has_options_for_every_model(recipe, model):
             ["--field", "body", "--device", "cpu"],
             "field 'body' is an entry of JSON lines",
         ),
-        (["--parallel", "ddp", "--keep", "3"], "--keep: a run on several processes writes no checkpoints"),
+        (["--set", "hidden.momentum=1"], "momentum"),
+        (["--set", "hidden.momentumm=0.9"], "momentumm"),
+        (["--set", "hidden.weight_decay=NaN"], "weight_decay"),
+        (["--dry-run", "--set", "hidden.momentum=1"], "momentum"),
+        (["--dry-run", "--decay", "nan"], "decay"),
+        (["--clip", "inf"], "clip"),
+        (["--vocabulary", "1000000000"], "vocabulary"),
+        (["--hidden-size", "1000000000"], "hidden"),
+        (["--seed", str(2**64)], "seed must be an integer of at most"),
+        (["--steps", str(2**64)], "steps must be an integer of at most"),
+        (["--minutes", "inf"], "minutes"),
+        (["--batch", str(2**62)], "batch"),
         (["--diagnostics-every", "5", "--matrices", "lm_head"], "no matrix 'lm_head'; it has lm_head.weight"),
         (["--device", "abacus"], "which torch does not know"),
         (["--seed", "-1"], "seed must be an integer of at least 0"),
@@ -221,8 +233,7 @@ def test_a_stopped_run_goes_on_with_its_own_options_only(capsys, small, tmp_path
         assert _run(capsys, small, "--out", out, "--checkpoint-every", "2", "--name", "same")[0] == 0
     # As if it had been killed after its checkpoint at step 2.
     (tmp_path / "stopped" / "summary.json").unlink()
-    (last,) = (tmp_path / "stopped" / "checkpoints").glob("step-00000004-*.pt")
-    last.unlink()
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-00000004")
     code, _, err = _run(capsys, small, "--resume", "stopped", "--name", "same", "--batch", "8")
     assert code == 2
     assert "another configuration" in err
@@ -244,8 +255,7 @@ def test_a_run_does_not_go_on_with_another_vocabulary(capsys, small, tmp_path, e
     options = (small, "--tokenizer", words, "--checkpoint-every", "2", "--name", "same")
     assert _run(capsys, *options, "--out", "run")[0] == 0
     (tmp_path / "run" / "summary.json").unlink()
-    (last,) = (tmp_path / "run" / "checkpoints").glob("step-00000004-*.pt")
-    last.unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     train_bpe(source, 280).backend.save(str(words))
     build._corpus.cache_clear()  # another process would not have it

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from polargrad.distributed.checkpoint import Saved
 from polargrad.lab.run import runner
 from polargrad.lab.run.build import build_objective
 from polargrad.lab.run.folder import CHECKPOINTS, RECORDS
@@ -47,21 +48,12 @@ def outcome(path):
     """Losses, rates and evaluations of every step, and the last checkpoint's tensors."""
     records = [json.loads(line) for line in (path / RECORDS).read_text().splitlines()]
     kept = [{k: v for k, v in r.items() if k not in UNTIMED} for r in records if r["kind"] != "event"]
-    (last,) = (path / CHECKPOINTS).iterdir()
-    state = torch.load(last, weights_only=True)["state"]
+    last = max((path / CHECKPOINTS).iterdir())
+    saved = Saved.open(last)
+    assert not saved.damage()
+    state = saved.extra["state"]
     # A spec seeds torch's generator alone, so Python's own differs between processes from the start.
-    return kept, [*(state[part] for part in ("module", "optimizer", "data")), state["random"]["torch"]]
-
-
-def same(left, right):
-    """Equality to the last bit, whatever is nested."""
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right) and left.dtype == right.dtype
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
+    return kept, saved.files, saved.groups, saved.state, state["data"], state["random"]["torch"]
 
 
 def main(folder, names, runs):
@@ -89,7 +81,7 @@ def main(folder, names, runs):
             writing += any((path / CHECKPOINTS).glob("*.part"))
             codes.add(os.waitstatus_to_exitcode(status))
         kills, killed = kills + hits, killed + bool(hits)
-        if not same(outcome(path), reference):
+        if outcome(path) != reference:
             differing.append(number)
     print(json.dumps({"kills": kills, "killed": killed, "writing": writing, "codes": list(codes), "differ": differing}))
 

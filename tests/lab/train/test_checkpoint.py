@@ -1,7 +1,9 @@
 """Checkpoint files: whole or absent, checked, kept in number, and refused where they belong to something else."""
 
 import errno
+import os
 import random
+import shutil
 
 import numpy
 import pytest
@@ -94,7 +96,7 @@ def test_every_checkpoint_leads_to_the_same_end(tmp_path, make):
     files = sorted(tmp_path.iterdir())
     assert len(files) == 8
     for file in reversed(files[:-1]):
-        (tmp_path / files[files.index(file) + 1].name).unlink()
+        shutil.rmtree(files[files.index(file) + 1])
         found = Checkpoints(tmp_path, {"steps": 8}).newest()
         assert found.path == file
         torch.manual_seed(99)
@@ -107,7 +109,7 @@ def test_every_checkpoint_leads_to_the_same_end(tmp_path, make):
 
 def test_a_generator_that_is_not_restored_would_be_seen(tmp_path, monkeypatch):
     _, whole, _ = go(tmp_path, policy=CheckpointPolicy(every_steps=4))
-    sorted(tmp_path.iterdir())[-1].unlink()
+    shutil.rmtree(sorted(tmp_path.iterdir())[-1])
     found = Checkpoints(tmp_path, {"steps": 8}).newest()
     monkeypatch.setattr("polargrad.lab.train.checkpoint._restore_generators", lambda held: None)
     _, records, _ = go(tmp_path / "again", resume=found)
@@ -123,30 +125,51 @@ def test_the_last_few_are_kept(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("keep", "left"), [(True, 1), (False, 0)])
+@pytest.mark.parametrize(("keep", "left"), [(True, 2), (False, 0)])
 def test_what_a_finished_run_leaves(tmp_path, keep, left):
     policy = CheckpointPolicy(every_steps=2, keep_finished=keep)
     go(tmp_path / "c", policy=policy)
-    (tmp_path / "c" / "step-00000009.part").write_bytes(b"half")
+    stale = tmp_path / "c" / "step-00000009.part"
+    stale.mkdir()
+    (stale / "rank-00000.bin").write_bytes(b"half")
     Checkpoints(tmp_path / "c", {}, policy).finish()
     assert len(list(tmp_path.glob("c/*"))) == left
 
 
-def flip(path):
-    data = bytearray(path.read_bytes())
+def flip(path, name="rank-00000.bin"):
+    data = bytearray((path / name).read_bytes())
     data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    (path / name).write_bytes(data)
+
+
+def flip_index(path):
+    flip(path, "index.json")
 
 
 def cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
+    (path / "rank-00000.bin").write_bytes((path / "rank-00000.bin").read_bytes()[:-100])
 
 
 def empty(path):
+    for file in path.iterdir():
+        file.unlink()
+
+
+def replace_by_file(path):
+    empty(path)
+    path.rmdir()
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [flip, cut, empty])
+def replace_by_folders(path):
+    empty(path)
+    (path / "index.json").mkdir()
+
+
+DAMAGES = [flip, flip_index, cut, empty, replace_by_file, replace_by_folders]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path, damage):
     _, whole, _ = go(tmp_path, policy=CheckpointPolicy(every_steps=3, keep=3, keep_finished=False))
     damage(sorted(tmp_path.iterdir())[-1])
@@ -185,47 +208,59 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path):
         def __reduce__(self):
             return (print, ("run",))
 
-    Checkpoints(tmp_path, {}).save(1, {"journal": Evil()})
-    with pytest.raises(Exception, match="weights_only"):
+    objective = Noisy()
+    with pytest.raises(TypeError, match="JSON"):
+        Checkpoints(tmp_path, {}).save(1, objective.module, polar(objective.module), {"journal": Evil()})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_an_earlier_version_is_not_ignored(tmp_path):
+    (tmp_path / "step-00000003-0123456789abcdef.pt").write_bytes(b"a pickle")
+    with pytest.raises(CheckpointError, match="earlier version"):
         Checkpoints(tmp_path, {}).newest()
 
 
 class FullDisk:
-    """Every write of a checkpoint from the second on fails as on a full disk, after so many bytes."""
+    """Syncing a checkpoint fails as on a full disk while more than so many are there, from the second save on."""
 
-    def __init__(self, monkeypatch, room):
-        from polargrad.lab.train import checkpoint
+    def __init__(self, monkeypatch, folder, room, number=errno.ENOSPC):
+        real = os.fsync
 
-        real, self.saves = checkpoint._Hashing.write, 0
-        save = checkpoint.torch.save
-        self.left = room
+        def fsync(handle):
+            if len(list(folder.glob("step-????????"))) > room:
+                raise OSError(number, os.strerror(number))
+            real(handle)
 
-        def counted(content, file):
-            self.saves += 1
-            self.left = room
-            save(content, file)
-
-        def write(hashing, data):
-            self.left -= len(data)
-            if self.saves > 1 and self.left < 0:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return real(hashing, data)
-
-        monkeypatch.setattr(checkpoint.torch, "save", counted)
-        monkeypatch.setattr(checkpoint._Hashing, "write", write)
+        monkeypatch.setattr("polargrad.distributed.checkpoint.os.fsync", fsync)
 
 
-@pytest.mark.parametrize("room", [0, 3000])
-def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(tmp_path, monkeypatch, room):
-    FullDisk(monkeypatch, room)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(tmp_path, monkeypatch, number):
+    FullDisk(monkeypatch, tmp_path, 0, number)
     summary, records, _ = go(tmp_path, policy=CheckpointPolicy(every_steps=2, keep_finished=False))
     assert summary.status == "finished"
     failed = [record for record in records if record.get("event") == "not-saved"]
     assert [record["step"] for record in failed] == [4, 6]
-    assert "No space left" in failed[0]["message"]
-    assert "as they were" in failed[0]["message"]
+    assert "step-00000004 cannot be written: " in failed[0]["message"]
+    assert "as it was" in failed[0]["message"]
     (kept,) = tmp_path.iterdir()
     assert Checkpoints(tmp_path, {"steps": 8}).newest().path == kept
+
+
+def test_where_there_is_no_room_an_older_checkpoint_makes_some(tmp_path, monkeypatch):
+    FullDisk(monkeypatch, tmp_path, 2)
+    summary, records, _ = go(tmp_path, policy=CheckpointPolicy(every_steps=2, keep=3))
+    assert summary.status == "finished"
+    assert not [record for record in records if record.get("event") == "not-saved"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000006", "step-00000008"]
+
+
+def test_a_run_is_not_finished_without_its_last_checkpoint(tmp_path, monkeypatch):
+    FullDisk(monkeypatch, tmp_path, 0)
+    with pytest.raises(OSError, match="step-00000008 cannot be written: the disk is full; free some space"):
+        go(tmp_path, policy=CheckpointPolicy(every_steps=2))
+    (kept,) = tmp_path.iterdir()
+    assert kept.name == "step-00000002"
 
 
 def test_saving_takes_at_most_a_hundredth_of_the_time(monkeypatch, tmp_path):
@@ -233,15 +268,15 @@ def test_saving_takes_at_most_a_hundredth_of_the_time(monkeypatch, tmp_path):
     monkeypatch.setattr("polargrad.lab.train.checkpoint.time.monotonic", lambda: now[0])
     checkpoints = Checkpoints(tmp_path, {}, CheckpointPolicy(every_seconds=30.0))
 
-    def slow(content, file):
+    def slow(*arguments):
         now[0] += 5.0
 
-    monkeypatch.setattr("polargrad.lab.train.checkpoint._write", lambda content, file: slow(content, file) or "0" * 16)
+    monkeypatch.setattr("polargrad.lab.train.checkpoint.write", slow)
     now[0] = 29.0
     assert not checkpoints.due(1)
     now[0] = 31.0
     assert checkpoints.due(2)
-    checkpoints.save(2, {})
+    checkpoints.save(2, None, None, {})
     now[0] += 499.0
     assert not checkpoints.due(3)
     now[0] += 2.0
@@ -255,7 +290,6 @@ def test_bad_policies_are_errors(options):
 
 
 def test_a_stop_request_ends_the_run_after_its_step_saved(tmp_path):
-    import os
     import signal
 
     class Stopped(Noisy):
@@ -275,10 +309,9 @@ def test_a_stop_request_ends_the_run_after_its_step_saved(tmp_path):
 
 
 def test_a_second_request_interrupts_and_handlers_are_put_back():
-    import os
     import signal
 
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     told = []
     with StopRequest(lambda: told.append(1)) as stop:
         os.kill(os.getpid(), signal.SIGINT)
@@ -286,7 +319,7 @@ def test_a_second_request_interrupts_and_handlers_are_put_back():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert told == [1]
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
 def test_an_ignored_signal_stays_ignored():
@@ -314,6 +347,6 @@ def test_a_source_that_cannot_take_its_position_is_an_error(tmp_path):
 def test_a_schedule_by_steps_goes_on_where_it_was(tmp_path):
     go(tmp_path, policy=CheckpointPolicy(every_steps=5, keep_finished=False))
     found = Checkpoints(tmp_path, {"steps": 8}).newest()
-    assert [group["lr"] for group in found.state["optimizer"]["param_groups"]] == [
+    assert [group["lr"] for group in [saved["options"] for saved in found.saved.groups]] == [
         group["lr"] for group in polar(Noisy().module).param_groups
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polargrad.lab.cli import report, terminal
 from polargrad.lab.cli.arguments import Jobs, Parallelism, Positional
-from polargrad.lab.comparison.comparison import ComparisonOptions, run_comparison
+from polargrad.lab.comparison.comparison import ComparisonOptions, resume_comparison, run_comparison
 from polargrad.lab.comparison.request import request
 from polargrad.lab.options import given, option, values_of
 from polargrad.lab.run import runner
@@ -69,10 +69,11 @@ class Compare(ComparisonOptions, Jobs):
                 self.names, **{name: getattr(self, name) for name in _OF_REQUEST}, **values_of(ComparisonOptions, self)
             )
             if not parallel.is_main_process:
-                for spec in asked.pending({}):
-                    runner.run_worker(spec, parallel)
-                return
-            out = terminal.new_folder(self.out, "compare")
-            how = {"jobs": self.jobs, "threads": self.threads, **report.narrated()}
-            run_comparison(asked, out, parallel=parallel, **how)
+                return runner.serve(parallel)
+            out = terminal.place(self.out, "compare")
+            how = {"jobs": self.jobs, "threads": self.threads, "parallel": parallel, **report.narrated()}
+            if out.exists():  # torchrun has started its processes anew
+                resume_comparison(out, **how)
+            else:
+                run_comparison(asked, out, created=terminal.created, **how)
         report.print_comparison(out)

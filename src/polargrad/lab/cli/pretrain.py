@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Self
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Parallelism, read
 from polargrad.lab.launch import Launch
+from polargrad.lab.options import given
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 
 if TYPE_CHECKING:
     from polargrad.lab.estimate import Estimate
-    from polargrad.lab.run.folder import Run
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,24 @@ class Pretrain(Launch):
         if self.run.dry_run:
             return print("\n".join(self._plan(spec)))
         from polargrad.lab.run import runner
-        from polargrad.lab.run.tracking import watching
         from polargrad.lab.train import CheckpointPolicy, terminal_progress
 
         policy = CheckpointPolicy(every_steps=self.checkpoints.checkpoint_every, keep=self.checkpoints.keep)
         with self.parallel.processes() as parallel:
             if not parallel.is_main_process:
-                return runner.run_worker(spec, parallel)
-            out = self.checkpoints.resume or terminal.new_folder(self.run.out, spec.name)
-            progress = terminal_progress(spec.name)
-            board, track = self.evaluation.tensorboard, self.evaluation.track
-            with watching(spec, out, board=board, track=track) as watch:
-                if self.checkpoints.resume is not None:
-                    finished = runner.resume(out, spec, progress=progress, policy=policy, watch=watch)
-                else:
-                    finished = runner.run(spec, out, progress=progress, policy=policy, parallel=parallel, watch=watch)
-        _report(finished)
+                return runner.serve(parallel)
+            how = {"progress": terminal_progress(spec.name), "policy": policy, "parallel": parallel}
+            if self.checkpoints.resume is not None:
+                if not given(self.checkpoints, "checkpoint_every", "keep"):
+                    how["policy"] = None  # as the run was begun
+                finished = runner.resume(self.checkpoints.resume, spec, **how)
+            else:
+                watched = {"tensorboard": self.evaluation.tensorboard, "track": self.evaluation.track}
+                out = terminal.place(self.run.out, spec.name)
+                finished = runner.run_or_resume(spec, out, **how, **watched, page=True, created=terminal.created)
+        from polargrad.lab.cli.report import print_pretrained
+
+        print_pretrained(finished)
 
     def _paced(self, spec: RunSpec) -> RunSpec:
         """The run with as many steps as take the minutes asked for: measured here, or of a dry run estimated."""
@@ -126,20 +128,3 @@ class Pretrain(Launch):
             f"{duration(seconds)} ({tokens / seconds:,.0f} tokens/s), {found.optimizer_share:.0%} of it in the "
             f"optimizer{work}"
         )
-
-
-def _report(finished: Run) -> None:
-    """Print how a run ended, and how fast it was, and write its page."""
-    from polargrad.lab.comparison import analysis
-    from polargrad.lab.comparison.page import Findings
-    from polargrad.lab.run.folder import PAGE
-
-    page = Findings([finished]).write_page(finished.path / PAGE, save_figures=True)
-    summary = finished.summary or {}
-    units, seconds = summary.get("units", 0), summary.get("seconds", 0.0)
-    speed = f", {units / seconds:,.0f} tokens/s" if seconds else ""
-    (one,) = analysis.alone([finished])
-    part = one.optimizer_share.mean
-    share = "" if part is None else f", {part:.0%} of the time in the optimizer"
-    print(f"{analysis.sentence(one, one)[:-1]}: {units:,} tokens{speed}{share}.")
-    print(f"Records are in {finished.path}. Report: {page}")

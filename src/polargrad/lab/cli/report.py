@@ -66,6 +66,21 @@ def print_run(finished: Run) -> None:
     shown.print(f"Records are in {finished.path}, figures in {finished.path / FIGURES}.")
 
 
+def print_pretrained(finished: Run) -> None:
+    """Print how a run ended, and how fast it was, and write its page."""
+    from polargrad.lab.comparison.page import Findings
+
+    page = Findings([finished]).write_page(finished.path / PAGE, save_figures=True)
+    summary = finished.summary or {}
+    units, seconds = summary.get("units", 0), summary.get("seconds", 0.0)
+    speed = f", {units / seconds:,.0f} tokens/s" if seconds else ""
+    (one,) = analysis.alone([finished])
+    part = one.optimizer_share.mean
+    share = "" if part is None else f", {part:.0%} of the time in the optimizer"
+    print(f"{analysis.sentence(one, one)[:-1]}: {units:,} tokens{speed}{share}.")
+    print(f"Records are in {finished.path}. Report: {page}")
+
+
 def print_experiment(runs: Sequence[Run], page: Path) -> None:
     """Every configuration of a matrix problem in a table, what there is to say of them, and where the page is."""
     from polargrad.lab.studies.matrix.page import results, sentences

@@ -110,9 +110,9 @@ class Run(Options):
         spec = self._spec()
         with self.parallel.processes() as parallel:
             if not parallel.is_main_process:
-                return runner.run_worker(spec, parallel)
-            out = terminal.new_folder(self.out, spec.name)
-            finished = runner.run(spec, out, progress=terminal_progress(spec.name), parallel=parallel)
+                return runner.serve(parallel)
+            out, progress = terminal.place(self.out, spec.name), terminal_progress(spec.name)
+            finished = runner.run_or_resume(spec, out, progress=progress, parallel=parallel, created=terminal.created)
         from polargrad.lab.cli.report import print_run
 
         print_run(finished)

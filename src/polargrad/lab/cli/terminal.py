@@ -43,18 +43,40 @@ def dated(name: str, folder: Path = Path("runs"), ending: str = "") -> Path:
     return folder / f"{name}-{datetime.now():%Y%m%d-%H%M%S}{ending}"
 
 
-def new_folder(out: Path | None, name: str) -> Path:
-    """The folder of results, by default a dated one; its name is printed on stderr before the work begins.
+def place(out: Path | None, name: str) -> Path:
+    """Where results go, by default into a dated folder; a torchrun that starts its processes anew stays in its folder.
 
     Raises:
         FileExistsError: if it exists.
     """
-    from polargrad.lab.run.folder import refuse_existing
+    from polargrad.lab.run.folder import refuse_existing, relaunched
 
+    if (earlier := relaunched(out, dated(name).parent)) is not None:
+        return earlier
     out = out or dated(name)
     refuse_existing(out)
-    tell(f"Results go to {out}")
     return out
+
+
+def new_folder(out: Path | None, name: str) -> Path:
+    """The folder of results, said on stderr before the work begins, once it is known that it can be made.
+
+    Raises:
+        FileExistsError: if it exists.
+        OSError: it cannot be made.
+    """
+    from polargrad.lab.run.folder import create_folder
+
+    out = place(out, name)
+    create_folder(out)
+    out.rmdir()  # whoever writes the results makes it
+    created(out)
+    return out
+
+
+def created(folder: Path) -> None:
+    """Say where results go."""
+    tell(f"Results go to {folder}")
 
 
 def tell(line: str) -> None:

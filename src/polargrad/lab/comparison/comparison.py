@@ -21,8 +21,19 @@ from polargrad.lab.comparison.rate_search import RateSearch, SearchOptions, Sear
 from polargrad.lab.comparison.sweep import Axis, GridPoint, grid_points, parse_axis
 from polargrad.lab.options import Used, check_options, option, values_of
 from polargrad.lab.run import workers
-from polargrad.lab.run.build import check_optimizer
-from polargrad.lab.run.folder import COMPARISON, ENDED, Run, create_folder, find_runs, read_run, status_of, write_json
+from polargrad.lab.run.build import check
+from polargrad.lab.run.folder import (
+    COMPARISON,
+    ENDED,
+    Run,
+    create_folder,
+    find_runs,
+    read_run,
+    refuse_existing,
+    status_of,
+    write_json,
+    write_settings,
+)
 from polargrad.lab.run.spec import RunSpec, from_plain, without_format
 
 if TYPE_CHECKING:
@@ -151,17 +162,25 @@ class Comparison(ComparisonOptions):
         return from_plain(cls, {**plain, **lists}, "a comparison")
 
 
-def run_comparison(comparison: Comparison, path: str | Path, **options: Any) -> list[Run]:
+def run_comparison(
+    comparison: Comparison, path: str | Path, created: Callable[[Path], object] = lambda path: None, **options: Any
+) -> list[Run]:
     """Run a comparison into a new folder. Options and errors are those of `resume_comparison`.
+
+    Every run is checked before the first one begins. `created` is called with the folder once it is there.
 
     Raises:
         FileExistsError: if the folder exists.
+        ValueError: if a run does not fit its model, its data or the processes; nothing is written.
     """
     path = Path(path)
-    for spec in comparison.recipes:
-        check_optimizer(spec)
+    refuse_existing(path)
+    for spec in comparison.pending({}):
+        check(spec, options.get("parallel"))
     create_folder(path)
     write_json(path / COMPARISON, comparison.to_dict())
+    write_settings(path)
+    created(path)
     return resume_comparison(path, **options)
 
 
@@ -182,8 +201,8 @@ def resume_comparison(
         threads: of each run; None: one if there are several jobs, else as torch has it.
         progress: returns the display of a run's progress, given its name; several jobs write theirs to stderr.
         report: called with a line for each run that ends.
-        parallel: the processes that each run is spread over; this is rank 0, and the others call
-            `runner.run_worker` with each of `pending({})` in order. None: each run has one process.
+        parallel: the processes that each run is spread over; this is rank 0, and the others call `runner.serve`.
+            None: each run has one process.
 
     Returns:
         Every run, in the order of the folders' names.

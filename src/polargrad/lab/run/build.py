@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from polargrad.lab.lm import EncodedCorpus, Tokenizer
     from polargrad.lab.train import Objective
 
-__all__ = ["BuiltRun", "build", "build_objective", "build_optimizer", "check_optimizer", "outside_code", "torch_device"]
+__all__ = ["BuiltRun", "build", "build_objective", "build_optimizer", "check", "outside_code", "torch_device"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def build(spec: RunSpec, parallel: Parallel | None = None) -> BuiltRun:
         ValueError: the spec does not fit its model, its data or the processes.
     """
     code = outside_code(spec)
+    check(spec, parallel)
     objective, facts = build_objective(spec, parallel)
     if isinstance(spec.objective, LanguageModel):
         group = None if parallel is None else parallel.optimizer_group
@@ -82,6 +84,53 @@ def build(spec: RunSpec, parallel: Parallel | None = None) -> BuiltRun:
     probe = _build_probe(spec, objective.module, optimizer)
     where = {**environment(), **facts, **({"code": code} if code else {})}
     return BuiltRun(spec, objective, optimizer, probe, where, parallel)
+
+
+def check(spec: RunSpec, parallel: Parallel | None = None) -> None:
+    """Everything that can be known to be wrong with a run before any work: its model's skeleton holds no numbers.
+
+    Raises:
+        ValueError: options of the optimizer that are refused, roles or matrices that the model does not have, a batch
+            that the processes do not divide, a device that is not there, or more weights than its memory has room for.
+    """
+    model = spec.objective
+    if not isinstance(model, LanguageModel):
+        if parallel is not None and not parallel.is_single:
+            raise ValueError(f"{spec.name} is a matrix problem, which one process solves; leave --parallel out")
+        return
+    (parallel or Parallel()).check_batch(model.batch)
+    if parallel is None or parallel.is_single:
+        torch_device(model.device)
+    module = _skeleton(model)
+    _check_memory(model, module, parallel)
+    optimizer = build_optimizer(spec, module)
+    if parallel is not None and not parallel.is_single and (outside := outside_rules(spec.optimizer)):
+        raise ValueError(f"{outside[0]} knows of one process; leave --parallel out")
+    _build_probe(spec, module, optimizer)
+
+
+@lru_cache(maxsize=2)
+def _skeleton(model: LanguageModel) -> torch.nn.Module:
+    """The model without numbers; the runs of a comparison share it."""
+    return cast(torch.nn.Module, model.build(device="meta"))
+
+
+def _check_memory(model: LanguageModel, module: torch.nn.Module, parallel: Parallel | None) -> None:
+    """Refuse a model whose weights and gradients, or a batch whose tokens, are larger than all of the memory."""
+    size = 2 * sum(p.numel() for p in module.parameters()) * (2 if model.precision == "bfloat16" else 4)
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**62
+    if (parallel is None or parallel.is_single) and torch.device(model.device).type == "cuda":
+        room = torch.cuda.get_device_properties(torch.device(model.device)).total_memory
+    if model.batch * (model.sequence + 1) * 8 > room:
+        raise ValueError(
+            f"a batch of {model.batch} sequences of {model.sequence} tokens has no room in the memory; give a "
+            "smaller --batch or --sequence"
+        )
+    if size > room and (parallel is None or parallel.sizes[1] * parallel.sizes[2] == 1):
+        raise ValueError(
+            f"weights and gradients take {size / 1e9:,.0f} GB, and this machine has {room / 1e9:,.0f}; give smaller "
+            "values of --vocabulary, --hidden-size or --layers, or divide the model with --parallel fsdp"
+        )
 
 
 def build_objective(spec: RunSpec, parallel: Parallel | None = None) -> tuple[Objective, Mapping[str, Any]]:
@@ -233,17 +282,6 @@ def build_optimizer(spec: RunSpec, module: torch.nn.Module, process_group: Any =
 def code_checksums(environment: Mapping[str, Any]) -> dict[str, str]:
     """The checksums of the code from outside that an environment's record names."""
     return {name: code["sha256"] for name, code in environment.get("code", {}).items()}
-
-
-def check_optimizer(spec: RunSpec) -> None:
-    """Raise what `build_optimizer` would for optimizers from outside, before any data is read.
-
-    Raises:
-        FileNotFoundError: a file that the spec names is not there.
-        ValueError: an optimizer that cannot be made, stepped or resumed; see `polargrad.lab.train.optimizers`.
-    """
-    if isinstance(spec.objective, LanguageModel) and outside_rules(spec.optimizer):
-        build_optimizer(spec, cast(torch.nn.Module, spec.objective.build(device="meta")))
 
 
 def outside_code(spec: RunSpec) -> dict[str, dict[str, str]]:

@@ -1,6 +1,6 @@
 """Run folders: written once, line by line while the run goes, and read back with care.
 
-    DIR/spec.json  environment.json  records.jsonl  summary.json  figures/  checkpoints/  discarded.jsonl
+    DIR/spec.json  environment.json  settings.json  records.jsonl  summary.json  figures/  checkpoints/  discarded.jsonl
 
 A folder without summary.json is a run that was killed; its records still count. A run that is resumed goes on after the
 records that its checkpoint knows of; those after them are moved to discarded.jsonl and made again.
@@ -8,20 +8,27 @@ records that its checkpoint knows of; those after them are moved to discarded.js
 
 from __future__ import annotations
 
-import json
+import contextlib
+import errno
+import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from polargrad.distributed.checkpoint import sync_folder
+from polargrad.lab.files import explained, json_text, new_file_mode, parse_json, read_json, write_file
 from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.train import CheckpointPolicy
 
-SPEC, ENVIRONMENT, RECORDS, SUMMARY, FIGURES, CHECKPOINTS, DISCARDED = (
+SPEC, ENVIRONMENT, SETTINGS, RECORDS, SUMMARY, FIGURES, CHECKPOINTS, DISCARDED = (
     "spec.json",
     "environment.json",
+    "settings.json",
     "records.jsonl",
     "summary.json",
     "figures",
@@ -76,6 +83,23 @@ class Run:
         return [record for record in self.records if record["kind"] == kind]
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """How a run is saved, watched and reported, which a run that is resumed keeps; what runs is its spec.
+
+    Args:
+        policy: when checkpoints are made and which stay.
+        page: whether a page about it is written at the end.
+        tensorboard: whether its records are written for TensorBoard too.
+        track: the tracker that they are sent to, or "none".
+    """
+
+    policy: CheckpointPolicy = field(default_factory=CheckpointPolicy)
+    page: bool = False
+    tensorboard: bool = False
+    track: str = "none"
+
+
 class RunFolder:
     """A new run folder, open for records.
 
@@ -83,23 +107,42 @@ class RunFolder:
         path: the folder; it must not exist, its parents may.
         spec: written at once.
         environment: plain data, written at once.
+        options: written at once.
 
     Raises:
         FileExistsError: if the folder exists. Nothing in it is touched.
+        OSError: it cannot be written, as on a full disk; nothing is left.
     """
 
-    def __init__(self, path: str | Path, spec: RunSpec, environment: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | Path, spec: RunSpec, environment: Mapping[str, Any], options: RunSettings | None = None
+    ) -> None:
         self.path = Path(path)
         refuse_existing(self.path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         # Filled under another name, so that a kill leaves a whole run folder or none.
-        made = Path(tempfile.mkdtemp(prefix=".new-", dir=self.path.parent))
-        made.chmod(0o777 & ~_umask())
-        write_json(made / ENVIRONMENT, environment)
-        (made / SPEC).write_text(spec.to_json(), encoding="utf-8")
-        self._records = (made / RECORDS).open("xb")
-        made.rename(self.path)
-        self._lock()
+        try:
+            made = Path(tempfile.mkdtemp(prefix=".new-", dir=self.path.parent))
+        except OSError as error:
+            raise type(error)(error.errno, explained(error, f"cannot make {self.path}")) from error
+        try:
+            made.chmod(new_file_mode(0o777))
+            write_json(made / ENVIRONMENT, environment)
+            write_settings(made, options or RunSettings())
+            write_file(made / SPEC, spec.to_json())
+            self._records = (made / RECORDS).open("xb")
+            try:
+                self._lock()
+                made.rename(self.path)
+            except BaseException:
+                self._records.close()
+                raise
+            sync_folder(self.path.parent)
+        except BaseException as error:
+            shutil.rmtree(made, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                refuse_existing(self.path)  # another start was quicker
+            raise
 
     @classmethod
     def reopen(cls, path: str | Path, position: int) -> Self:
@@ -134,9 +177,12 @@ class RunFolder:
             ValueError: if a figure is NaN or infinite, which JSON has no word for; the training loop writes null and an
                 event in its place.
         """
-        line = json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
-        self._records.write(line.encode())
-        self._records.flush()
+        line = json_text(record, indent=None)
+        try:
+            self._records.write(line.encode())
+            self._records.flush()
+        except OSError as error:
+            raise OSError(error.errno, explained(error, f"the records in {self.path} cannot be written")) from error
 
     def position(self) -> int:
         """How many bytes of records are on the disk by now."""
@@ -150,7 +196,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the records; the folder stays."""
-        self._records.close()
+        with contextlib.suppress(OSError):  # a line that did not fit is tried again here
+            self._records.close()
 
     def _lock(self) -> None:
         """Keep other processes from writing here as long as this one lives."""
@@ -199,7 +246,71 @@ def create_folder(path: Path) -> None:
         FileExistsError: if there is one, or a file of that name.
     """
     refuse_existing(path)
-    path.mkdir(parents=True)
+    make_folder(path.parent)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        refuse_existing(path)  # another start was quicker
+        raise
+    except OSError as error:
+        raise type(error)(error.errno, explained(error, f"cannot make the folder {path}")) from error
+    sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(error.errno, explained(error, f"cannot make the folder {path}")) from error
+
+
+def launch_token() -> str | None:
+    """What one torchrun and its restarts have in common and no other has; None without torchrun."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run is None:
+        return None
+    # "none" is what every torchrun is called that was given no name.
+    parts = (run, os.environ.get("MASTER_ADDR"), os.getppid()) if run == "none" else (run,)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def relaunched(out: Path | None, parent: Path) -> Path | None:
+    """The folder that this torchrun made before it started its processes anew; None if there is none.
+
+    Args:
+        out: the folder that was asked for, if one was.
+        parent: where folders go that nobody named.
+    """
+    token = launch_token()
+    if token is None or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    places = [out] if out is not None else sorted(parent.glob("*/"), key=lambda path: path.stat().st_mtime)[::-1]
+    return next((path for path in places if _read_settings(path).get("launch") == token), None)
+
+
+def write_settings(path: Path, options: RunSettings | None = None) -> None:
+    """Write how the run of a folder is saved, watched and reported, and which torchrun made the folder."""
+    write_json(path / SETTINGS, {**asdict(options or RunSettings()), "launch": launch_token()})
+
+
+def read_settings(path: Path) -> RunSettings:
+    """How the run of a folder is saved, watched and reported; the defaults where the folder does not say."""
+    found = _read_settings(path)
+    try:
+        policy = CheckpointPolicy(**found["policy"])
+        page, board, track = found["page"], found["tensorboard"], found["track"]
+        return RunSettings(policy, bool(page), bool(board), str(track))
+    except (KeyError, TypeError, ValueError):
+        return RunSettings()
+
+
+def _read_settings(path: Path) -> Mapping[str, Any]:
+    try:
+        found = read_json(path / SETTINGS)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def refuse_existing(path: Path) -> None:
@@ -207,8 +318,9 @@ def refuse_existing(path: Path) -> None:
 
     Raises:
         FileExistsError: if it does.
+        OSError: it cannot be looked for, since its name is too long or a folder above it is closed.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise FileExistsError(
             f"{path} exists and is left as it is; give another --out, or delete it if it is not wanted. If it is of a "
             f"run that was stopped, `polargrad resume {path}` goes on"
@@ -247,8 +359,11 @@ def read_spec(path: Path) -> RunSpec:
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """Where a run began; empty if its folder does not say."""
-    return _read_json(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else {}
+    """Where a run began; empty if its folder does not say, or not readably."""
+    try:
+        return _read_json(path / ENVIRONMENT)
+    except (OSError, RecordError):
+        return {}
 
 
 def find_runs(path: str | Path) -> list[Path]:
@@ -291,8 +406,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def _parse(line: bytes) -> dict[str, Any]:
     """The record on one line, or a ValueError that says why it is none."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         raise ValueError(f"not readable as JSON: {line[:60].decode('utf-8', 'replace')!r}") from None
     if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
         raise ValueError("not an object with a kind")
@@ -306,7 +421,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_bytes())
+        data = read_json(path)
     except ValueError as error:
         raise RecordError(f"{path} is not readable as JSON ({error}); restore it, or run again") from None
     if not isinstance(data, dict):
@@ -315,16 +430,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """A new file, all of it or none."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """A file, all of it or none."""
+    write_file(path, json_text(data))

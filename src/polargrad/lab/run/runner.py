@@ -1,35 +1,40 @@
-"""Running a spec into a run folder, and resuming a run that was stopped."""
+"""Running a spec into a run folder, and resuming a run that was stopped, on one process or many."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import errno
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from polargrad.lab.files import explained
 from polargrad.lab.run.build import BuiltRun, build, code_checksums
 from polargrad.lab.run.folder import (
     CHECKPOINTS,
     ENDED,
     Run,
     RunFolder,
+    RunSettings,
     read_environment,
     read_run,
+    read_settings,
     read_spec,
     refuse_existing,
     status_of,
+    write_settings,
 )
 from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.run.tracking import watching
 from polargrad.lab.train import Checkpoint, CheckpointError, CheckpointPolicy, Checkpoints, train
 from polargrad.lab.train.checkpoint import differences
 from polargrad.lab.train.parallel import Parallel
 
 if TYPE_CHECKING:
-    from polargrad.lab.train import Progress, Record, Summary
+    from polargrad.lab.train import Progress, Summary
 
 
 # Length of the text that a finished run records.
@@ -42,12 +47,11 @@ class Interrupted(KeyboardInterrupt):
     Args:
         path: the folder in which everything is safe, and from which the run can be resumed.
         signal: name of the signal that stopped it.
+        continues: where it continues when it is resumed.
     """
 
-    def __init__(self, path: Path, signal: str = "SIGINT") -> None:
-        super().__init__(
-            f"interrupted; everything until then is in {path}. `polargrad resume {path}` continues from there"
-        )
+    def __init__(self, path: Path, signal: str = "SIGINT", continues: str = "continues from there") -> None:
+        super().__init__(f"interrupted; everything until then is in {path}. `polargrad resume {path}` {continues}")
         self.path, self.signal = path, signal
 
 
@@ -58,7 +62,10 @@ def run(
     progress: Progress | None = None,
     policy: CheckpointPolicy | None = None,
     parallel: Parallel | None = None,
-    watch: Record | None = None,
+    page: bool = False,
+    tensorboard: bool = False,
+    track: str = "none",
+    created: Callable[[Path], object] = lambda path: None,
 ) -> Run:
     """Run a spec into a new folder.
 
@@ -66,9 +73,12 @@ def run(
         spec: what to run.
         path: the run folder; it must not exist.
         progress: shows how far the run has come.
-        policy: when checkpoints are made and which stay; several processes make none.
-        parallel: the processes it runs on; this is rank 0, and the others call `run_worker`. None: this one alone.
-        watch: is given every record besides the folder.
+        policy: when checkpoints are made and which stay.
+        parallel: the processes it runs on; this is rank 0, and the others call `serve`. None: this one alone.
+        page: whether a page is to be written about it at the end; resuming it tells so in `read_settings`.
+        tensorboard: whether the records are written for TensorBoard too.
+        track: the tracker that the records are sent to as well, or "none".
+        created: called with the folder once it is there.
 
     Returns:
         The run as read back from its folder.
@@ -76,12 +86,18 @@ def run(
     Raises:
         FileExistsError: if the folder exists.
         ValueError: if the spec does not fit its data or its model.
-        Interrupted: on Ctrl-C or SIGTERM, after checkpoint, records and summary are written.
+        Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after checkpoint, records and summary are written.
+        OSError: something cannot be written; the message says what, and where the run continues when it is resumed.
+        ConnectionError: another process of the run died.
     """
     path = Path(path)
     refuse_existing(path)
+    options = RunSettings(policy or CheckpointPolicy(), page, tensorboard, track)
+    _tell_others(parallel, spec, path, options)
     built = build(spec, parallel)
-    return _execute(built, RunFolder(path, spec, built.environment), None, progress, policy, watch)
+    folder = RunFolder(path, spec, built.environment, options)
+    created(path)
+    return _execute(built, folder, None, progress, options)
 
 
 def resume(
@@ -90,16 +106,18 @@ def resume(
     *,
     progress: Progress | None = None,
     policy: CheckpointPolicy | None = None,
-    watch: Record | None = None,
+    parallel: Parallel | None = None,
 ) -> Run:
     """Continue a run that was stopped or killed, from its last good checkpoint; from the start if it has none.
+
+    The processes may be others than those that wrote the checkpoint, in number and in layout.
 
     Args:
         path: the run folder.
         spec: the run that the folder must hold; None: whichever it holds.
         progress: shows how far the run has come.
-        policy: when checkpoints are made and which stay.
-        watch: is given every record besides the folder.
+        policy: when checkpoints are made and which stay; None: as the run was begun.
+        parallel: as in `run`.
 
     Returns:
         The run as read back from its folder.
@@ -107,7 +125,7 @@ def resume(
     Raises:
         FileExistsError: if the run has ended, or another process is writing it.
         CheckpointError: if the checkpoint is of another configuration, which the message tells, or none is whole.
-        Interrupted: as in `run`.
+        Interrupted: as in `run`, like OSError and ConnectionError.
     """
     path = Path(path)
     held = read_spec(path)
@@ -118,7 +136,11 @@ def resume(
         )
     if (ended := status_of(path)) in ENDED:
         raise FileExistsError(f"{path} has {ended}, so there is nothing to resume; `polargrad report {path}` reads it")
-    built = build(held)
+    options = read_settings(path)
+    if policy is not None:
+        options = dataclasses.replace(options, policy=policy)
+    _tell_others(parallel, held, path, options)
+    built = build(held, parallel)
     codes = [code_checksums(environment) for environment in (read_environment(path), built.environment)]
     if changed := [name for name in codes[1] if codes[0].get(name) != codes[1][name]]:
         raise CheckpointError(
@@ -126,13 +148,19 @@ def resume(
             "resume with the code as it was, or start a new run in another folder"
         )
     checkpoint = Checkpoints(path / CHECKPOINTS, built.configuration).newest()
-    folder = RunFolder.reopen(path, 0 if checkpoint is None else int(checkpoint.caller["records"]))
+    position = 0 if checkpoint is None else checkpoint.caller.get("records")
+    if not isinstance(position, int):
+        raise CheckpointError(f"{path / CHECKPOINTS} does not say where its records end; use another checkpoint")
+    folder = RunFolder.reopen(path, position)
+    write_settings(path, options)
     step = 0 if checkpoint is None else checkpoint.step
     if checkpoint is None:
         _event(folder, step, "resumed", "begun again: it was stopped before its first checkpoint")
-    if changed := differences(_machine(read_environment(path)), _machine(built.environment)):
+    if not (began := read_environment(path)):
+        _event(folder, step, "machine", "where the run began is not known: its environment file cannot be read")
+    elif changed := differences(_machine(began), _machine(built.environment)):
         _event(folder, step, "machine", f"{'; '.join(changed)}: from here on equal only to rounding")
-    return _execute(built, folder, checkpoint, progress, policy, watch)
+    return _execute(built, folder, checkpoint, progress, options)
 
 
 def run_or_resume(
@@ -142,13 +170,17 @@ def run_or_resume(
     progress: Progress | None = None,
     policy: CheckpointPolicy | None = None,
     parallel: Parallel | None = None,
+    **options: Any,
 ) -> Run:
-    """The run of a spec in a folder: run, resumed, or read if it has ended. Raises what these raise."""
+    """The run of a spec in a folder: run, resumed, or read if it has ended. Raises what these raise.
+
+    The other options are those of `run`; a run that is resumed has its own.
+    """
     if not Path(path).exists():
-        return run(spec, path, progress=progress, policy=policy, parallel=parallel)
+        return run(spec, path, progress=progress, policy=policy, parallel=parallel, **options)
     if status_of(path) in ENDED:
         return read_run(path)
-    return resume(path, spec, progress=progress, policy=policy)
+    return resume(path, spec, progress=progress, policy=policy, parallel=parallel)
 
 
 def train_unrecorded(spec: RunSpec) -> list[dict[str, Any]]:
@@ -158,14 +190,42 @@ def train_unrecorded(spec: RunSpec) -> list[dict[str, Any]]:
     return records
 
 
-def run_worker(spec: RunSpec, parallel: Parallel) -> None:
-    """What every other rank does while rank 0 does `run`: the same steps, on its part of the data and of the model.
+def serve(parallel: Parallel) -> None:
+    """What every other rank does while rank 0 makes runs: the same steps, on its part of the data and of the model.
 
     Raises:
-        ValueError: as `run` does.
+        ValueError: what is wrong on this rank alone.
+        SystemExit: rank 0 has ended with an error, and has said which.
+        ConnectionError: another process of the run died.
     """
-    built = build(spec, parallel)
-    _train(built, record=lambda record: None)
+    messages = parallel.messages
+    assert messages is not None
+    while True:
+        try:
+            task = messages.receive()
+        except SystemExit as end:
+            if end.code == 0:
+                return
+            raise
+        try:
+            built = build(RunSpec.from_dict(task["spec"]), parallel)
+            path = Path(task["folder"]) / CHECKPOINTS
+        except Exception:
+            messages.receive()  # where rank 0 failed alike, it has said why, and this ends here
+            raise
+        found = messages.receive()["checkpoint"]
+        checkpoint = None if found is None else Checkpoint.open(path / found, built.configuration)
+        saved = Checkpoints(path, built.configuration, CheckpointPolicy(**task["policy"]), parallel=parallel)
+        summary = _train(built, record=lambda record: None, checkpoints=saved, resume=checkpoint)
+        if summary.status == "interrupted":
+            messages.receive()  # rank 0 says so
+
+
+def _tell_others(parallel: Parallel | None, spec: RunSpec, path: Path, options: RunSettings) -> None:
+    """Have the other ranks build the run, in `serve`."""
+    if parallel is not None and parallel.messages is not None:
+        policy = dataclasses.asdict(options.policy)
+        parallel.messages.send({"spec": spec.to_dict(), "folder": str(path.absolute()), "policy": policy})
 
 
 def _execute(
@@ -173,37 +233,46 @@ def _execute(
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     progress: Progress | None,
-    policy: CheckpointPolicy | None,
-    watch: Record | None,
+    options: RunSettings,
 ) -> Run:
-    path = folder.path
+    path, parallel = folder.path, built.parallel or Parallel()
+    position = lambda: {"records": folder.position()}  # noqa: E731
+    checkpoints = Checkpoints(path / CHECKPOINTS, built.configuration, options.policy, position, parallel)
 
-    def record(entry: dict[str, Any]) -> None:
-        folder.record(entry)
-        if watch is not None:
-            watch(entry)
+    def continues() -> str:
+        step = checkpoints.last_step()
+        return "begins again: there is no checkpoint" if step is None else f"continues after step {step}"
 
-    checkpoints = None
-    if built.parallel is None or built.parallel.is_single:
-        position = lambda: {"records": folder.position()}  # noqa: E731
-        checkpoints = Checkpoints(path / CHECKPOINTS, built.configuration, policy, caller=position)
-    with folder:
+    if parallel.messages is not None:
+        parallel.messages.send({"checkpoint": None if checkpoint is None else checkpoint.path.name})
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(folder)
+        watch = stack.enter_context(watching(built.spec, path, board=options.tensorboard, track=options.track))
+
+        def record(entry: dict[str, Any]) -> None:
+            folder.record(entry)
+            if watch is not None:
+                watch(entry)
+
         try:
-            summary = _train(built, record=record, progress=progress, checkpoints=checkpoints, resume=checkpoint)
-        except KeyboardInterrupt:
-            raise Interrupted(path) from None
+            with parallel.lost_processes():
+                summary = _train(built, record=record, progress=progress, checkpoints=checkpoints, resume=checkpoint)
+            if summary.status == "finished" and options.policy.keep_finished:
+                _record_text(built, record, summary.steps)
+            folder.finish(dataclasses.asdict(summary))
+        except KeyboardInterrupt as interruption:
+            raise Interrupted(path, getattr(interruption, "signal", "SIGINT"), continues()) from None
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}; `polargrad resume {path}` {continues()}") from error
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            raise OSError(error.errno, f"{explained(error)}, then `polargrad resume {path}` {continues()}") from error
+        except RuntimeError as error:
+            if built.parallel is None:
                 raise
-            remedy = f"free some space, then `polargrad resume {path}` continues from the last checkpoint"
-            raise OSError(error.errno, f"the records cannot be written, since the disk is full; {remedy}") from error
-        if summary.status == "finished" and (policy is None or policy.keep_finished):
-            _record_text(built, record, summary.steps)
-        folder.finish(dataclasses.asdict(summary))
+            raise RuntimeError(f"{error}. `polargrad resume {path}` {continues()}") from error
     if summary.status == "interrupted":
-        raise Interrupted(path, summary.reason or "SIGINT")
-    if checkpoints is not None:
-        checkpoints.finish()
+        raise Interrupted(path, summary.reason or "SIGINT", continues())
+    checkpoints.finish()
     return read_run(path)
 
 
@@ -242,4 +311,5 @@ def _event(folder: RunFolder, step: int, name: str, message: str) -> None:
 
 def _machine(where: Mapping[str, Any]) -> dict[str, Any]:
     """What the last bits of a result depend on."""
-    return {key: where.get(key) for key in ("torch", "platform", "cpu", "device", "threads", "parallel", "mesh")}
+    versions = ("polargrad", "commit", "python", "torch", "transformers", "tokenizers")
+    return {key: where.get(key) for key in (*versions, "platform", "cpu", "device", "threads", "parallel", "mesh")}

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from polargrad.lab.files import json_text, parse_json
 from polargrad.lab.lm.models import Architecture
 from polargrad.lab.options import check_integer, option, unknown_name
 from polargrad.lab.train import Constant, LoopConfig, Schedule, schedule_from_dict
@@ -245,7 +246,7 @@ class RunSpec:
 
     def to_json(self) -> str:
         """Indented JSON, as it stands in a run folder."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(self.to_dict())
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunSpec:
@@ -270,7 +271,7 @@ class RunSpec:
     @classmethod
     def from_json(cls, text: str) -> RunSpec:
         """The spec that `to_json` gave."""
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(parse_json(text))
 
 
 def parse_setting(text: str) -> tuple[tuple[str, ...], str, str]:

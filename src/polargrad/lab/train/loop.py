@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from polargrad.lab.train.checkpoint import Checkpoint, Checkpoints, capture, restore
+from polargrad.lab.train.checkpoint import Checkpoint, Checkpoints, capture
 from polargrad.lab.train.config import LoopConfig
 from polargrad.lab.train.parallel import Parallel
 from polargrad.lab.train.progress import Progress
@@ -72,8 +72,8 @@ def train(
 
     The time on record is that of forward, backward and the optimizer (clipping included); evaluations, probes and the
     records themselves do not count. A loss far above the first one, or too many steps in a row without effect, end the
-    run early with status "diverged". SIGTERM and Ctrl-C end it after the current step, saved, with status
-    "interrupted"; a second Ctrl-C ends it at once. None of these raises.
+    run early with status "diverged". SIGTERM, SIGHUP and Ctrl-C end it after the current step, saved, with status
+    "interrupted"; on one process a second one ends it at once. None of these raises.
 
     On one CPU process a run that was stopped and resumed takes the very steps of one that was not, to the last bit.
 
@@ -89,7 +89,8 @@ def train(
             recorded too.
         progress: progress display; None: silent.
         parallel: the processes that share each step's batch, all of which call this; the losses on record are the means
-            over them. None: this one alone. Several stop at once at a signal and make no checkpoints.
+            over them. None: this one alone. Several stop after the same step when one of them is asked to, save
+            together, and compare their copies of the weights at every evaluation and before every save.
         checkpoints: where and when to save; None: never. A save that fails, as on a full disk, is an event, and the
             run continues with the checkpoints it has.
         resume: checkpoint to continue from; the objective and the optimizer are put into its state.
@@ -99,16 +100,16 @@ def train(
 
     Raises:
         ValueError: the optimizer holds parameters that are not the objective's, or the schedule is too short.
+        OSError: the checkpoint after the last step cannot be written; the run is not finished without it.
+        RuntimeError: the processes' copies of a weight differ.
     """
     module = objective.module
     parallel = parallel or Parallel()
     single = parallel.is_single
     _check_ownership(module, optimizer)
-    if not single and (checkpoints is not None or resume is not None):
-        raise ValueError("checkpoints are of runs on one process; leave them out, or train without parallel")
     schedule(config.steps - 1)  # a schedule that is too short says so now rather than at the end of a long run
     if resume is not None:
-        restore(resume.state, module, optimizer, objective)
+        resume.restore(module, optimizer, objective, parallel)
     rates = LearningRates(optimizer.param_groups, schedule)
     timer = DeviceTimer(next(module.parameters()).device)
     log = RunLog(
@@ -126,17 +127,21 @@ def train(
         log.event("resumed", resume.message)
     saved = log.steps
 
-    def save() -> None:
-        """Save the run after the finished steps, unless it was; a failure is an event."""
+    def save(needed: bool = False) -> None:
+        """Save the run after the finished steps, unless it was; a failure is an event, where it is needed an error."""
         nonlocal saved
         log.flush()
         if checkpoints is None or log.steps == saved:
             return
-        state = {**capture(module, optimizer, rates.base, objective), "journal": log.state_dict()}
+        parallel.check_copies(module)
+        state = {**capture(objective), "journal": log.state_dict()}
         try:
-            checkpoints.save(log.steps, state)
+            with rates.at_base():
+                checkpoints.save(log.steps, module, optimizer, state)
         except OSError as error:
-            log.event("not-saved", f"{error}; the earlier checkpoints are as they were")
+            log.event("not-saved", f"{error}; the newest of the earlier checkpoints is as it was")
+            if needed:
+                raise
         else:
             saved = log.steps
 
@@ -144,17 +149,23 @@ def train(
     status, reason = "failed", ""
     if progress is not None:
         progress.start(config.steps, objective.unit)
-    with _training(module), rates.restored(), StopRequest(_announce_stop if progress else None, single) as stop:
+    notify = (lambda: _announce_stop(single)) if progress is not None else None
+    with _training(module), rates.restored(), StopRequest(notify, again=single) as stop:
         try:
             if resume is None:
-                _evaluate(objective, log)
+                _evaluate(objective, log, parallel)
             for step in range(log.steps, config.steps):
-                if stop.name is not None:
-                    status, reason = "interrupted", stop.name
+                # Rank 0 goes by its clock, and any rank may get a signal; all act after the same step.
+                is_due = checkpoints is not None and parallel.is_main_process and step > 0 and checkpoints.due(step)
+                number, due_to_save = parallel.maxima(stop.number, int(is_due))
+                if number:
+                    status, reason = "interrupted", signal.Signals(number).name
                     log.flush()
                     log.event("interrupted", f"interrupted by {reason} after {step} of {config.steps} steps")
                     save()
                     break
+                if due_to_save:
+                    save()
                 finished = step + 1
                 last = finished == config.steps
                 named_rates = rates.set(step)
@@ -182,16 +193,16 @@ def train(
                 if evaluation_due or finished % config.log_every == 0:
                     log.flush()
                 if evaluation_due or log.diverged:
-                    _evaluate(objective, log)
+                    _evaluate(objective, log, parallel)
                 if log.diverged:
                     status = "diverged"
                     break
-                if checkpoints is not None and checkpoints.due(finished, last):
-                    save()
             else:
+                if checkpoints is not None and checkpoints.policy.keep_finished:
+                    save(needed=True)
                 status = "finished"
         except KeyboardInterrupt:
-            status, reason = "interrupted", ""
+            status, reason = "interrupted", "" if not stop.number else signal.Signals(stop.number).name
             log.flush()
             log.event("interrupted", f"interrupted after {log.steps} of {config.steps} steps")
         finally:
@@ -216,31 +227,38 @@ def differentiate(objective: Objective, step: int) -> Tensor:
 
 
 class StopRequest:
-    """While open, SIGTERM and Ctrl-C only request a stop, after the current step; a second one interrupts.
+    """While open, SIGTERM, SIGHUP and Ctrl-C only request a stop, after the current step; a second one interrupts.
 
     Outside of the main thread, where Python delivers no signals, and for signals that the process ignores, nothing
     changes.
 
     Args:
         notify: called from the signal handler at the first request; it must not print through buffered streams.
-        enabled: False changes nothing: processes that step together cannot agree on the step to stop after.
+        again: whether a second one interrupts. What starts several processes passes on the signals that these got
+            already, and kills them when they take too long.
     """
 
-    def __init__(self, notify: Callable[[], None] | None = None, enabled: bool = True) -> None:
-        self.name: str | None = None  # name of the signal, once there was one
-        self._notify, self._enabled = notify, enabled
+    def __init__(self, notify: Callable[[], None] | None = None, again: bool = True) -> None:
+        self.number = 0  # of the last signal, once there was one
+        self._notify, self._again = notify, again
         self._previous: dict[signal.Signals, Any] = {}
 
+    @property
+    def name(self) -> str | None:
+        """Name of the signal; None if there was none."""
+        return signal.Signals(self.number).name if self.number else None
+
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.name is not None:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-        if self._notify is not None:
+        first, self.number = not self.number, number
+        if first and self._notify is not None:
             self._notify()
+        elif not first and self._again:
+            raise KeyboardInterrupt
 
     def __enter__(self) -> Self:
-        if self._enabled and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+        if threading.current_thread() is threading.main_thread():
+            hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+            for number in (signal.SIGINT, signal.SIGTERM, *hangup):
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous[number] = signal.signal(number, self._request)
         return self
@@ -252,12 +270,15 @@ class StopRequest:
             signal.signal(number, previous)
 
 
-def _announce_stop() -> None:
-    # Past the buffered streams, which a signal handler may have interrupted.
-    os.write(2, b"\nStopping after this step; once more stops at once, without saving.\n")
+def _announce_stop(single: bool) -> None:
+    said = "once more stops at once, without saving." if single else "all processes save."
+    # Past the buffered streams, which a signal handler may have interrupted; after a hang-up there is none.
+    with contextlib.suppress(OSError):
+        os.write(2, f"\nStopping after this step; {said}\n".encode())
 
 
-def _evaluate(objective: Objective, log: RunLog) -> None:
+def _evaluate(objective: Objective, log: RunLog, parallel: Parallel) -> None:
+    parallel.check_copies(objective.module)
     was_training = objective.module.training
     objective.module.eval()
     try:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import datetime
+import json
 import math
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +19,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from polargrad.distributed.checkpoint import reshard
+from polargrad.lab.exit_codes import exit_code
 from polargrad.lab.options import unknown_name
 
 if TYPE_CHECKING:
@@ -23,6 +30,10 @@ if TYPE_CHECKING:
 _MESHES = {"ddp": "Dx1x1", "fsdp": "1xSx1", "hsdp": "DxSx1", "tp": "1xSxT"}
 MODES = tuple(_MESHES)
 AXES = ("replicate", "shard", "tensor")
+# How long the processes wait for one that does not answer.
+TIMEOUT = datetime.timedelta(minutes=10)
+# What torch's backends say when a process is gone; the errors have no class of their own.
+_GONE = re.compile(r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|timed out|socket", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -37,12 +48,16 @@ class Parallel:
         sizes: (D, S, T).
         mesh: the ranks, with the axes "replicate", "shard" and "tensor"; None for a single process.
         device: this rank's device; None leaves everything where it is.
+        control: all ranks, by a backend that sends what lies on CPUs; None for a single process.
+        messages: what rank 0 tells the others; None for a single process.
     """
 
     mode: str = "none"
     sizes: tuple[int, int, int] = (1, 1, 1)
     mesh: DeviceMesh | None = dataclasses.field(default=None, compare=False)
     device: torch.device | None = None
+    control: torch.distributed.ProcessGroup | None = dataclasses.field(default=None, compare=False)
+    messages: Messages | None = dataclasses.field(default=None, compare=False)
 
     @property
     def is_single(self) -> bool:
@@ -123,22 +138,134 @@ class Parallel:
                 fully_shard(part, mesh=mesh)
         return module
 
+    def maxima(self, *values: int) -> list[int]:
+        """The largest of each value over the ranks."""
+        if self.mesh is None:
+            return list(values)
+        found = torch.tensor(values, dtype=torch.int64)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self.control)
+        return found.tolist()
+
+    def check_copies(self, module: torch.nn.Module) -> None:
+        """Compare the weights that several ranks hold copies of, bit by bit through a sum of their bits.
+
+        Raises:
+            RuntimeError: on every rank, where copies differ; it names the first parameter.
+        """
+        if self.mesh is None:
+            return
+        reshard(module)
+        named = list(module.named_parameters())
+        first = len(named)
+        for axis, size in zip(AXES, self.sizes, strict=True):
+            copies = [(number, p) for number, (_, p) in enumerate(named) if _is_copied(p, axis)]
+            if size == 1 or not copies:
+                continue
+            sums = torch.stack([_sum_of_bits(p) for _, p in copies])
+            extremes = torch.stack([sums, -sums])
+            torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=self.mesh[axis].get_group())
+            apart = (extremes[0] != -extremes[1]).nonzero().flatten().tolist()
+            first = min([first, *(copies[place][0] for place in apart[:1])])
+        (found,) = self.maxima(len(named) - first)
+        if found:
+            raise RuntimeError(
+                f"the processes hold different copies of {named[len(named) - found][0]}, which must be equal: a device "
+                "or its memory failed, or the machines are not of one kind"
+            )
+
+    @contextlib.contextmanager
+    def lost_processes(self) -> Iterator[None]:
+        """What torch says in the block when a process is gone becomes one sentence.
+
+        Raises:
+            ConnectionError: a process died, or did not answer for `TIMEOUT`.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.mesh is None or not _GONE.search(str(error)):
+                raise
+            reason = re.sub(r"^\[.*?\]\s*", "", (str(error).strip().splitlines() or [""])[0]).partition(". ")[0][:120]
+            raise ConnectionError(
+                f"another process of this run died, or has not answered for {TIMEOUT.total_seconds() / 60:g} minutes "
+                f"({reason})"
+            ) from error
+
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Rank 0 runs the block before the others do, so that they find its files."""
-        if not self.is_main_process:
-            torch.distributed.barrier()
+        """Rank 0 runs the block before the others do, so that they find its files; it may take hours."""
+        if self.messages is not None and not self.is_main_process:
+            self.messages.receive()
         try:
             yield
         finally:
-            if not self.is_single and self.is_main_process:
-                torch.distributed.barrier()
+            if self.messages is not None and self.is_main_process:
+                self.messages.send("the block is done")
 
     def metadata(self) -> dict[str, Any]:
         """Mode, mesh and number of processes, as plain data for the records; empty for a single process."""
         if self.is_single:
             return {}
         return {"parallel": self.mode, "mesh": "x".join(map(str, self.sizes)), "processes": math.prod(self.sizes)}
+
+
+class Messages:
+    """What rank 0 tells all others, through the store by which the processes found each other.
+
+    A receiver waits for as long as it takes, which a collective would not; the sender does not wait.
+
+    Args:
+        store: of torch.distributed.
+    """
+
+    _END = "end"
+
+    def __init__(self, store: Any) -> None:
+        self._store, self._number = store, 0
+
+    def send(self, message: Any) -> None:
+        """Tell the others some plain data."""
+        self._store.set(f"polargrad/{self._number}", json.dumps(message))
+        self._number += 1
+
+    def end(self, code: int) -> None:
+        """Tell the others that there is nothing more to do, and the exit code."""
+        self.send({self._END: code})
+
+    def receive(self) -> Any:
+        """The next message.
+
+        Raises:
+            SystemExit: rank 0 has come to its end, with this exit code; it has said why.
+            ConnectionError: the store is gone, and rank 0 with it.
+        """
+        key, pause = f"polargrad/{self._number}", 0.01
+        try:
+            while not self._store.check([key]):
+                time.sleep(pause)
+                pause = min(2 * pause, 0.5)
+            message = json.loads(self._store.get(key))
+        except RuntimeError as error:
+            raise ConnectionError("the first process of this run is gone, and this one ends with it") from error
+        self._number += 1
+        if isinstance(message, dict) and self._END in message:
+            raise SystemExit(message[self._END])
+        return message
+
+
+def _is_copied(parameter: Tensor, axis: str) -> bool:
+    """Whether the ranks along an axis hold the same of a parameter."""
+    mesh = getattr(parameter, "device_mesh", None)
+    names = () if mesh is None else mesh.mesh_dim_names or ()
+    return mesh is None or axis not in names or parameter.placements[names.index(axis)].is_replicate()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _sum_of_bits(parameter: Tensor) -> Tensor:
+    """A number that changes when a bit of what this rank holds does, int64."""
+    local = parameter.detach()
+    local = (local.to_local() if hasattr(local, "to_local") else local).contiguous()  # pyright: ignore[reportCallIssue]
+    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return local.view(words[local.element_size()]).sum(dtype=torch.int64)
 
 
 def mesh_sizes(mode: str, world: int, mesh: str | None = None) -> tuple[int, int, int]:
@@ -208,6 +335,10 @@ def processes(mode: str | None, mesh: str | None = None) -> Iterator[Parallel]:
             )
         yield Parallel()
         return
+    if not torch.distributed.is_available():
+        raise ValueError(
+            "this torch was built without torch.distributed; leave --parallel out, or install one that has it"
+        )
     if not launched:
         raise ValueError(
             f"--parallel {mode} runs on several processes, which torchrun starts: "
@@ -215,10 +346,26 @@ def processes(mode: str | None, mesh: str | None = None) -> Iterator[Parallel]:
         )
     sizes = mesh_sizes(mode, world, mesh)
     device = _device()
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, world = next(torch.distributed.rendezvous("env://"))
+    # torchrun keeps the store when it starts its processes anew; what the earlier ones wrote must not be read.
+    store = torch.distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    torch.distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT
+    )
+    messages = Messages(store)
     try:
+        control = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
         axes = torch.distributed.device_mesh.init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
-        yield Parallel(mode, sizes, axes, device)
+        parallel = Parallel(mode, sizes, axes, device, control, messages)
+        with parallel.lost_processes():
+            yield parallel
+        if rank == 0:
+            messages.end(0)
+        torch.distributed.barrier(control)  # the store may be rank 0's own
+    except BaseException as error:
+        if rank == 0:  # last of all: torchrun ends the processes that are left once the first is gone
+            atexit.register(messages.end, exit_code(error))
+        raise
     finally:
         torch.distributed.destroy_process_group()
 
@@ -231,6 +378,11 @@ def _device() -> torch.device:
         raise ValueError(
             f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; start that "
             "many processes, or hide the GPUs with CUDA_VISIBLE_DEVICES="
+        )
+    if not torch.distributed.is_nccl_available():
+        raise ValueError(
+            "this torch has no NCCL, by which GPUs exchange tensors; hide the GPUs with CUDA_VISIBLE_DEVICES= to train "
+            "on CPUs, or install a torch that has it"
         )
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)

@@ -212,6 +212,16 @@ class LearningRates:
         finally:
             self._assign(self.base)
 
+    @contextlib.contextmanager
+    def at_base(self) -> Iterator[None]:
+        """The base rates within the block."""
+        current = [float(group["lr"]) for group in self._groups]
+        self._assign(self.base)
+        try:
+            yield
+        finally:
+            self._assign(current)
+
     def _assign(self, rates: list[float]) -> None:
         for group, rate in zip(self._groups, rates, strict=True):
             # A rate that is a tensor keeps its identity: a compiled or captured optimizer reads it from there.
