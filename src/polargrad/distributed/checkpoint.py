@@ -215,9 +215,8 @@ class Saved:
         state = {**_weights(model), **held}
         own = _group_metadata(model, optimizer)
         # Every rank names what any rank finds: some state is held by the owners of matrices alone.
-        gathered = _gathered if isinstance(optimizer, PolarGrad) else lambda _, texts: texts
-        everywhere = gathered(optimizer, list(state))
-        differences = gathered(optimizer, self._differences(state, everywhere, every=ours))
+        everywhere = _gathered(optimizer, list(state))
+        differences = _gathered(optimizer, self._differences(state, everywhere, every=ours))
         differences = differences or _other_groups(self.groups, own)
         if differences:
             raise ValueError(
@@ -495,8 +494,10 @@ def _set_options(group: dict[str, Any], options: Mapping[str, Any]) -> None:
     resolve(group)
 
 
-def _gathered(optimizer: PolarGrad, texts: list[str]) -> list[str]:
-    """The texts of all ranks of an optimizer, sorted."""
+def _gathered(optimizer: torch.optim.Optimizer, texts: list[str]) -> list[str]:
+    """The texts of all ranks of an optimizer, sorted; another one than ours has a single rank."""
+    if not isinstance(optimizer, PolarGrad):
+        return texts
     return [text for text in optimizer.executor.gather_names([*texts, ""]) if text]
 
 

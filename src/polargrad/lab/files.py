@@ -14,7 +14,14 @@ from typing import Any
 from polargrad.distributed.checkpoint import sync_folder
 
 __all__ = [
-    *("NO_ROOM", "explained", "json_text", "named_errors", "new_file_mode", "parse_json", "read_json", "replace_file"),
+    "NO_ROOM",
+    "explained",
+    "json_text",
+    "named_errors",
+    "new_file_mode",
+    "parse_json",
+    "read_json",
+    "replace_file",
     "write_file",
 ]
 

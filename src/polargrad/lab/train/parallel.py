@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed
@@ -262,8 +262,8 @@ def _is_copied(parameter: Tensor, axis: str) -> bool:
 
 def _sum_of_bits(parameter: Tensor) -> Tensor:
     """A number that changes when a bit of what this rank holds does, int64."""
-    local = parameter.detach()
-    local = (local.to_local() if hasattr(local, "to_local") else local).contiguous()  # pyright: ignore[reportCallIssue]
+    held: Any = parameter.detach()
+    local: Tensor = (held.to_local() if hasattr(held, "to_local") else held).contiguous()
     words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return local.view(words[local.element_size()]).sum(dtype=torch.int64)
 
@@ -354,7 +354,7 @@ def processes(mode: str | None, mesh: str | None = None) -> Iterator[Parallel]:
     )
     messages = Messages(store)
     try:
-        control = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
+        control = cast(torch.distributed.ProcessGroup, torch.distributed.new_group(backend="gloo", timeout=TIMEOUT))
         axes = torch.distributed.device_mesh.init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
         parallel = Parallel(mode, sizes, axes, device, control, messages)
         with parallel.lost_processes():
