@@ -34,7 +34,7 @@ from polargrad.lab.train.checkpoint import differences
 from polargrad.lab.train.parallel import Parallel
 
 if TYPE_CHECKING:
-    from polargrad.lab.train import Progress, Summary
+    from polargrad.lab.train import Progress, Record, Summary
 
 
 # Length of the text that a finished run records.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from polargrad.lab.run.build import build
 from polargrad.lab.run.folder import CHECKPOINTS, Run, read_run
 from polargrad.lab.run.spec import LanguageModel
-from polargrad.lab.train.checkpoint import Checkpoints, restore
+from polargrad.lab.train.checkpoint import Checkpoints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,7 +58,7 @@ def trained(path: str | Path) -> Trained:
             "again and keeps its last"
         )
     objective: Any = built.objective
-    restore(checkpoint.state, objective.module, built.optimizer, objective)
+    checkpoint.restore(objective.module, built.optimizer, objective)
     return Trained(run, objective.module, objective.tokenizer, checkpoint.step)
 
 

@@ -121,7 +121,9 @@ class Checkpoint:
             raise CheckpointError(f"{path} does not hold the state of a run; use another checkpoint")
         return cls(saved, step, state, caller, passed_over)
 
-    def restore(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Any, parallel: Parallel) -> None:
+    def restore(
+        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Any, parallel: Parallel | None = None
+    ) -> None:
         """Put weights, optimizer, position in the data and random generators back; rates are the base rates.
 
         Raises:
@@ -129,7 +131,7 @@ class Checkpoint:
                 the data and `data` cannot take one.
         """
         try:
-            state = self.saved.load(module, optimizer, parallel.control)["state"]
+            state = self.saved.load(module, optimizer, None if parallel is None else parallel.control)["state"]
             if state["data"] is not None:
                 if not hasattr(data, "load_state_dict"):
                     raise ValueError(
