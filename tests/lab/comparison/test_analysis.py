@@ -13,6 +13,7 @@ from polargrad.lab.comparison.analysis import (
     sentence,
     with_distinct_names,
 )
+from polargrad.lab.comparison.page import Findings
 from polargrad.lab.matrix import MatrixQuadratic
 from tests.runs import written_run
 
@@ -142,3 +143,20 @@ def test_cautions_name_what_differs(tmp_path, three):
     text = " ".join(cautions([*three, other]))
     for part in ("The number of steps of other", "The corpus of other", "another machine", "other (unfinished)"):
         assert part in text
+
+
+def test_what_differs_is_not_held_against_each_other(tmp_path):
+    curve = [(0, 8.0), (4, 5.0)]
+    base = written_run(tmp_path / "base", curve)
+    same = written_run(tmp_path / "same", [(0, 8.0), (4, 4.0)])
+    longer = written_run(tmp_path / "longer", [(0, 8.0), (8, 4.0)])
+    text = written_run(tmp_path / "text", curve, environment={"corpus_checksum": "abc"})
+    one = {run.spec.name: alone([run])[0] for run in (base, same, longer, text)}
+    assert "reaches base's final loss in 75% of its steps" in sentence(one["same"], one["base"])
+    for name, what in (("longer", "number of steps"), ("text", "corpus")):
+        assert sentence(one[name], one["base"]).endswith(f"it is not held against base, whose {what} is another.")
+        assert one[name].reach(one["base"]).steps.of == 0
+    page = Findings([base, longer, text]).write_page(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("not comparable") == 4  # steps and seconds of two runs
+    (tmp_path / "comparison.json").write_text("{}")  # as under --minutes
+    assert one["longer"].reach(one["base"]).steps.of == 1

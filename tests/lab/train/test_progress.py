@@ -1,4 +1,5 @@
 import io
+import re
 import sys
 
 import pytest
@@ -62,6 +63,20 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     shown = stream.getvalue()
     for part in ("muon", "5/5", "val_loss 5", "k tokens/s", "0:00 left"):
         assert part in shown
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_a_narrow_terminal_keeps_counts_loss_and_time_left(monkeypatch, width):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = Terminal()
+    drive(terminal_progress("muon+normalized-rows@hidden.lr=0.0125,seed=42 [x]", stream), steps=12000)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n").splitlines()
+    drawn = [line.rstrip() for line in lines if line.strip()]
+    assert all(len(line) <= width for line in drawn)
+    for part in ("12000/12000", "loss 0.0003333", "0:00 left"):
+        assert part in drawn[-1]
+    assert ("seed=42 [x]" in drawn[-1]) == (width >= 100)
 
 
 def test_without_a_terminal_or_rich_there_are_lines(monkeypatch):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import sys
@@ -21,6 +22,7 @@ COMMANDS = (
     "protocol",
     "pretrain",
     "resume",
+    "runs",
     "report",
     "sample",
     "export",
@@ -49,6 +51,7 @@ polargrad: optimizing matrices by polar decomposition.
   polargrad protocol muon+adamw adamw        tune some alike, and judge them
   polargrad pretrain --model laptop          train any language model on any text
   polargrad resume runs/monday               continue a run or a comparison
+  polargrad runs                             list the runs below runs/
   polargrad report runs/monday runs/tuesday  write an HTML page about some runs
   polargrad sample runs/monday "def "        let a trained language model write
   polargrad export runs/monday my-model      write it as transformers reads it
@@ -119,6 +122,8 @@ def dispatch(arguments: Sequence[str]) -> None:
     command = getattr(importlib.import_module(f"polargrad.lab.cli.{name}"), name.capitalize())
     if hasattr(command, "read"):  # from a launch file and the flags that override it
         return command.read(rest)()
+    if not rest and not dataclasses.fields(command):
+        return command()()  # which needs no package that reads arguments
     from polargrad.lab.cli.arguments import read
 
     read(command, name, rest)()

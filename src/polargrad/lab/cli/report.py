@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Positional
 from polargrad.lab.comparison import analysis
-from polargrad.lab.options import Options, option
+from polargrad.lab.comparison.rows import TextFormat, formatted, row_of
+from polargrad.lab.options import Options, Used, option
 from polargrad.lab.run.folder import COMPARISON, FIGURES, PAGE, PROTOCOL, Run, find_runs, read_run, refuse_existing
 from polargrad.lab.run.spec import LanguageModel
 
@@ -24,18 +25,27 @@ class Report(Options):
 
     Example: polargrad report runs/monday runs/tuesday --out both.html
 
+    --format prints the runs as rows instead, for other programs: names, status, losses, seconds, rates.
+
+    Example: polargrad report runs/monday --format csv > monday.csv
+
     Args:
         folders: run folders or comparisons
+        format: print rows in this format instead of writing the page
         out: the new page; by default DIR/report.html, for several report-DATE-TIME.html
     """
 
     folders: Positional[tuple[Path, ...]]
-    out: Path | None = option(None, metavar="FILE")
+    out: Path | None = option(None, metavar="FILE", used=Used("format", unless=True, why="it prints no page"))
+    format: TextFormat | None = None
 
     def __call__(self) -> None:
         """Read the folders, print the table and write the page."""
         if not self.folders:
             raise ValueError("there is nothing to report; give at least one folder")
+        if self.format is not None:
+            found = [read_run(path) for folder in self.folders for path in find_runs(folder)]
+            return print(formatted([row_of(run) for run in found], self.format), end="")
         if len(self.folders) == 1 and self.out is None and (self.folders[0] / COMPARISON).is_file():
             return print_comparison(self.folders[0])
         if len(self.folders) == 1 and self.out is None and (self.folders[0] / PROTOCOL).is_file():

@@ -9,22 +9,40 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from polargrad.lab.run.spec import RunSpec
 
 
-def console() -> Console:
+class _Plain:
+    """What stands in for a console where rich is not installed."""
+
+    def print(self, text: object) -> None:
+        print(text)
+
+
+def console() -> Console | _Plain:
     """A console that prints names with brackets as they are; as wide as the terminal, 140 columns into a file."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        return _Plain()
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
     return Console(markup=False, highlight=False, emoji=False, soft_wrap=True, width=wide)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table without lines; without a head where no column has a name."""
+    try:
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        cells = [[str(cell) for cell in row] for row in ([columns, *rows] if any(columns) else rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for row in cells:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
     table = Table(box=None, pad_edge=False, show_header=any(columns), padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")

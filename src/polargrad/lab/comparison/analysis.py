@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from polargrad.lab.comparison.sweep import Axis
-from polargrad.lab.run.folder import Run
+from polargrad.lab.run.folder import COMPARISON, Run
 from polargrad.lab.run.spec import Plain
 
 BASELINE_RECIPE = "adamw"
@@ -133,8 +133,10 @@ class Replicates:
     def reach(self, other: Replicates) -> Reached:
         """When this configuration reached another's final metric, seed by seed, since equal seeds see the same batches.
 
-        Two single runs are compared even if their seeds differ.
+        Two single runs are compared even if their seeds differ, and none whose objective, text or length differ.
         """
+        if not_comparable(self.runs[0], other.runs[0]):
+            return Reached(*(Spread((), 0) for _ in range(4)))
         theirs = {run.spec.seed: run for run in other.runs}
         pairs = [(run, theirs[run.spec.seed]) for run in self.runs if run.spec.seed in theirs]
         if not pairs and len(self.runs) == len(other.runs) == 1:
@@ -302,16 +304,30 @@ def with_distinct_names(runs: Sequence[Run]) -> list[Run]:
     return list(named.values())
 
 
+# What has to be equal for one run to be measured against the loss of another.
+_COMPARED: Mapping[str, Callable[[Run], Any]] = {
+    "objective": lambda run: run.spec.objective,
+    "number of steps": lambda run: run.spec.loop.steps,
+    "corpus": lambda run: run.environment.get("corpus_checksum"),
+}
+
+
+def not_comparable(one: Run, other: Run) -> str:
+    """In what two runs differ that their losses cannot be held against each other; empty if in nothing.
+
+    Runs of one comparison may differ in length: `--minutes` gives each recipe as many steps as it has time for.
+    """
+    folder = one.path.parent
+    together = folder == other.path.parent and (folder / COMPARISON).is_file()
+    compared = {what: of for what, of in _COMPARED.items() if not (together and what == "number of steps")}
+    return " and ".join(what for what, of in compared.items() if of(one) != of(other))
+
+
 def cautions(runs: Sequence[Run]) -> list[str]:
     """Why the runs may not be a fair comparison, each in a sentence."""
     first = runs[0]
     found = []
-    for what, of in (
-        ("objective", lambda run: run.spec.objective),
-        ("number of steps", lambda run: run.spec.loop.steps),
-        ("seed", lambda run: run.spec.seed),
-        ("corpus", lambda run: run.environment.get("corpus_checksum")),
-    ):
+    for what, of in {**_COMPARED, "seed": lambda run: run.spec.seed}.items():
         if odd := [run.spec.name for run in runs if of(run) != of(first)]:
             found.append(f"The {what} of {', '.join(odd)} is not that of {first.spec.name}.")
     machine = ("cpu", "device", "threads", "torch")
@@ -336,6 +352,9 @@ def sentence(one: Replicates, baseline: Replicates) -> str:
         if final is None:
             return f"{one.name} has no final loss to measure the others against."
         return f"{one.name} ends at {final:.3f} after {one.steps} steps and {duration(one.seconds.mean or 0.0)}."
+    if what := not_comparable(one.runs[0], baseline.runs[0]):
+        ends = "without a final loss" if final is None else f"at {final:.3f}"
+        return f"{one.name} ends {ends}; it is not held against {baseline.name}, whose {what} is another."
     if baseline.final.mean is None:
         ends = "without a final loss" if final is None else f"at {final:.3f}"
         return f"{one.name} ends {ends}; {baseline.name} has no final loss to measure it against."

@@ -316,6 +316,8 @@ def _events(run: Run) -> list[str]:
 
 
 def _reached(run: Run, spread: Spread, ratio: Spread) -> str:
+    if not spread.of:
+        return "not comparable"
     if spread.mean is None:
         return "not reached" if analysis.diverged_at(run) is None else "diverged"
     return f"{spread.mean:.1f}" + ("" if ratio.mean is None else f" ({ratio.mean:.0%})")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from polargrad.lab.comparison.analysis import best_evaluation, final_metric
 from polargrad.lab.comparison.comparison import Comparison, run_comparison
+from polargrad.lab.comparison.rows import row_of
 from polargrad.lab.options import check_integer
 from polargrad.lab.recipes import COMPARISONS, Recipe, changes_of, recipe
 from polargrad.lab.run.folder import PAGE, Run
@@ -20,7 +20,7 @@ from polargrad.lab.run.spec import RunSpec
 if TYPE_CHECKING:
     from polargrad.lab.train import Progress
 
-__all__ = ["Results", "compare", "request", "row_of"]
+__all__ = ["Results", "compare", "request"]
 
 Named = str | RunSpec | Recipe | type[torch.optim.Optimizer]
 
@@ -47,31 +47,6 @@ class Results(list[dict[str, Any]]):
         from polargrad.lab.comparison.page import Findings
 
         return Findings.read(self.folder).write_page(self.folder / PAGE)
-
-
-def row_of(run: Run) -> dict[str, Any]:
-    """A run as a row of a table: names, how it ended, its metric at the end and at its best, its time, its rates.
-
-    The metric has its own name, "val_loss" or "gap"; it is None where the run diverged. Seconds are those of forward,
-    backward and optimizer.
-    """
-    metric = run.spec.objective.metric
-    best, last = best_evaluation(run), next(reversed(run.of_kind("step")), {})
-    return {
-        "run": run.spec.name,
-        "recipe": run.spec.recipe,
-        "seed": run.spec.seed,
-        "status": run.status,
-        "steps": int(last.get("step", 0)),
-        metric: final_metric(run),
-        f"best_{metric}": None if best is None else best[0],
-        "best_step": None if best is None else best[1],
-        "seconds": last.get("seconds"),
-        "optimizer_seconds": last.get("optimizer_seconds"),
-        "parameters": run.environment.get("parameters"),
-        **{f"{role}.lr": rate for role, rate in run.spec.learning_rates.items()},
-        "folder": str(run.path),
-    }
 
 
 def request(
@@ -174,10 +149,3 @@ def compare(
     asked = request(names, **options)
     folder = Path(f"runs/compare-{datetime.now():%Y%m%d-%H%M%S}") if out is None else Path(out)
     return Results(run_comparison(asked, folder, jobs=jobs, threads=threads, progress=progress), folder)
-
-
-def to_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[Any]]]:
-    """The columns of all rows together, and the rows with None where a run has no such entry."""
-    rows: list[Mapping[str, Any]] = [row_of(run) for run in runs]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    return columns, [[row.get(column) for column in columns] for row in rows]

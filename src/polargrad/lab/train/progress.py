@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TextIO
+
+_BAR = 24  # characters of a bar
 
 
 class Progress(Protocol):
@@ -82,7 +84,7 @@ class ProgressLines(Progress):
 
 
 class ProgressBar(Progress):
-    """A bar of rich with the loss, units per second and the time left.
+    """A line that is rewritten: steps, loss and time left, and where there is room name, bar, metrics and speed.
 
     It is redrawn only when called, at most ten times a second: a thread of its own would take time from short steps.
 
@@ -93,42 +95,73 @@ class ProgressBar(Progress):
 
     def __init__(self, label: str, stream: TextIO) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
+        from rich.progress import TextColumn
+        from rich.table import Column
 
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}{task.fields[metrics]}  {task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=Console(file=stream),
-            auto_refresh=False,
-        )
+        column = TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, overflow="crop"))
+        self._bar = Bar(column, console=Console(file=stream), auto_refresh=False)
         self._label = label
 
     def start(self, total: int, unit: str) -> None:
-        self._unit, self._estimate, self._drawn = unit, _Estimate(total), 0.0
-        self._task = self._bar.add_task(self._label, total=total, loss="", rate="", metrics="", left="")
+        self._total, self._unit, self._estimate, self._drawn = total, unit, _Estimate(total), 0.0
+        self._began, self._step = time.monotonic(), 0
+        self._loss = self._metrics = self._rate = self._left = ""
+        self._task = self._bar.add_task("", total=total, line=self._line())
         self._bar.start()
 
     def update(self, step: int, loss: float, units: int, seconds: float) -> None:
         now = time.monotonic()
-        left = f"{self._estimate.left(step, seconds, now)} left"
+        self._step, self._loss = step, f"loss {loss:.4g}"
+        self._left = f"{self._estimate.left(step, seconds, now)} left"
+        self._rate = _rate(units, seconds, self._unit)
         if now - self._drawn >= 0.1:
             self._drawn = now
-            rate = _rate(units, seconds, self._unit)
-            self._bar.update(self._task, completed=step, loss=f"loss {loss:.4g}", rate=rate, left=left, refresh=True)
+            self._draw()
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._bar.update(self._task, completed=step, metrics=_listed(metrics), refresh=True)
+        self._step, self._metrics = step, _listed(metrics).strip()
+        self._draw()
 
     def finish(self, status: str) -> None:
         if status != "finished":
-            self._bar.update(self._task, description=f"{self._label} ({status})")
-        self._bar.refresh()
+            self._label = f"{self._label} ({status})"
+        self._draw()
         self._bar.stop()
+
+    def _draw(self) -> None:
+        self._bar.update(self._task, completed=self._step, line=self._line(), refresh=True)
+
+    def _line(self) -> str:
+        done = round(_BAR * self._step / self._total)
+        parts = {
+            "label": self._label,
+            "bar": "━" * done + "─" * (_BAR - done),
+            "count": f"{self._step}/{self._total}",
+            "loss": self._loss,
+            "metrics": self._metrics,
+            "rate": self._rate,
+            "elapsed": _clock(time.monotonic() - self._began),
+            "left": self._left,
+        }
+        return fitted(
+            parts, ("count", "loss", "left", "label", "metrics", "rate", "bar", "elapsed"), self._bar.console.width
+        )
+
+
+def fitted(parts: Mapping[str, str], order: Sequence[str], width: int) -> str:
+    """The parts that fit into a width, two spaces apart in their own order, those first in `order` before the others.
+
+    Example:
+        >>> parts = {"name": "adamw", "count": "3/5", "loss": "loss 2.5"}
+        >>> fitted(parts, ("count", "loss", "name"), 40), fitted(parts, ("count", "loss", "name"), 14)
+        ('adamw  3/5  loss 2.5', '3/5  loss 2.5')
+    """
+    chosen: set[str] = set()
+    for name in order:
+        if parts[name] and len("  ".join(parts[key] for key in parts if key in {*chosen, name})) <= width:
+            chosen.add(name)
+    return "  ".join(parts[key] for key in parts if key in chosen)
 
 
 class _Estimate:
