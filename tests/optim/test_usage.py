@@ -133,6 +133,35 @@ def test_wrappers_autocast_and_checkpoints_hide_nothing():
         assert watch(Attention("heads"), vectors()) == plain
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
+def test_parameters_that_fsdp_has_sharded():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = Attention("heads")
+        plain = watch(model, vectors())
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        sharded = list(model.parameters())
+        assert watch(model, vectors()) == plain
+        assert all(a is b for a, b in zip(model.parameters(), sharded, strict=True))
+        optimizer = polargrad.PolarGrad(polargrad.parameter_groups(model, example=vectors()))
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(vectors()).square().mean().backward()
+            optimizer.step()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_compiled_and_scripted_models():
+    layers = nn.Sequential(nn.Linear(D, 12), nn.GLU(), nn.Linear(6, 3))
+    plain = watch(layers, vectors())
+    assert plain["0.weight"].view == {"split": [6, 6]}
+    assert watch(torch.compile(layers, backend="eager"), vectors()) == {f"_orig_mod.{k}": u for k, u in plain.items()}
+
+
 def test_a_model_that_takes_gradients_itself():
     class Forces(nn.Module):
         def __init__(self):

@@ -235,6 +235,19 @@ CASES = {
                         "0.parametrizations.weight.original0", "vector", None),
     "spectral norm": Case(convolutions(lambda: parametrizations.spectral_norm(nn.Conv2d(4, 6, 3))), pictures,
                           "0.parametrizations.weight.original", "conv", lambda W: [W.flatten(1)]),
+    "standardized": Case(lambda: Formula({"W": (6, D), "gain": (6,)}, lambda m, x: F.linear(x, F.batch_norm(
+        m.W[None], None, None, weight=m.gain, training=True)[0]), 6), vectors, "W", "hidden", whole, "position"),
+    "parts after a batch norm": Case(lambda: nn.Sequential(nn.Linear(D, 12), nn.BatchNorm1d(5), nn.GLU(),
+                                                           nn.Linear(6, 3)), vectors, "0.weight", "hidden", rows(6, 6)),
+    "parts after a depthwise convolution": Case(lambda: Formula(
+        {"W": (12, D), "kernel": (12, 1, 3)}, lambda m, x: F.glu(F.conv1d(F.linear(x, m.W).transpose(1, 2), m.kernel,
+                                                                         groups=12, padding=1), dim=1).transpose(1, 2),
+        6), vectors, "W", "hidden", rows(6, 6), "position"),
+    "a factor in two": Case(lambda: Formula({"A": (2, 4), "B": (3, 2)}, lambda m, x: F.linear(x, torch.kron(m.A, m.B)),
+                                            6), vectors, "B", "hidden", whole, "position"),
+    "rows of a table": Case(lambda: Formula({"delta": (2, D)}, lambda m, x: F.embedding(
+        x, torch.ones(11, D).index_copy(0, torch.tensor([3, 4]), m.delta))), tokens, "delta", "embedding", None,
+        "position"),
     "orthogonal": Case(lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(D, D)), nn.Linear(D, 3)), vectors,
                        "0.parametrizations.weight.original", "hidden", whole),
     "tied": Case(Tied, tokens, "table.weight", "head", whole, "embedding"),

@@ -18,6 +18,7 @@ def configure_optimizers(
     module: nn.Module,
     *,
     schedule: Callable[[int], float] | None = None,
+    example: Any = None,
     rules: Sequence[Rule] = (),
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Mapping[str, Any],
@@ -28,6 +29,7 @@ def configure_optimizers(
         module: the LightningModule itself, or what of it is to be trained.
         schedule: step, counted from 0, to what every group's rate is multiplied by; moved on after every optimizer
             step. `polargrad.lab.train` has some. None: constant rates.
+        example: what one call of `module` takes, see `polargrad.parameter_groups`.
         rules: as for `polargrad.parameter_groups`, and so are the others.
         defaults: options per role instead of the built-in ones.
         **options: a mapping of group options per role.
@@ -44,7 +46,9 @@ def configure_optimizers(
         >>> [(group["role"], group["lr"]) for group in made["optimizer"].param_groups]
         [('hidden', 0.01), ('vector', 0.015)]
     """
-    optimizer = PolarGrad(parameter_groups(module, rules=rules, defaults=defaults, partial=False, **options))
+    optimizer = PolarGrad(
+        parameter_groups(module, example=example, rules=rules, defaults=defaults, partial=False, **options)
+    )
     if schedule is None:
         return {"optimizer": optimizer}
     return {

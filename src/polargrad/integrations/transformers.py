@@ -28,6 +28,7 @@ class ByRole:
 
 def optimizer(
     *,
+    example: Any = None,
     rules: Sequence[Rule] = (),
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Mapping[str, Any],
@@ -38,6 +39,7 @@ def optimizer(
     arguments `learning_rate`, `weight_decay`, `adam_beta1` and so on are not read.
 
     Args:
+        example: a batch of the Trainer's data, which its model runs on once, see `polargrad.parameter_groups`.
         rules: as for `polargrad.parameter_groups`, and so are the others.
         defaults: options per role instead of the built-in ones.
         **options: a mapping of group options per role, for example `hidden={"lr": 0.01, "weight_decay": 0.1}`.
@@ -55,4 +57,4 @@ def optimizer(
         >>> [(group["role"], group["lr"]) for group in made.param_groups]
         [('hidden', 0.01), ('embedding', 0.05), ('vector', 0.03)]
     """
-    return ByRole, {"rules": rules, "defaults": defaults, **options}
+    return ByRole, {"example": example, "rules": rules, "defaults": defaults, **options}

@@ -131,7 +131,8 @@ def _by_shape(module: nn.Module, attribute: str, p: Tensor) -> _Static:
     shape = tuple(p.shape)
     if p.ndim < 2 or p.numel() == max(shape) or getattr(p, "_no_weight_decay", False):
         return _Static("vector")
-    stacks = [q for q in module.parameters(recurse=False) if q.ndim == 3 and q.shape[0] == shape[0]]
+    matrices = [q for q in module.parameters(recurse=False) if q.ndim == 3 and min(q.shape[1:]) > 1]
+    stacks = [q for q in matrices if q.shape[0] == shape[0]]
     if p.ndim == 2 and stacks and shape[0] > 1:
         return _Static("vector")  # one bias per expert
     if p.ndim == 2 and attribute == "weight":
@@ -230,7 +231,7 @@ def _agreed(p: Tensor, static: _Static, usage: Usage | None, *, reached: bool) -
 
 
 class _Hints(NamedTuple):
-    """What transformers models declare: their heads, and of their lookup tables those that are not of a vocabulary."""
+    """What models of transformers and timm declare: heads, and of lookup tables those that are not of a vocabulary."""
 
     heads: set[nn.Module]
     positions: set[nn.Module]
@@ -240,7 +241,7 @@ class _Hints(NamedTuple):
 def _hints_of(module: nn.Module) -> _Hints:
     """The hints of the module, or where it has none those of the outermost modules below it that have some."""
     hints = _Hints(set(), set(), set())
-    if not any(hasattr(module, f"get_{side}_embeddings") for side in ("output", "input")):
+    if not any(hasattr(module, name) for name in ("get_output_embeddings", "get_input_embeddings", "get_classifier")):
         for child in module.children():
             for mine, theirs in zip(hints, _hints_of(child), strict=True):
                 mine.update(theirs)
@@ -248,9 +249,9 @@ def _hints_of(module: nn.Module) -> _Hints:
     tables: set[nn.Module] = set()
     vocabularies: set[int] = set()
     for part in module.modules():
-        output, lookups = (_call(part, f"get_{side}_embeddings") for side in ("output", "input"))
-        hints.heads.update(_weighing(output))
-        tables.update(_weighing(lookups))
+        for declared in ("get_output_embeddings", "get_classifier"):  # transformers, timm
+            hints.heads.update(_weighing(_call(part, declared)))
+        tables.update(_weighing(_call(part, "get_input_embeddings")))
         config, base = getattr(part, "config", None), getattr(part, "base_model", part)
         if config is None or not hasattr(part, "base_model_prefix"):
             continue
@@ -297,10 +298,10 @@ def _vocabularies(config: Any) -> set[int]:
 
 
 def _call(model: nn.Module, method: str) -> Any:
-    """The result of a method of a transformers model; None where the model does not have it."""
+    """The result of a method of a model; None where the model does not have it."""
     try:
         return getattr(model, method)()
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError, TypeError):
         return None
 
 

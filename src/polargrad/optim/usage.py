@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -182,8 +182,9 @@ def _moved(operator: Any, place: Tensor, args: Sequence[Any], kwargs: Mapping[st
     except (RuntimeError, IndexError, TypeError):
         return []
     results = [results] if isinstance(results, Tensor) else list(results)
+    # A copy is no view of the parameter's indices, and a view as another type none of its entries.
     copied = place.is_meta and any(_storage(one) != _storage(place) for one in results)
-    return [] if copied else results
+    return [] if copied or any(one.dtype != place.dtype for one in results) else results
 
 
 def _listed(place: Tensor) -> Tensor:
@@ -209,6 +210,13 @@ class _Watcher(TorchDispatchMode):
         self._made: set[int] = set()  # what parameters made of constants, such as a first hidden state
         self._indices: set[int] = set()
         self._alive: list[Any] = []
+        numbers = {id(p): i for i, p in enumerate(parameters)}
+        self.places = {
+            (module, attribute): numbers[id(p)]
+            for module in model.modules()
+            for attribute, p in module._parameters.items()
+            if id(p) in numbers
+        }
         for i, p in enumerate(parameters):
             self._weights[_key(p)] = [_Weight(i, torch.empty(p.shape, device="meta"))]
         for tensor in example:
@@ -219,6 +227,13 @@ class _Watcher(TorchDispatchMode):
     def are_places(self, tensors: Iterable[Tensor]) -> None:
         """Take integers of the example for positions or kinds of tokens, rather than for tokens."""
         self._indices.difference_update(map(_storage, tensors))
+
+    def adopt(self, module: nn.Module, args: Any) -> None:
+        """Before a module's forward: what stands in its parameters' places, such as those that FSDP has gathered."""
+        for attribute, p in module._parameters.items():
+            number = self.places.get((module, attribute))
+            if number is not None and p is not None and p is not self.parameters[number]:
+                self._weights[_key(p)] = [_Weight(number, torch.empty(p.shape, device="meta"))]
 
     # What is known of a tensor
 
@@ -304,6 +319,10 @@ class _Watcher(TorchDispatchMode):
             if name == "copy" and args[0].numel() < args[0].untyped_storage().nbytes() // args[0].itemsize:
                 self.consume(self.features(args[1]))  # into a part of a tensor, whose other parts come from elsewhere
             self._combine(name, operands[1:] if name == "copy" else operands, outputs)
+        elif "batch_norm" in name:  # channel by channel, of an activation or of a weight
+            self.enter([w for one in operands[data is False :] for w in one.weights], "multiplied")
+            kept = [] if data else operands[0].weights
+            self._set(outputs[0], kept, [f._replace(direct=False) for f in operands[0].features])
         elif name in _SHUFFLES:
             rest = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) and not x.is_meta else x, args[1:])
             rest = (rest[0], -1) if name == "constant_pad_nd" else rest  # no row at all
@@ -539,7 +558,7 @@ class _Watcher(TorchDispatchMode):
         letters, stack = None, groups
         dims = {letter: [d for d, one in enumerate(spec) if one == letter] for letter in "bfc"}
         free, contracted, apart = (_varying(place, dims[letter], shape) for letter in "fcb")
-        if place is not None:
+        if place is not None and place.numel():
             letters = _spelled(shape, free or weight.inner, contracted | weight.inner if free else contracted)
             inside = _extent(place, [*dims["f"], *dims["c"]], shape) * weight.within
             if letters and letters[0] != "k" and (weight.selected or apart) and shape[0] % inside == 0:
@@ -547,7 +566,7 @@ class _Watcher(TorchDispatchMode):
         inner = (shape[0] // stack, *shape[1:])
         sizes = tuple(n for n, letter in zip(inner, letters or "", strict=False) if letter == "o")
         product = self._registered(_Product(weight.parameter, letters, stack, sizes, kernel, active))
-        if place is None or letters is None or not free:
+        if place is None or letters is None or not free or not place.numel():
             return None
         flat = _indices(place, dims["f"])
         row = torch.zeros_like(flat)
@@ -767,7 +786,7 @@ def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
         TypeError: an example of another type.
         ValueError: an example on which the model does not run.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     example = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, _as_arguments(example))
     args, kwargs = example
@@ -775,6 +794,7 @@ def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
     numbered = [value for key, value in kwargs.items() if "position" in key or "type" in key]
     watcher.are_places(t for t in tree_leaves(numbered) if isinstance(t, Tensor))
     with _unchanged(model, watcher), _plain_operators():
+        hooks = [module.register_forward_pre_hook(watcher.adopt) for module in {module for module, _ in watcher.places}]
         try:
             with torch.enable_grad(), watcher:
                 output = model(*args, **kwargs)
@@ -784,6 +804,9 @@ def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
                 f"the model does not run on this example ({type(error).__name__}: {error}){meta}; give what one call "
                 "of the model takes: a tensor, a tuple of positional arguments, or a dict of keyword arguments"
             ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
         watcher.finish(output)
     found = {name: watcher.usage(i) for i, (name, _) in enumerate(named)}
     return {name: usage for name, usage in found.items() if usage is not None}
@@ -805,7 +828,8 @@ def _as_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 @contextlib.contextmanager
 def _unchanged(model: nn.Module, watcher: _Watcher) -> Iterator[None]:
     """Put everything back that a forward pass changes: what it writes in place, replaces, or draws at random."""
-    owned = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    owned = [(module, dict(module._buffers)) for module in plain]
     # Buffers are cloned at once, since a batch norm does not declare that it writes; a parameter when it is written.
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
@@ -819,9 +843,12 @@ def _unchanged(model: nn.Module, watcher: _Watcher) -> Iterator[None]:
         random.setstate(state)
         if numpy is not None:
             numpy.random.set_state(drawn)
-        for module, own_parameters, own_buffers in owned:
-            module._parameters.update(own_parameters)
-            module._buffers.update(own_buffers)
+        for module, own in owned:
+            module._buffers.update(own)
+        if (fsdp := sys.modules.get("torch.distributed.fsdp")) is not None:
+            for module in plain:
+                if isinstance(module, fsdp.FSDPModule):
+                    cast(Any, module).reshard()  # which a root module does not do after its forward
         with torch.no_grad():
             for tensor, original in (*buffers, *watcher.originals):
                 if tensor.is_meta or not torch.equal(tensor, original):
