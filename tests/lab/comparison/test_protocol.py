@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import random
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from polargrad.lab.cli.main import main
 from polargrad.lab.comparison import protocol as module
 from polargrad.lab.comparison.coordinate_search import Coordinate, CoordinateSearch, coordinates_of
-from polargrad.lab.comparison.protocol import Protocol, ProtocolFindings, Setting, Verdict, run_protocol
+from polargrad.lab.comparison.protocol import Protocol, ProtocolFindings, Setting, run_protocol, verdicts_of
 from polargrad.lab.recipes import spec_of
 from polargrad.lab.run.spec import RunSpec
 from tests.runs import tiny_spec, tiny_text
@@ -136,14 +137,30 @@ def test_what_would_not_be_fair_is_refused(texts, match, changed):
 
 
 def test_the_rule_tells_apart_what_is_apart():
-    """Four runs each, sigma .01: told apart from 3.08 * .01 * sqrt(2 / 4) = .0218 on."""
-    base = [3.50, 3.51, 3.49, 3.50]
-    for gain, word in ((0.03, "better"), (-0.03, "worse"), (0.02, "not told apart"), (0.0, "not told apart")):
-        verdict = Verdict.of(base, [loss - gain for loss in base], sigma=0.01)
+    """Eight pairs whose differences vary by .01: told apart from 4.75 * .01 / sqrt(8) = .0168 on, 7 degrees."""
+    noise = [0.01 * z for z in (-1.2, -0.8, -0.6, -0.1, 0.1, 0.6, 0.8, 1.2)]
+    sigma = math.sqrt(sum(z * z for z in noise) / 7)
+    base = [3.5 + 0.1 * (i % 3) for i in range(8)]  # seeds differ by far more than recipes
+    least = 4.75 * sigma / math.sqrt(8)
+    for gain, word in ((1.02, "better"), (-1.02, "worse"), (0.98, "not told apart"), (0.0, "not told apart")):
+        others = {"new": [b - gain * least + z for b, z in zip(base, noise, strict=True)]}
+        verdict = verdicts_of(base, others)["new"]
         assert verdict.word == word
-        assert verdict.gain == pytest.approx(gain)
-        assert verdict.paired_error == pytest.approx(0.0, abs=1e-12)
-    assert Verdict.of(base, base[::-1], 0.01).paired_error > 0
+        assert verdict.gain == pytest.approx(gain * least)
+        assert verdict.error == pytest.approx(sigma / math.sqrt(8))
+    # more recipes measure the spread better
+    several = {name: [b - 0.8 * least + z for b, z in zip(base, noise, strict=True)] for name in "abcd"}
+    assert {verdict.word for verdict in verdicts_of(base, several).values()} == {"better"}
+    assert verdicts_of(base, {"same": base})["same"].word == "not told apart"
+
+
+def test_recipes_that_are_the_same_are_told_apart_as_rarely_as_promised():
+    generator = random.Random(0)
+    words = []
+    for _ in range(400):
+        base, other = ([generator.gauss(3.5, 0.01) for _ in range(8)] for _ in range(2))
+        words.append(verdicts_of(base, {"other": other})["other"].word)
+    assert words.count("not told apart") >= 396  # .2% of 400 are expected to be told apart
 
 
 def test_a_protocol_runs_is_resumed_and_writes_its_page(texts, tmp_path, capsys):
@@ -154,11 +171,11 @@ def test_a_protocol_runs_is_resumed_and_writes_its_page(texts, tmp_path, capsys)
     (setting,) = protocol.settings
     replicates, verdicts = found.replicates(setting), found.verdicts(setting)
     assert list(replicates) == ["adamw", "polar"]
-    sigma = math.sqrt(sum(one.final.deviation**2 for one in replicates.values()) / 2)
-    assert verdicts["polar"].sigma == pytest.approx(sigma)
+    first, second = (a - b for a, b in zip(*(one.final.values for one in replicates.values()), strict=True))
+    assert verdicts["polar"].error == pytest.approx(abs(first - second) / 2)
     assert verdicts["polar"].gain == pytest.approx(replicates["adamw"].final.mean - replicates["polar"].final.mean)
     text = page.read_text(encoding="utf-8")
-    assert all(part in text for part in ("4 steps of 64 tokens", "polar", "Sigmas", "Numbers that changed"))
+    assert all(part in text for part in ("4 steps of 64 tokens", "polar", "Gain over", "Numbers that changed"))
     losses = found.losses
     shutil.rmtree(folder / "polar 4x64 seed 102")
     assert main(["report", str(folder)]) == 0

@@ -20,6 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import mpmath
+
 from polargrad.lab.comparison.analysis import Replicates, final_metric
 from polargrad.lab.comparison.comparison import final_losses
 from polargrad.lab.comparison.coordinate_search import CoordinateSearch, coordinates_of
@@ -42,7 +44,17 @@ from polargrad.lab.run.folder import (
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
 
-__all__ = ["MINI", "PROTOCOL", "Protocol", "ProtocolFindings", "Setting", "Verdict", "resume_protocol", "run_protocol"]
+__all__ = [
+    "MINI",
+    "PROTOCOL",
+    "Protocol",
+    "ProtocolFindings",
+    "Setting",
+    "Verdict",
+    "resume_protocol",
+    "run_protocol",
+    "verdicts_of",
+]
 
 FORMAT = 1
 
@@ -267,44 +279,71 @@ def read_protocol(path: Path) -> Protocol:
     return Protocol.from_dict(json.loads((path / PROTOCOL).read_bytes()))
 
 
+def threshold(freedom: int) -> float:
+    """The t from which on two recipes are told apart: as improbable as `SIGMAS` where sigma is known.
+
+    Args:
+        freedom: degrees of freedom of the measured sigma.
+
+    Example:
+        >>> [round(threshold(freedom), 2) for freedom in (1, 7, 28, 10000)]
+        [304.38, 4.75, 3.39, 3.08]
+    """
+    tail = mpmath.erfc(SIGMAS / math.sqrt(2)) / 2
+    low, high = SIGMAS, 1e4
+    for _ in range(100):
+        t = (low + high) / 2
+        beyond = mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True) / 2
+        low, high = (t, high) if beyond > tail else (low, t)
+    return high
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One recipe against the baseline at one setting.
 
     Args:
-        gain: how far the mean final loss lies below the baseline's.
-        sigma: standard deviation of a run, pooled over the recipes.
-        paired_error: standard error of the mean of the differences seed by seed.
-        sigmas: gain / (sigma sqrt(1/n + 1/n)), the measure of the track.
+        gain: how far the mean final loss lies below the baseline's, with the same seeds.
+        error: sigma / sqrt(n), sigma the standard deviation of the differences seed by seed, pooled over the recipes.
+        least: the gain over the error from which on the two are told apart.
     """
 
     gain: float
-    sigma: float
-    paired_error: float
-    sigmas: float
+    error: float
+    least: float
 
-    @classmethod
-    def of(cls, baseline: Sequence[float], other: Sequence[float], sigma: float) -> Verdict:
-        """From final losses seed by seed.
-
-        Example:
-            >>> verdict = Verdict.of([1.0, 1.2], [0.8, 1.0], sigma=0.1)
-            >>> round(verdict.gain, 3), round(verdict.sigmas, 3), round(verdict.paired_error, 3)
-            (0.2, 2.0, 0.0)
-        """
-        differences = [a - b for a, b in zip(baseline, other, strict=True)]
-        gain, n = statistics.fmean(differences), len(differences)
-        error = statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.nan
-        return cls(
-            gain, sigma, error, gain / (sigma * math.sqrt(2 / n)) if sigma > 0 else math.copysign(math.inf, gain)
-        )
+    @property
+    def ratio(self) -> float:
+        """The gain over the error."""
+        return self.gain / self.error if self.error > 0 else math.copysign(math.inf, self.gain)
 
     @property
     def word(self) -> str:
-        """One of "better" and "worse", from `SIGMAS` on, and "not told apart"."""
-        if abs(self.sigmas) < SIGMAS:
+        """One of "better", "worse" and "not told apart"."""
+        if self.gain == 0 or abs(self.ratio) < self.least:
             return "not told apart"
         return "better" if self.gain > 0 else "worse"
+
+
+def verdicts_of(baseline: Sequence[float], others: Mapping[str, Sequence[float]]) -> dict[str, Verdict]:
+    """A verdict on each recipe from final losses seed by seed, at least two.
+
+    Of independent runs with a known standard deviation s the track asks for a gain of 3.08 s sqrt(1/n + 1/n). Here runs
+    with one seed share weights and batches, so that s sqrt(2) becomes the standard deviation of their differences, and
+    3.08 the quantile of Student's distribution for a deviation that is measured.
+
+    Example:
+        >>> (verdict,) = verdicts_of([1.0, 1.2, 1.1], {"new": [0.8, 1.0, 0.93]}).values()
+        >>> round(verdict.gain, 4), round(verdict.error, 4), verdict.word
+        (0.19, 0.01, 'not told apart')
+    """
+    differences = {name: [a - b for a, b in zip(baseline, losses, strict=True)] for name, losses in others.items()}
+    if not differences:
+        return {}
+    n = len(baseline)
+    sigma = math.sqrt(statistics.fmean(statistics.variance(found) for found in differences.values()))
+    least = threshold((n - 1) * len(differences))
+    return {name: Verdict(statistics.fmean(found), sigma / math.sqrt(n), least) for name, found in differences.items()}
 
 
 @dataclass(frozen=True)
@@ -351,12 +390,8 @@ class ProtocolFindings:
         baseline = complete.get(self.protocol.baseline)
         if baseline is None:
             return {}
-        sigma = math.sqrt(statistics.fmean((one.final.deviation or 0.0) ** 2 for one in complete.values()))
-        return {
-            name: Verdict.of(baseline.final.values, one.final.values, sigma)
-            for name, one in complete.items()
-            if one is not baseline
-        }
+        others = {name: one.final.values for name, one in complete.items() if one is not baseline}
+        return verdicts_of(baseline.final.values, others)
 
     def results(self, setting: Setting) -> Table:
         """One row for each recipe."""
@@ -371,8 +406,8 @@ class ProtocolFindings:
                 Cell(one.final.text(), best=lowest is not None and one.final.mean == lowest),
                 UNKNOWN if reached is None else reached.step_ratio.text(0, percent=True),
                 UNKNOWN if reached is None else reached.time_ratio.text(0, percent=True),
-                UNKNOWN if verdict is None else f"{verdict.gain:+.4f} ± {verdict.paired_error:.4f}",
-                UNKNOWN if verdict is None else f"{verdict.sigmas:+.1f}",
+                UNKNOWN if verdict is None else f"{verdict.gain:+.4f} ± {verdict.error:.4f}",
+                UNKNOWN if verdict is None else f"{verdict.ratio:+.1f}",
                 UNKNOWN if verdict is None else verdict.word,
             ))  # fmt: skip
         columns = (
@@ -380,18 +415,17 @@ class ProtocolFindings:
             "Final loss",
             f"Steps of\n{name}",
             f"Seconds of\n{name}",
-            "Gain, paired",
-            "Sigmas",
+            "Gain",
+            "Gain over\nits error",
             "Verdict",
         )
-        sigma = next(iter(verdicts.values())).sigma if verdicts else math.nan
+        least = next((f"{verdict.least:.1f}" for verdict in verdicts.values()), UNKNOWN)
         return Table(
             columns,
             rows,
             f"Mean ± standard deviation over {len(self.protocol.seeds)} seeds. Steps and seconds: to {name}'s final "
             f"loss, of its own, seed by seed. Gain: how far the final loss lies below {name}'s, with the standard "
-            f"error of the paired differences. Sigmas: the gain over sigma sqrt(2/n) with sigma = {sigma:.4f}, a run's "
-            f"standard deviation pooled over the recipes; told apart from {SIGMAS:.1f} on, as on the track.",
+            f"error of the differences seed by seed, pooled over the recipes; told apart from {least} errors on.",
         )
 
     def tuned(self, setting: Setting) -> Table:
@@ -434,9 +468,7 @@ class ProtocolFindings:
             said = f"reaches {baseline}'s final loss in {reached.step_ratio.text(0, percent=True)} of its steps"
             if reached.step_ratio.mean is None:
                 said = f"does not reach {baseline}'s final loss"
-            lines.append(
-                f"{setting}: {best} {said}; gain {verdict.gain:+.4f}, {verdict.sigmas:+.1f} sigmas, {verdict.word}."
-            )
+            lines.append(f"{setting}: {best} {said}; gain {verdict.gain:+.4f} ± {verdict.error:.4f}, {verdict.word}.")
         return lines
 
     def sections(self) -> list[Section]:
