@@ -292,11 +292,11 @@ def test_figures_go_to_a_tracker(capsys, small, tmp_path, monkeypatch):
 
 
 def test_minutes_become_steps(capsys, small, tmp_path):
-    small.write_text(small.read_text().replace("steps = 4", "minutes = 0.0005"))
+    small.write_text(small.read_text().replace("steps = 4", "minutes = 0.005"))
     code, _, err = _run(capsys, small, "--out", "timed")
     assert code == 0, err
     steps = read_run(tmp_path / "timed").spec.loop.steps
-    assert f"0.0005 minutes are {steps} steps here" in err
+    assert f"0.005 minutes are {steps} steps here" in err
     code, _, err = _run(capsys, small, "--resume", "timed")
     assert code == 2
     assert "resume with --steps" in err
