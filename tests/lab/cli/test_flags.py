@@ -26,9 +26,9 @@ ACTING = {
     "--experts-per-token --no-untied --data --subset --split --field --documents --held-out --tokenizer --shuffle "
     "--recipe --set --clip --steps --tokens --minutes --schedule --batch --accumulation --precision "
     "--activation-checkpointing --compile --device --seed --evaluation-windows --eval-every --log-every "
-    f"--diagnostics-every --tensorboard --track --name --dry-run {PROCESSES}",
+    f"--diagnostics-every --tensorboard --track --name --dry-run --checkpoint-every --keep --resume {PROCESSES}",
     "protocol": "--baseline --steps --tokens --runs --seeds --data --text --documents --out --jobs --threads",
-    "resume": "--jobs --threads",
+    "resume": f"--jobs --threads {PROCESSES}",
     "report": "--format",
     "runs": "--recipe --status --name --sort --last --format",
     "sample": "--tokens --temperature --top-k --seed",
@@ -66,6 +66,7 @@ REFUSED = [
     ("pretrain", ["--device", "cpu", "--mesh", "1x1x1"], "--mesh needs --parallel"),
     ("resume", ["one", "--jobs", "1"], "--jobs: one is a single run; leave them out"),
     ("resume", ["one", "--threads", "1"], "--threads: one is a single run; leave them out"),
+    ("resume", ["one", "--mesh", "1x1x1"], "--mesh needs --parallel"),
 ]  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def test_a_flag_without_its_partner_is_refused(capsys, tmp_path, monkeypatch, co
 def test_flags_are_declared_to_need_others():
     assert {flag for _, _, flag, *_ in declared()} >= {
         *("--ratio", "--extend", "--no-halving", "--sweep", "--decay", "--final", "--warmup", "--matrices"),
-        *("--devices", "--tflops", "--optimizer-tflops", "--keep", "--checkpoint-every", "--resume"),
+        *("--devices", "--tflops", "--optimizer-tflops", "--out"),
     }
 
 

@@ -186,7 +186,6 @@ def test_every_recipe_has_options_for_every_model(recipe, model):
         (["--matrices", "lm_head.weight"], "add --diagnostics-every"),
         (["--devices", "8", "--tflops", "100"], "--devices, --tflops: options of a dry run"),
         (["--resume", "here", "--out", "there"], "--out: a resumed run stays in its folder"),
-        (["--recipe", "shampoo", "--checkpoint-every", "5"], "--checkpoint-every: Shampoo's state is not plain data"),
         (
             ["--field", "body", "--device", "cpu"],
             "field 'body' is an entry of JSON lines",

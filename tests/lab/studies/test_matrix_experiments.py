@@ -112,6 +112,7 @@ def _polargrad_on_completion(lr: float, max_steps: int | None, out) -> object:
     configuration = Configuration("polargrad", "PolarGrad", "PolarGrad", polargrad(lr, "qdwh", max_steps))
 
     class OneConfiguration(MatrixCompletion):
+        kind = MatrixCompletion.kind
         experiment = dataclasses.replace(MatrixCompletion.experiment, presets={"paper": (configuration,)})
 
     options = ExperimentOptions(steps=60, eval_every=20, diagnostics_every=0)
