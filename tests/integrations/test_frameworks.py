@@ -59,8 +59,36 @@ class TestTrainer:
         with pytest.raises(ValueError, match="matches no trainable parameter"):
             trainer.create_optimizer()
 
+    @pytest.mark.parametrize("ignored", [{"learning_rate": 3e-4}, {"weight_decay": 0.1}, {"adam_beta2": 0.95}])
+    def test_arguments_that_would_be_ignored_are_refused(self, tmp_path, decoder, ignored):
+        from transformers import Trainer, TrainingArguments
+
+        arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1, **ignored)
+        trainer = Trainer(model=decoder, args=arguments, optimizer_cls_and_kwargs=transformers.optimizer())
+        (name,) = ignored
+        with pytest.raises(ValueError, match=rf"TrainingArguments\({name}=.* would be ignored: every role"):
+            trainer.create_optimizer()
+
 
 class TestLightning:
+    def test_a_backbone_can_be_added_later(self):
+        """What Lightning's BackboneFinetuning does: groups without names join those with names."""
+        pytest.importorskip("lightning")
+        from lightning.pytorch.callbacks import BackboneFinetuning
+
+        head, backbone = nn.Linear(4, 3), nn.Linear(4, 4, bias=False)
+        optimizer = lightning.configure_optimizers(head)["optimizer"]
+        BackboneFinetuning.unfreeze_and_add_param_group(backbone, optimizer, lr=0.01)
+        assert optimizer.param_groups[-1]["params"] == [backbone.weight]
+        for group in polargrad.parameter_groups(nn.Linear(3, 3)):  # a backbone with vectors: by role
+            optimizer.add_param_group({**group, "lr": 0.001})
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.ones_like(p)
+        optimizer.step()
+        names = [name for group in optimizer.param_groups for name in group["param_names"]]
+        assert len(names) == sum(len(group["params"]) for group in optimizer.param_groups)
+
     def test_the_module_itself_will_do(self, decoder):
         pytest.importorskip("lightning")
         from lightning.pytorch import LightningModule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,28 @@ class ByRole:
         Args:
             model: the Trainer's model.
             **routing: as for `polargrad.parameter_groups`.
+
+        Raises:
+            ValueError: the Trainer that calls has arguments that would be ignored, or what routing refuses.
         """
+        # The Trainer hands over its model alone; its arguments are where it calls from.
+        _refuse_ignored(getattr(sys._getframe(1).f_locals.get("self"), "args", None))
         return PolarGrad(parameter_groups(model, **routing))
+
+
+# Arguments of the Trainer for an optimizer whose groups it makes itself.
+_IGNORED = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+
+
+def _refuse_ignored(arguments: Any) -> None:
+    """Refuse arguments of a Trainer that somebody has set and that nothing would read."""
+    fields = getattr(type(arguments), "__dataclass_fields__", {})
+    for name in _IGNORED:
+        if name in fields and getattr(arguments, name) != fields[name].default:
+            raise ValueError(
+                f"TrainingArguments({name}={getattr(arguments, name)}) would be ignored: every role has options of its "
+                f"own; leave it at its default, {fields[name].default}, and give optimizer(hidden={{'lr': ...}}, ...)"
+            )
 
 
 def optimizer(
@@ -35,8 +56,9 @@ def optimizer(
 ) -> tuple[type[ByRole], dict[str, Any]]:
     """The argument of `Trainer(optimizer_cls_and_kwargs=...)`: it makes PolarGrad for its model when it trains.
 
-    Learning rates and weight decay are those of the groups; the Trainer's schedule multiplies each of them, and its
-    arguments `learning_rate`, `weight_decay`, `adam_beta1` and so on are not read.
+    Learning rates and weight decay are those of the groups, and the Trainer's schedule multiplies each of them. Its
+    arguments `learning_rate`, `weight_decay`, `adam_beta1`, `adam_beta2` and `adam_epsilon` are refused where they are
+    not at their defaults, since one number cannot serve roles whose rates have different units.
 
     Args:
         example: a batch of the Trainer's data, which its model runs on once, see `polargrad.parameter_groups`.
@@ -48,7 +70,8 @@ def optimizer(
         An optimizer factory, which the Trainer calls with its model, and the routing that it passes on.
 
     Raises:
-        ValueError: when training starts: what `polargrad.parameter_groups` and `PolarGrad` refuse.
+        ValueError: when training starts: arguments of the Trainer that would be ignored, and what
+            `polargrad.parameter_groups` and `PolarGrad` refuse.
 
     Example:
         >>> from torch import nn

@@ -218,6 +218,8 @@ class PolarGrad(torch.optim.Optimizer):
         own: set[str] = set()
         if isinstance(param_group, dict):
             fill_options(param_group, self.defaults, strict=True)
+            if self.param_groups and "param_names" in self.param_groups[0]:
+                param_group["params"] = self._named(param_group["params"])
             own = set(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -233,6 +235,14 @@ class PolarGrad(torch.optim.Optimizer):
             self.param_groups.pop()
             del self._rules[len(self.param_groups) :]
             raise
+
+    def _named(self, params: Any) -> Any:
+        """Parameters with names, as torch wants of all groups or of none: frameworks add parameters without."""
+        if isinstance(params, set):  # which torch refuses
+            return params
+        params = [params] if isinstance(params, Tensor) else list(params)
+        index = len(self.param_groups)
+        return [(f"group{index}.{i}", p) if isinstance(p, Tensor) else p for i, p in enumerate(params)]
 
     def __getstate__(self) -> dict[str, Any]:
         ours = {name: getattr(self, name) for name in ("_ledger", "_shard_momentum")}
