@@ -196,6 +196,11 @@ def test_what_the_example_does_not_reach_says_so_and_keeps_its_static_role():
 
 
 def test_rules_win_over_what_was_watched_and_a_polar_step_of_a_table_of_positions_warns():
+    model, rules = Attention("heads"), [("qkv.weight", {"split": [12, 12]})]
+    groups = polargrad.parameter_groups(model, example=vectors(), rules=rules)
+    (group,) = (g for g in groups if "qkv.weight" in dict(g["params"]))
+    assert [m.shape for m in _matrices(group, model.qkv.weight)] == [(12, D), (12, D)]
+    assert torch.equal(_matrices(group, model.qkv.weight)[0], model.qkv.weight[:12])
     groups = polargrad.parameter_groups(Tables(), example=tokens(), rules=[("tokens.weight", "position")])
     assert [g["role"] for g in groups if "tokens.weight" in dict(g["params"])] == ["position"]
     with pytest.warns(UserWarning, match="polar steps with A_log, which the example shows to be used entry by entry"):

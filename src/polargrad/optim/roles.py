@@ -457,7 +457,9 @@ def parameter_groups(
             for own_options in (dict(options.get(role, {})), dict(extra)):
                 plain_options(own_options)
                 merged = {**inherited_options(own_options, merged), **own_options}
-            view = f.view if merged.get("rule", "polar") == "polar" else {}
+            view = dict(f.view) if merged.get("rule", "polar") == "polar" else {}
+            if "split" in merged:  # parts that were found would not belong to those that are asked for
+                view.pop("interleave", None)
             groups[key] = {"params": [], **view, **merged, "role": role}
         groups[key]["params"].append((f.name, f.parameter))
         if f.entrywise and groups[key].get("rule", "polar") == "polar":

@@ -54,6 +54,8 @@ _LOOKUPS |= {"index": 1, "index_select": 2, "gather": 2}
 # Operators after which an activation has the same rows, in an order that is not followed.
 _SHUFFLES = {*_LOOKUPS, "flip", "roll", "constant_pad_nd", "masked_select", "take"}
 _SUMS = {"add", "sub", "rsub", "where", "masked_fill", "copy", "lerp"}
+# Words in the names of arguments that count places or kinds of tokens, rather than hold tokens.
+_PLACES = ("position", "type", "time", "segment", "bbox")
 # The most entries of a tensor whose origin is written out, where strides do not tell it; that of a larger one is lost.
 _MOST_ENTRIES = 2**26
 
@@ -791,7 +793,7 @@ def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
     example = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, _as_arguments(example))
     args, kwargs = example
     watcher = _Watcher(model, [p for _, p in named], [t for t in tree_leaves(example) if isinstance(t, Tensor)])
-    numbered = [value for key, value in kwargs.items() if "position" in key or "type" in key]
+    numbered = [value for key, value in kwargs.items() if any(word in key for word in _PLACES)]
     watcher.are_places(t for t in tree_leaves(numbered) if isinstance(t, Tensor))
     with _unchanged(model, watcher), _plain_operators():
         hooks = [module.register_forward_pre_hook(watcher.adopt) for module in {module for module, _ in watcher.places}]
