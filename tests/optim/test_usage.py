@@ -211,6 +211,19 @@ def test_rules_win_over_what_was_watched_and_a_polar_step_of_a_table_of_position
         polargrad.parameter_groups(Tables(), rules=[("A_log", "hidden")])
 
 
+def test_an_operator_that_cannot_be_followed_is_named(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr("polargrad.optim.usage._Watcher._convolve", fails)
+    model, example = _build(CASES["convolution"])
+    with pytest.warns(
+        UserWarning, match=r"not be followed through aten.convolution.default \(RuntimeError in.*planted"
+    ):
+        groups = polargrad.parameter_groups(model, example=example)
+    assert [g["role"] for g in groups if "0.weight" in dict(g["params"])] == ["conv"]
+
+
 def test_a_static_guess_is_named():
     assert "bare and 3 more: its use is not known; give an example" in polargrad.describe_groups(
         polargrad.parameter_groups(Tables())

@@ -204,6 +204,7 @@ class _Watcher(TorchDispatchMode):
         self.products: list[_Product] = []
         self.lookups: dict[int, set[bool]] = {}
         self.entrywise: dict[int, set[str]] = {}
+        self.lost: dict[str, Exception] = {}  # operators that could not be followed
         self.originals: list[tuple[Tensor, Tensor]] = []  # parameters that the pass writes into, and clones from before
         self._unwritten = {_storage(p): p for p in model.parameters()}
         self._weights: dict[tuple[Any, ...], list[_Weight]] = {}
@@ -272,10 +273,20 @@ class _Watcher(TorchDispatchMode):
         written = self._written(func, args, kwargs)
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         operands = [_Operand(t, self.weights(t), self.features(t), self.is_data(t)) for t in inputs]
-        data = any(one.data for one in operands)
         result = func(*args, **kwargs)
-        if torch._C._current_graph_task_id() != -1:  # a backward pass of the model's own
-            return result
+        if torch._C._current_graph_task_id() == -1:  # not in a backward pass of the model's own
+            try:
+                self._follow(func, args, kwargs, operands, written, result)
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                self.lost.setdefault(str(func), error)
+        return result
+
+    def _follow(
+        self, func: Any, args: Any, kwargs: Any, operands: list[_Operand], written: list[Tensor], result: Any
+    ) -> None:
+        """Take what was known of an operator's operands to its results."""
+        inputs = [one.tensor for one in operands]
+        data = any(one.data for one in operands)
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         self._alive.append(outputs)
         space, name = func._schema.name.rstrip("_").split("::")
@@ -293,7 +304,7 @@ class _Watcher(TorchDispatchMode):
                 self._indices.add(_storage(out))
         shapes_alone = name.startswith("new_") or name.endswith("_like")
         if shapes_alone or not any(one.weights or one.features for one in operands):
-            return result
+            return
         outputs = outputs or written
         if name in _PRODUCTS:
             # A bilinear map of one output is a matrix between its inputs.
@@ -322,7 +333,7 @@ class _Watcher(TorchDispatchMode):
                 self.consume(self.features(args[1]))  # into a part of a tensor, whose other parts come from elsewhere
             self._combine(name, operands[1:] if name == "copy" else operands, outputs)
         elif "batch_norm" in name:  # channel by channel, of an activation or of a weight
-            self.enter([w for one in operands[data is False :] for w in one.weights], "multiplied")
+            self.enter([w for one in operands[0 if data else 1 :] for w in one.weights], "multiplied")
             kept = [] if data else operands[0].weights
             self._set(outputs[0], kept, [f._replace(direct=False) for f in operands[0].features])
         elif name in _SHUFFLES:
@@ -333,7 +344,6 @@ class _Watcher(TorchDispatchMode):
                 self._set(out, [w._replace(place=None) for w in operands[0].weights], [])
         else:
             self._apply(name, operands, data, outputs)
-        return result
 
     def _written(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The tensors that an operator writes into; a parameter among them is cloned first."""
@@ -810,6 +820,14 @@ def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
             for hook in hooks:
                 hook.remove()
         watcher.finish(output)
+    if watcher.lost:
+        name, error = next(iter(watcher.lost.items()))
+        warnings.warn(
+            f"the pass could not be followed through {', '.join(watcher.lost)} ({type(error).__name__} in {name}: "
+            f"{error}); look at describe_groups, and give rules for what is wrong there",
+            UserWarning,
+            stacklevel=2,
+        )
     found = {name: watcher.usage(i) for i, (name, _) in enumerate(named)}
     return {name: usage for name, usage in found.items() if usage is not None}
 
