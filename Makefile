@@ -35,7 +35,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
 
 conformance: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/linalg/test_conformance.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/linalg/test_conformance.py tests/linalg/test_certificate.py
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -q -m gpu

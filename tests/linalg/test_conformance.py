@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polargrad.linalg import PolarResult, Status, available_methods, polar, resolve_method
+from polargrad.linalg import PolarMethod, PolarResult, Status, available_methods, polar, resolve_method
 from tests.assertions import (
     assert_orthonormal,
     assert_polar_factor,
@@ -25,6 +26,7 @@ from tests.assertions import (
     unit_scale,
 )
 from tests.matrices import GALLERY, make, with_singular_values
+from tests.polar_cases import LIMITED
 
 SHAPES = [
     (1, 1),
@@ -185,6 +187,127 @@ def test_every_case(method: str, dtype: torch.dtype) -> None:
         except Exception as error:  # the list of all misses says more than the first
             failures.append(f"{case}: {type(error).__name__}: {str(error).splitlines()[0]}")
     assert not failures, f"{len(failures)} misses:\n" + "\n".join(failures)
+
+
+# Limited methods: the bounds that they declare hold, and CONVERGED is said of no factor that misses the class.
+
+
+def check_limited(method: PolarMethod, A: torch.Tensor) -> None:
+    """AssertionError where a singular value leaves the declared bounds, or the status is not earned."""
+    work = method.working_dtype(A.dtype)
+    k, longest = min(A.shape[-2:]), max(A.shape[-2:])
+    rounded = eps_of(A.dtype) if eps_of(A.dtype) > eps_of(work) else 0.0
+    slack = max(method.rounding(work, max(k, math.isqrt(longest))), rounding(work, k)) + rounded
+    result = polar(A, method)
+    assert not bool((result.status == Status.NON_FINITE).any())
+    assert bool(((result.status != Status.BREAKDOWN) | (A == 0).all(-1).all(-1) | (method.name == "newton")).all())
+    kept = result.status != Status.BREAKDOWN
+    if method.name == "newton":  # for nonsingular matrices
+        sigma = torch.linalg.svdvals(unit_scale(_double(A)))
+        kept = kept & (sigma[..., -1] > 10 * longest * eps_of(A.dtype) * sigma[..., 0])
+    A, U, status = A[kept], result.unitary[kept], result.status[kept]
+    deviation = method.deviation(work)
+    if deviation < 1.0:
+        assert_polar_factor(
+            A,
+            U,
+            tolerance=deviation + slack,
+            floor=method.sigma_floor(work),
+            working_eps=min(eps_of(work), eps_of(A.dtype)),
+        )
+    sigma = torch.linalg.svdvals(_double(U))
+    off = torch.minimum((sigma - 1).abs(), sigma.abs()).amax(-1) if sigma.numel() else sigma.sum(-1)
+    allowed = method.tolerance(work, max(k, math.isqrt(longest))) + slack
+    assert bool(((status != Status.CONVERGED) | (off <= allowed)).all()), f"converged with {float(off.max()):.1e}"
+
+
+@pytest.mark.parametrize("matrix", ["gaussian", "log-1e6", "rank-deficient", "subnormal"])
+@pytest.mark.parametrize("method", LIMITED, ids=str)
+def test_a_sample_of_limited_methods(method: PolarMethod, matrix: str) -> None:
+    for dtype in (torch.float32, torch.complex128):
+        check_limited(method, make(matrix, 16, 16, dtype, (2,)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", LIMITED, ids=str)
+def test_every_limited_method(method: PolarMethod) -> None:
+    failures = []
+    for dtype in DTYPES:
+        for number, (m, n) in enumerate(SHAPES):
+            for matrix in GALLERY:
+                if method.name == "newton" and m != n:
+                    continue
+                try:
+                    check_limited(method, make(matrix, m, n, dtype, BATCHES[number % len(BATCHES)], seed=number))
+                except Exception as error:
+                    failures.append(f"{dtype} {m}x{n} {matrix}: {type(error).__name__}: {str(error).splitlines()[0]}")
+    assert not failures, f"{len(failures)} misses:\n" + "\n".join(failures)
+
+
+# Contexts: autocast, lowered float32 products, another default device and dtype change no bit.
+
+
+class surrounded(ExitStack):
+    """All of them together."""
+
+    def __enter__(self) -> surrounded:
+        super().__enter__()
+        before = torch.get_float32_matmul_precision()
+        self.callback(torch.set_float32_matmul_precision, before)
+        self.callback(torch.set_default_dtype, torch.get_default_dtype())
+        self.enter_context(torch.autocast("cpu", torch.bfloat16))
+        self.enter_context(torch.device("meta"))
+        torch.set_float32_matmul_precision("medium")
+        torch.set_default_dtype(torch.bfloat16)
+        return self
+
+
+def check_context(case: Case) -> None:
+    """AssertionError where a context shows in the result."""
+    A = make(case.matrix, case.m, case.n, case.dtype, case.batch, case.seed)
+    outside = polar(A, case.method)
+    with surrounded():
+        inside = polar(A, case.method)
+    for theirs, ours in zip(outside[:3], inside[:3], strict=True):
+        assert theirs.dtype == ours.dtype
+        assert torch.equal(theirs.nan_to_num(7.0), ours.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("case", ALL[:: 11 * SAMPLE], ids=str)
+def test_a_sample_of_the_cases_in_contexts(case: Case) -> None:
+    check_context(case)
+
+
+def test_the_contexts_would_show() -> None:
+    A = torch.randn(64, 64)
+    with surrounded():
+        assert torch.zeros(1).is_meta
+        assert (A @ A).dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", available_methods())
+def test_cases_in_contexts(method: str) -> None:
+    for case in [case for case in ALL[::5] if case.method == method]:
+        check_context(case)
+
+
+# Tall extremes: sums over long columns.
+
+TALL = [(300_000, 1), (300_000, 4), (50_000, 10), (20_000, 40)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("m", "n"), TALL, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.bfloat16], ids=str)
+def test_tall_extremes(m: int, n: int, dtype: torch.dtype) -> None:
+    for matrix in ("gaussian", "log-1e3", "graded"):
+        A = make(matrix, m, n, dtype)
+        for method in available_methods():
+            result = hold(method, A)
+            kind = resolve_method(method)
+            if result.status == Status.CONVERGED and kind.deviation(torch.float32) < 1e-5:
+                assert_orthonormal(result.unitary, 8 * kind.rounding(dtype, n) if eps_of(dtype) < 1e-3 else None)
 
 
 @st.composite

@@ -19,7 +19,7 @@ from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, chec
 from polargrad.linalg.polar_express import PolarExpress
 from polargrad.linalg.qdwh import QDWH
 from polargrad.linalg.svd import SVD
-from polargrad.linalg.tall import TALL
+from polargrad.linalg.tall import TALL, has_long_columns
 
 __all__ = ["Auto", "Choice"]
 
@@ -118,6 +118,8 @@ class Auto(PolarMethod):
         if device.type != "cpu":
             return Choice(QDWH(), "double precision, where Halley steps by QR cost less than an SVD off the CPU")
         m, n = max(shape[-2:]), min(shape[-2:])
+        if has_long_columns((m, n), work, device):  # of which methods see the triangular factor
+            m = n
         by_gram = single and m >= _TALL * n and m * n >= _MANY
         count, square = math.prod(shape[:-2]), m < TALL * n
         alone = count == 1 and n <= _SMALL_ALONE

@@ -20,6 +20,7 @@ from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, reso
 from polargrad.linalg.precision import HALF, at_least_single, double_precision, is_lowered, stated_precision
 from polargrad.linalg.result import PolarResult, Status
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
+from polargrad.linalg.tall import has_long_columns
 
 __all__ = ["Request", "Side", "factor", "on_host", "polar", "polar_factor", "resolve_request"]
 
@@ -56,7 +57,13 @@ class Request(NamedTuple):
     norm_floor: float | Tensor = 0.0
 
     def iterate(self, X: Tensor) -> IterationResult:
-        result = self.method.iterate(X)
+        if has_long_columns(X.shape, X.dtype, X.device):
+            # X = Q R has the factor Q times that of R, and no method sums over long columns in single precision.
+            Q, R = torch.linalg.qr(X.to(double_precision(X.dtype)))
+            result = self.method.iterate(R.to(X.dtype))
+            result = result._replace(unitary=(Q @ result.unitary.to(Q.dtype)).to(X.dtype))
+        else:
+            result = self.method.iterate(X)
         return result._replace(unitary=_completed(result.unitary)) if self.completed else result
 
 
@@ -188,19 +195,12 @@ def _run(A: Tensor, request: Request) -> tuple[_Canonical, IterationResult]:
     return canonical, result
 
 
-def _restore(factor: Tensor, canonical: _Canonical, dtype: torch.dtype) -> Tensor:
-    """`factor` of the canonical batch in the dtype of the input, NaN where a matrix was not finite."""
-    factor = factor.to(dtype)
-    if canonical.finite is None or canonical.confined:
-        return factor
-    return confine(factor, canonical.finite, math.nan)
-
-
 def _unitary(result: IterationResult, canonical: _Canonical, A: Tensor) -> Tensor:
     U = result.unitary.mH.resolve_conj() if canonical.wide else result.unitary
     # Where the dtype is the same, `to` does not copy, whatever the strides are.
     U = U.to(A.dtype, memory_format=torch.contiguous_format).contiguous()
-    U = _restore(U, canonical, A.dtype)
+    if canonical.finite is not None and not canonical.confined:
+        U = confine(U, canonical.finite, math.nan)
     return U.view(A.shape)
 
 
@@ -359,7 +359,8 @@ def _hermitian(canonical: _Canonical, result: IterationResult, dtype: torch.dtyp
         V, X = confine(V, canonical.finite, 0.0), confine(X, canonical.finite, 0.0)
     K = product(X, V.mH) if across else product(V.mH, X)
     H = (K + K.mH) / 2
-    return _restore(H if scale is None else H / scale, canonical, dtype)
+    H = (H if scale is None else H / scale).to(dtype)
+    return H if canonical.finite is None else confine(H, canonical.finite, math.nan)
 
 
 class _Certificate(NamedTuple):

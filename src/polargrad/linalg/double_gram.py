@@ -20,7 +20,7 @@ from polargrad.linalg.kernels import gram, product
 from polargrad.linalg.method import IterationResult, PolarMethod
 from polargrad.linalg.precision import double_precision
 from polargrad.linalg.qdwh import halley_operations, polar_by_halley
-from polargrad.linalg.tall import TALL, has_long_columns, is_tall, preconditioned_qr, sketch
+from polargrad.linalg.tall import TALL, is_tall, preconditioned_qr, sketch
 
 __all__ = ["DoubleGram"]
 
@@ -202,7 +202,7 @@ class DoubleGram(PolarMethod):
         sigma, kept, V = sigma[:, first:], kept[:, first:], V[:, :, first:]
         B = product(X, V * torch.where(kept, 1.0 / torch.where(kept, sigma, 1.0), 0.0)[:, None, :])
         # The columns of small singular values are orthonormal up to 1e-16 / sigma^2 only: (I + F)^{-1/2} mends that.
-        F = gram(B, G.dtype if has_long_columns(B) else B.dtype).to(B.dtype) - torch.diag_embed(kept.to(B.dtype))
+        F = gram(B) - torch.diag_embed(kept.to(B.dtype))
         W = V.mH.to(B.dtype)
         W = W - 0.5 * (F @ (W - 0.75 * (F @ W)))
         return product(B, W)

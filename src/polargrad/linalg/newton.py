@@ -16,7 +16,6 @@ from polargrad.linalg.decomposition import on_host
 from polargrad.linalg.method import IterationResult, PolarMethod, check_count, register
 from polargrad.linalg.newton_schulz import iterate_polynomials
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
-from polargrad.linalg.tall import reduced_qr
 
 __all__ = ["Newton", "newton_ranges"]
 
@@ -115,7 +114,7 @@ class Newton(PolarMethod):
     def iterate(self, X: Tensor) -> IterationResult:
         zero = (X == 0).all(-1).all(-1)
         eps = torch.finfo(X.dtype).eps
-        Q, X = reduced_qr(X)
+        Q, X = torch.linalg.qr(X)
         # Computed inverses can be larger than 1 / eps; the square of that is more than a usual matrix has. Where the
         # host looks, singular values may be as small as the dtype holds.
         look = on_host(X)

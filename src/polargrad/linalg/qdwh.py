@@ -20,7 +20,7 @@ from polargrad.linalg.method import IterationResult, PolarMethod, check_count, c
 from polargrad.linalg.minimax import composition
 from polargrad.linalg.newton_schulz import iterate_polynomials
 from polargrad.linalg.precision import double_precision
-from polargrad.linalg.tall import TALL, is_tall, reduced_qr
+from polargrad.linalg.tall import TALL, is_tall
 
 __all__ = ["QDWH", "halley_weights", "polar_by_halley"]
 
@@ -336,7 +336,7 @@ class QDWH(PolarMethod):
         if is_tall(X) or X.dtype == double_precision(X.dtype):
             # X = Q R has the factor Q times that of R. The rows of R are graded, for which Householder QR of
             # [sqrt(c) R; I] without row sorting is unstable (skewness 1e-12 for Hilbert matrices); columns are not.
-            Q, R = reduced_qr(X)
+            Q, R = torch.linalg.qr(X)
             X = R.mH
         if self.max_steps is None:
             # The closer the bound, the more of the small singular values are above `lower`.
@@ -351,5 +351,6 @@ class QDWH(PolarMethod):
 
     def _by_gram(self, X: Tensor, weights: Sequence[tuple[float, float, float]]) -> bool:
         """Whether double precision, where it is fast, makes up for X^H X."""
-        single = X.dtype != double_precision(X.dtype) and arithmetic(X.device).double
+        # From the third step on what rounding costs the small singular values is seen.
+        single = X.dtype != double_precision(X.dtype) and arithmetic(X.device).double and len(weights) <= 2
         return single and is_tall(X) and weights[0][2] <= _DOUBLE_CHOLESKY_WEIGHT

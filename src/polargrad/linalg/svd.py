@@ -12,7 +12,6 @@ from polargrad.linalg import operations
 from polargrad.linalg.decomposition import on_host
 from polargrad.linalg.method import IterationResult, PolarMethod, register
 from polargrad.linalg.precision import double_precision
-from polargrad.linalg.tall import has_long_columns
 
 __all__ = ["SVD"]
 
@@ -45,15 +44,14 @@ class SVD(PolarMethod):
     def iterate(self, X: Tensor) -> IterationResult:
         n, eps = X.shape[-1], torch.finfo(X.dtype).eps
         double = double_precision(X.dtype)
-        long = has_long_columns(X)
-        U, sigma = self._factor(X.to(double) if long else X, self._cutoff(X.dtype, n))
-        if self.cutoff is None and not long and X.dtype != double and on_host(X):
+        U, sigma = self._factor(X, self._cutoff(X.dtype, n))
+        if self.cutoff is None and X.dtype != double and on_host(X):
             # LAPACK's own error hides how small these are; double precision tells.
             doubtful = sigma[:, -1] <= n * eps * sigma[:, 0]
             if bool(doubtful.any()):
                 exact, _ = self._factor(X[doubtful].to(double), eps * min(4.0, n**0.5 / 2))
                 U[doubtful] = exact.to(X.dtype)
-        return IterationResult(U.to(X.dtype), steps=1)
+        return IterationResult(U, steps=1)
 
     @staticmethod
     def _factor(X: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:

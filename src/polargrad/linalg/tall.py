@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from polargrad.linalg.kernels import gram, solve_with_gram
-from polargrad.linalg.precision import double_precision
+from polargrad.linalg.kernels import solve_with_gram
 
-__all__ = ["TALL", "has_long_columns", "is_tall", "preconditioned_qr", "reduced_qr", "sketch"]
+__all__ = ["TALL", "has_long_columns", "is_tall", "preconditioned_qr", "sketch"]
 
 # From this ratio of rows to columns on, a reduction to n columns and a product back cost less than working on X.
 TALL = 1.25
-# From this ratio on, in single precision, sums over a column are not left to LAPACK or a product in that precision.
+# From this ratio on sums over a column are not left to LAPACK or a product in single precision.
 _LONG = 512
 # Rows of a sketch per column, and rows of X that are mixed with each other.
 _SKETCH_RATIO = 4
 _MIXED_ROWS = 256
 
 
-def has_long_columns(X: Tensor) -> bool:
-    """Whether single-precision sums over the columns of X (k, m, n) may round more than 4 n eps: they are so long."""
-    return torch.finfo(X.dtype).bits == 32 and X.shape[-2] >= _LONG * X.shape[-1]
+def has_long_columns(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether sums over the columns of matrices (*batch, m, n), m >= n, may round more than 4 n eps on a CPU.
 
-
-def reduced_qr(X: Tensor) -> tuple[Tensor, Tensor]:
-    """X = Q R by Householder reflections, Q (k, m, n) and R (k, n, n); of long columns in double precision.
-
-    LAPACK sums columns in the precision of X: for 1e6 rows of float32 Q^H Q is off by 1e-5 to 1e-3, as the BLAS is.
-
-    Example:
-        >>> Q, R = reduced_qr(torch.tensor([[[3.0], [4.0]]]))
-        >>> round(abs(R.item()), 6)
-        5.0
+    BLAS and LAPACK sum in the precision of the matrix there: for 1e6 rows of float32 Q^H Q is off by 1e-5 to 1e-3.
     """
-    if not has_long_columns(X):
-        return torch.linalg.qr(X)
-    Q, R = torch.linalg.qr(X.to(double_precision(X.dtype)))
-    return Q.to(X.dtype), R.to(X.dtype)
+    return torch.finfo(dtype).bits == 32 and device.type == "cpu" and shape[-2] >= _LONG * shape[-1]
 
 
 def is_tall(X: Tensor) -> bool:
@@ -101,7 +88,5 @@ def preconditioned_qr(X: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
         first pass in double precision.
     """
     Y, C = solve_with_gram(X, R.to(X.dtype))
-    if has_long_columns(X):
-        C = gram(Y, R.dtype).to(X.dtype)
     S, _ = torch.linalg.cholesky_ex(C, upper=True)
     return Y, S

@@ -17,7 +17,6 @@ from polargrad.linalg.kernels import gram, product
 from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, check_count, check_lower_bound, register
 from polargrad.linalg.newton_schulz import iterate_polynomials, normalize_frobenius
 from polargrad.linalg.precision import double_precision
-from polargrad.linalg.tall import reduced_qr
 from polargrad.linalg.zolotarev import MAX_DEGREE, Zolotarev, zolotarev_schedule
 
 __all__ = ["ZoloPD"]
@@ -156,7 +155,7 @@ class ZoloPD(PolarMethod):
             # A = Q R has the factor Q times that of R: the terms then cost n^3 rather than m n^2. The rows of R may be
             # graded, for which Householder QR of [R; sqrt(c) I] is unstable (Hilbert matrices: skewness 1e-10); the
             # columns may.
-            Q, R = reduced_qr(X)
+            Q, R = torch.linalg.qr(X)
             X = R.mH
         for index, step in enumerate(steps):
             arithmetic = self._arithmetic(step, X.dtype)
