@@ -1,6 +1,6 @@
 # make demo   the main job on embedded data, ending with a report
 # make test   lint, types, documentation and tests
-# make dist   sdist and wheel, and the wheel tried in an empty environment
+# make dist   sdist and wheel, their metadata checked as an index would, and the wheel tried in an empty environment
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -54,8 +54,9 @@ bench: $(READY)
 dist:
 	rm -rf build dist
 	$(PYTHON) -m venv build/tools
-	build/tools/bin/python -m pip install --quiet --disable-pip-version-check build
+	build/tools/bin/python -m pip install --quiet --disable-pip-version-check build twine
 	build/tools/bin/python -m build --outdir dist
+	build/tools/bin/python -m twine check --strict dist/*
 	$(PYTHON) -m venv build/empty
 	build/empty/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
 	build/empty/bin/python -I release/check_wheel.py

@@ -1,6 +1,6 @@
 """Does what a wheel installed by itself must do; run by an environment that holds the wheel and nothing of the sources.
 
-python -m venv empty && empty/bin/pip install dist/polargrad-*.whl && empty/bin/python -I packaging/check_wheel.py
+python -m venv empty && empty/bin/pip install dist/polargrad-*.whl && empty/bin/python -I release/check_wheel.py
 """
 
 from __future__ import annotations

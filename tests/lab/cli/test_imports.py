@@ -31,7 +31,7 @@ COMMANDS = {
     "protocol": (PROTOCOL, {"lab.recipes", *TRAINED}),
     "pretrain": (["pretrain", "small.toml"], {"lab.launch", "lab.recipes", *TRAINED}),
     "resume": (["resume", "begun"], TRAINED),
-    "runs": (["runs", "."], {"lab.comparison", "lab.recipes"}),
+    "runs": (["runs", "ended"], {"lab.comparison", "lab.recipes"}),
     "report": (["report", "ended"], {"lab.comparison", "lab.report"}),
     "sample": (["sample", "trained", "--tokens", "2"], TRAINED),
     "export": (["export", "trained", "model"], TRAINED),
