@@ -160,6 +160,9 @@ def test_compiled_and_scripted_models():
     plain = watch(layers, vectors())
     assert plain["0.weight"].view == {"split": [6, 6]}
     assert watch(torch.compile(layers, backend="eager"), vectors()) == {f"_orig_mod.{k}": u for k, u in plain.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of scripting
+        assert watch(torch.jit.script(layers), vectors()) == plain
 
 
 def test_a_model_that_takes_gradients_itself():

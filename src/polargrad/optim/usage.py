@@ -217,6 +217,7 @@ class _Watcher(TorchDispatchMode):
         self.places = {
             (module, attribute): numbers[id(p)]
             for module in model.modules()
+            if not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
             for attribute, p in module._parameters.items()
             if id(p) in numbers
         }
