@@ -41,6 +41,11 @@ def test_a_large_uneven_matrix(dtype, tmp_path):
     _check(2, tmp_path, ["uneven"], ["rows"], dtype)
 
 
+def test_a_vanishing_gradient_on_every_layout(tmp_path):
+    names = [name for name in VARIANTS if name.startswith("floor")]
+    _check(2, tmp_path, names, ["ddp", "ddp, momentum in parts", "rows", "columns"], torch.float64)
+
+
 def test_single_precision(tmp_path):
     _check(2, tmp_path, list(FEW), ["rows"], torch.float32)
 

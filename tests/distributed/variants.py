@@ -65,6 +65,16 @@ VARIANTS: dict[str, tuple[list[tuple[int, ...]], dict[str, object]]] = {
     "whitened capturable": (SHAPES, {"whitening": {"name": "two-sided", "every": 1}, "capturable": True}),
     "whitened split": ([(12, 5), (12, 60)], {"whitening": "one-sided", "split": [6, 4, 2], "heads": [3, 2, 1]}),
     "whitened transposed experts": ([(5, 4, 6)], {"whitening": "two-sided", "layout": "transposed", "split": [4, 2]}),
+    # A floor that the norms of these gradients lie below: what acts when a gradient has vanished.
+    "floor": (SHAPES, {"norm_floor": 50.0, "scale": "rms"}),
+    "floor polynomials": (SHAPES, {"norm_floor": 50.0, "scale": "spectral", "nesterov": True,
+                                   "method": {"name": "newton-schulz", "dtype": None}}),
+    "floor polar-first": (SHAPES, {"norm_floor": 50.0, "scale": "none", "momentum_order": "polar-first"}),
+    "floor group": (SHAPES, {"norm_floor": 50.0, "scope": "group", "lr": 1e-3}),
+    "floor adaptive": (SHAPES, {"norm_floor": 50.0, "scale": "adaptive-nuclear", "capturable": True}),
+    "floor normalized rows": (SHAPES, {"norm_floor": 50.0, "scale": "rms", "normalize_rows": 0.9}),
+    **{f"floor {geometry}": (SHAPES, {"norm_floor": 50.0, "scale": "rms", "geometry": geometry})
+       for geometry in GEOMETRIES},
     "convolution": ([(6, 2, 3)], {"layout": "convolution"}),
     "adamw": ([(9, 5), (7,), (2,), (3, 4, 2)], {"rule": "adamw", "weight_decay": 0.1}),
     "adamw cautious": ([(9, 5), (7,), (1,)], {"rule": "adamw", "weight_decay": 0.1, "weight_decay_mode": "cautious"}),

@@ -17,6 +17,7 @@ VARIANTS = {
     "group": {"scale": "adaptive-nuclear", "scope": "group"},
     "rows": {"scale": "rms", "normalize_rows": 0.9, "weight_decay": 0.1, "weight_decay_mode": "cautious"},
     "masked": {"capturable": True, "scale": "adaptive-nuclear", "normalize_rows": 0.9, "weight_decay": 0.1},
+    "whitened": {"scale": "rms", "whitening": {"name": "two-sided", "every": 2}},
     "float16": {"momentum_dtype": "float16", "scale": "rms"},
 }
 SHAPES = [(5, 4), (4, 6), (5, 4), (3, 3, 2)]
