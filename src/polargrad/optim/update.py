@@ -223,7 +223,8 @@ class PolarRule:
 
     def _batches(self, group: Mapping[str, Any], positions: Sequence[int], context: StepContext) -> list[Batch]:
         """The group's parameters at `positions` by shape, dtype, device and placement, cut to `stack_bytes`."""
-        executor, alike = context.executor, dict[tuple[Any, ...], list[int]]()
+        executor = context.executor
+        alike: dict[tuple[Any, ...], list[int]] = {}
         for i in positions:
             p = group["params"][i]
             alike.setdefault((p.shape, p.dtype, p.device, executor.bucket_key(p)), []).append(i)
