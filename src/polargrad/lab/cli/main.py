@@ -1,17 +1,18 @@
-"""Entry point of the shell command `polargrad`: imports the command that is named, runs it, and returns the exit code.
-
-0 done    1 failed    2 bad input    130 interrupted by Ctrl-C    143 stopped by SIGTERM
-"""
+"""Entry point of the shell command `polargrad`: imports the command that is named, runs it, returns the exit code."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 import polargrad
+from polargrad.lab.exit_codes import exit_code
+from polargrad.lab.files import explained
 from polargrad.lab.options import unknown_name
 
 # Each is a module of this package with a class of the same name, imported when it runs.
@@ -39,8 +40,6 @@ _EXTRA = {
     "pytorch_optimizer": "comparators",
     **dict.fromkeys(("accelerate", "lightning"), "integrations"),
 }
-
-_BAD_INPUT = (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 _INTRODUCTION = """\
 polargrad: optimizing matrices by polar decomposition.
@@ -82,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 stopped by SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     if not given or given[0] in ("-h", "--help", "help"):
@@ -94,13 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dispatch(given)
         sys.stdout.flush()
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        return exit_code(end)
     except KeyboardInterrupt as interruption:
-        code = 143 if getattr(interruption, "signal", "") == "SIGTERM" else 130
-        return _say(str(interruption) or "interrupted before anything was recorded", code)
+        return _say(str(interruption) or "interrupted before anything was recorded", exit_code(interruption))
     except BrokenPipeError:
         # The reader went away, as in `polargrad list | head -1`; nothing more may be written, at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if debug:
@@ -135,9 +135,13 @@ def _explained(error: Exception) -> tuple[str, int]:
     missing = "" if absent is None else (absent.name or "").partition(".")[0]
     if missing in _EXTRA:
         return f'{missing} is not installed, which this command needs; pip install "polargrad[{_EXTRA[missing]}]"', 1
-    if isinstance(error, _BAD_INPUT):
-        return str(error), 2
-    if isinstance(error, ConnectionError | PermissionError) or (isinstance(error, ImportError) and error.name is None):
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply to be read", exit_code(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return explained(error), exit_code(error)
+    if exit_code(error) == 2 or isinstance(error, ConnectionError):
+        return str(error), exit_code(error)
+    if isinstance(error, ImportError) and error.name is None:
         return str(error), 1  # ours, which say what to do
     return f"{type(error).__name__}: {error}; run again with --debug for the traceback", 1
 
@@ -145,5 +149,16 @@ def _explained(error: Exception) -> tuple[str, int]:
 def _say(message: str, code: int) -> int:
     rank = os.environ.get("RANK", "0")
     speaker = "polargrad" if rank == "0" else f"polargrad, rank {rank}"
-    print(f"{speaker}: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        print(f"{speaker}: {message}", file=sys.stderr)
     return code
+
+
+def _open_streams() -> None:
+    """Have streams that were closed, and that take names which are not text."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from polargrad.lab.files import explained, read_json, replace_file
 
 
 def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
@@ -55,13 +55,12 @@ def publish(path: Path, write: Callable[[Path], None], **facts: Any) -> dict[str
             write(part)
             header.update(facts, sha256=sha256_of(part), bytes=part.stat().st_size)
 
-        _replace(path, content)
-        _replace(_header_of(path), lambda part: part.write_text(json.dumps(header, indent=1), "utf-8"))
+        replace_file(path, content)
+        replace_file(_header_of(path), lambda part: part.write_text(json.dumps(header, indent=1), "utf-8"))
     except OSError as error:
         raise OSError(
             error.errno,
-            f"cannot write the cache file {path}: {error.strerror or error}. Free some space, or set POLARGRAD_CACHE "
-            "to a folder that can be written to",
+            f"{explained(error)}; the cache is where POLARGRAD_CACHE says: set it to a folder that can be written to",
         ) from error
     return header
 
@@ -76,17 +75,20 @@ def verified_header(path: Path, **expected: Any) -> dict[str, Any] | None:
     Returns:
         The header; None if the file is missing, or damaged, with a RuntimeWarning.
     """
-    if not _header_of(path).exists():
-        return None
     try:
-        header = json.loads(_header_of(path).read_text("utf-8"))
+        header = read_json(_header_of(path))
         found = {**header, "sha256": sha256_of(path), "bytes": path.stat().st_size}
         if found == {**header, **expected}:
             return header
-    except (FileNotFoundError, ValueError, TypeError):
-        pass
+        reason = "its content does not match its checksum"
+    except FileNotFoundError:
+        if not _header_of(path).exists():
+            return None
+        reason = "it is gone"
+    except (OSError, ValueError, TypeError) as error:
+        reason = explained(error) if isinstance(error, OSError) else str(error)
     warnings.warn(
-        f"the cache file {path} is damaged (its content does not match its checksum) and is built again",
+        f"the cache file {path} is damaged ({reason}) and is built again",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -95,18 +97,3 @@ def verified_header(path: Path, **expected: Any) -> dict[str, Any] | None:
 
 def _header_of(path: Path) -> Path:
     return path.with_name(path.name + ".header.json")
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
-    try:
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise

@@ -143,6 +143,8 @@ def _train(texts: Sequence[str], vocab_size: int, name: str) -> tokenizers.Token
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    if vocab_size > _SMALLEST_VOCABULARY + sum(map(len, texts)):  # the library would make room for all of it
+        raise ValueError(f"{name} has too little text for a vocabulary of {vocab_size}: ask for less or give more")
     backend.train_from_iterator(texts, trainer, length=len(texts))
     trained = backend.get_vocab_size()
     if trained != vocab_size:

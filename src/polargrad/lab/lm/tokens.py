@@ -129,7 +129,8 @@ def tokenize(
         paths = [folder / f"{part}-{len(shards):05d}.tokens" for part in _PARTS]
         begin = {**facts, "first": shards[-1].headers[0]["next"] if shards else 0}
         headers = [header for header in (verified_header(path, **begin) for path in paths) if header is not None]
-        shards.append(_Shard(paths, headers if len(headers) == len(paths) else writer.write(paths, begin)))
+        usable = len(headers) == len(paths) and _fits(paths, headers, writer.dtype, tokenizer.vocab_size)
+        shards.append(_Shard(paths, headers if usable else writer.write(paths, begin)))
     encoded = EncodedCorpus(*(_token_file(shards, part, writer.dtype, tokenizer) for part in range(len(_PARTS))))
     for file, purpose in zip(encoded, ("to train on", "to hold out"), strict=True):
         if not len(file.tokens):
@@ -142,6 +143,17 @@ class _Shard(NamedTuple):
 
     paths: list[Path]
     headers: list[dict[str, Any]]
+
+
+def _fits(paths: list[Path], headers: list[dict[str, Any]], dtype: np.dtype[Any], vocabulary: int) -> bool:
+    """Whether the tokens of a shard are in the vocabulary and its header says where the next one begins."""
+    ahead, last = headers[0].get("next"), headers[0].get("last")
+    if type(last) is not bool or type(ahead) is not int or not (last or ahead > headers[0]["first"]):
+        return False
+    sizes = [path.stat().st_size for path in paths]
+    if any(size % dtype.itemsize for size in sizes):
+        return False
+    return all(int(np.memmap(p, dtype, "r").max()) < vocabulary for p, size in zip(paths, sizes, strict=True) if size)
 
 
 class _Writer:

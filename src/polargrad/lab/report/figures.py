@@ -20,6 +20,8 @@ import matplotlib
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from polargrad.lab.files import write_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
@@ -238,8 +240,10 @@ def save(drawn: Sequence[Figure], folder: Path) -> list[Path]:
     paths = []
     for figure in drawn:
         with style():
-            figure.canvas.savefig(folder / f"{figure.key}.svg", metadata={"Date": None})
-            figure.canvas.savefig(folder / f"{figure.key}.png", dpi=160)
+            for ending, how in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
+                drawing = BytesIO()
+                figure.canvas.savefig(drawing, format=ending, **how)
+                write_file(folder / f"{figure.key}.{ending}", drawing.getvalue())
         paths += [folder / f"{figure.key}.svg", folder / f"{figure.key}.png"]
     return paths
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from polargrad.lab.files import write_file
 from polargrad.lab.report import figures
 from polargrad.lab.report.figures import LIGHT, Figure
 from polargrad.lab.run.folder import FIGURES
@@ -168,9 +169,7 @@ def write_page(
         svg={figure.key: Markup(figures.inline_svg(figure)) for figure in drawn},
         colors={"ink": figures.INK, "muted": figures.MUTED, "rule": figures.RULE, "light": LIGHT, "dark": figures.DARK},
     )
-    part = path.with_name(path.name + ".part")
-    part.write_text(html, encoding="utf-8")
-    part.replace(path)
+    write_file(path, html)
     return path
 
 

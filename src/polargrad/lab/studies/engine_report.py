@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from polargrad.lab.files import write_file
 from polargrad.lab.report.figures import LIGHT, MUTED, Figure, save, style, titled_canvas
 from polargrad.lab.studies.engine import PolarMeasurement, machine
 
@@ -32,14 +34,15 @@ def write(measurements: Sequence[PolarMeasurement], folder: Path) -> list[Path]:
     if table.exists():
         raise FileExistsError(f"{table} exists; choose another folder, or remove it")
     rows = [asdict(measurement) for measurement in measurements]
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(PolarMeasurement.__dataclass_fields__))
-        writer.writeheader()
-        writer.writerows(rows)
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, fieldnames=list(PolarMeasurement.__dataclass_fields__))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(table, lines.getvalue())
     record = folder / "polar.json"
-    record.write_text(json.dumps({"machine": machine(), "measurements": rows}, indent=1) + "\n", encoding="utf-8")
+    write_file(record, json.dumps({"machine": machine(), "measurements": rows}, indent=1) + "\n")
     page = folder / "polar.md"
-    page.write_text(markdown(measurements, machine()), encoding="utf-8")
+    write_file(page, markdown(measurements, machine()))
     figures = [pareto_figure(measurements, dtype) for dtype in dict.fromkeys(m.dtype for m in measurements)]
     return [table, record, page, *save(figures, folder)]
 

@@ -5,7 +5,6 @@ DIR/study.json  environment.json  records.jsonl  summary.json  figures/  report.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from polargrad.lab.files import json_text, named_errors
 from polargrad.lab.report.page import Section, Table, write_page
 from polargrad.lab.run.environment import environment
 from polargrad.lab.run.folder import ENVIRONMENT, PAGE, RECORDS, SUMMARY, create_folder, write_json
@@ -63,8 +63,9 @@ class StudyFolder:
         """Keep one record and write it as one line; NaN and infinity are written as null."""
         record = {"kind": kind, **metrics}
         self.records.append(record)
-        self._file.write(json.dumps(_finite(record), separators=(",", ":"), allow_nan=False) + "\n")
-        self._file.flush()
+        with named_errors(self.path / RECORDS):
+            self._file.write(json_text(_finite(record), indent=None))
+            self._file.flush()
 
     def finish(self, title: str, lead: Sequence[str], sections: Sequence[Section], summary: Mapping[str, Any]) -> Path:
         """Write summary, figures and page, and return the page's path."""

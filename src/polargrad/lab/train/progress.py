@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO, cast
 
 _BAR = 24  # characters of a bar
 
@@ -37,13 +37,32 @@ def terminal_progress(label: str, stream: TextIO | None = None) -> Progress:
     Returns:
         The progress display, for `train(..., progress=...)`.
     """
-    output: TextIO = sys.stderr if stream is None else stream
+    output = cast(TextIO, _Lasting(sys.stderr if stream is None else stream))
     if output.isatty():
         try:
             return ProgressBar(label, output)
         except ImportError:
             pass
     return ProgressLines(label, output)
+
+
+class _Lasting:
+    """A stream that may be closed on the other side, as when a terminal hangs up: what is written then is lost."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class ProgressLines(Progress):
