@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo test lint types pytest test-slow test-gpu test-browser conformance bench docs dist clean
+.PHONY: demo test lint types pytest test-slow faults test-gpu test-browser conformance bench docs dist clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("polargrad needs Python 3.11 or newer; set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else 0'
@@ -33,6 +33,10 @@ pytest: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+# Every fault of docs/what-happens-when.md, and how it ended; nothing else should be running.
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:xdist -m "" tests/faults
 
 conformance: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/linalg/test_conformance.py tests/linalg/test_certificate.py

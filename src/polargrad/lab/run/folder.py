@@ -114,6 +114,8 @@ class RunFolder:
         OSError: it cannot be written, as on a full disk; nothing is left.
     """
 
+    altered = False  # whether the records before a checkpoint are not those that were written
+
     def __init__(
         self, path: str | Path, spec: RunSpec, environment: Mapping[str, Any], options: RunSettings | None = None
     ) -> None:
@@ -130,7 +132,7 @@ class RunFolder:
             write_json(made / ENVIRONMENT, environment)
             write_settings(made, options or RunSettings())
             write_file(made / SPEC, spec.to_json())
-            self._records = (made / RECORDS).open("xb")
+            self._records, self._hash = (made / RECORDS).open("xb"), hashlib.sha256()
             try:
                 self._lock()
                 made.rename(self.path)
@@ -145,12 +147,13 @@ class RunFolder:
             raise
 
     @classmethod
-    def reopen(cls, path: str | Path, position: int) -> Self:
+    def reopen(cls, path: str | Path, position: int, checksum: str | None = None) -> Self:
         """The folder of a run that did not come to its end, open for the records after `position`.
 
         Args:
             path: the run folder.
             position: what `position()` was when the checkpoint was made that the run goes on from; 0: from the start.
+            checksum: what `checksum()` was; `altered` says whether it still is. None: not looked at.
 
         Raises:
             FileExistsError: if the run has ended, or another process is writing it.
@@ -163,7 +166,9 @@ class RunFolder:
         folder._records = (folder.path / RECORDS).open("r+b")
         try:
             folder._lock()
+            folder._hash = hashlib.sha256()
             folder._discard_after(position)
+            folder.altered = checksum is not None and folder._hash.hexdigest() != checksum
         except BaseException:
             folder.close()
             raise
@@ -181,6 +186,7 @@ class RunFolder:
         try:
             self._records.write(line.encode())
             self._records.flush()
+            self._hash.update(line.encode())
         except OSError as error:
             raise OSError(error.errno, explained(error, f"the records in {self.path} cannot be written")) from error
 
@@ -189,6 +195,10 @@ class RunFolder:
         self._records.flush()
         os.fsync(self._records.fileno())
         return self._records.tell()
+
+    def checksum(self) -> str:
+        """SHA-256 of the records so far, in hexadecimal."""
+        return self._hash.hexdigest()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write how the run ended."""
@@ -217,7 +227,11 @@ class RunFolder:
                 f"{self.path / RECORDS} has {size} bytes, and its checkpoint knows of {position}; restore the file, or "
                 "run again in another folder"
             )
-        self._records.seek(position)
+        self._records.seek(0)
+        left = position
+        while left and (block := self._records.read(min(left, 2**20))):
+            self._hash.update(block)
+            left -= len(block)
         if rest := self._records.read():
             with (self.path / DISCARDED).open("ab") as file:
                 file.write(rest if rest.endswith(b"\n") else rest + b"\n")

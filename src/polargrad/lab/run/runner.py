@@ -151,9 +151,13 @@ def resume(
     position = 0 if checkpoint is None else checkpoint.caller.get("records")
     if not isinstance(position, int):
         raise CheckpointError(f"{path / CHECKPOINTS} does not say where its records end; use another checkpoint")
-    folder = RunFolder.reopen(path, position)
-    write_settings(path, options)
+    if policy is not None:
+        write_settings(path, options)
+    checksum = None if checkpoint is None else checkpoint.caller.get("records_sha256")
+    folder = RunFolder.reopen(path, position, checksum)
     step = 0 if checkpoint is None else checkpoint.step
+    if folder.altered:
+        _event(folder, step, "altered", "the records before this step were changed since they were written")
     if checkpoint is None:
         _event(folder, step, "resumed", "begun again: it was stopped before its first checkpoint")
     if not (began := read_environment(path)):
@@ -236,7 +240,7 @@ def _execute(
     options: RunSettings,
 ) -> Run:
     path, parallel = folder.path, built.parallel or Parallel()
-    position = lambda: {"records": folder.position()}  # noqa: E731
+    position = lambda: {"records": folder.position(), "records_sha256": folder.checksum()}  # noqa: E731
     checkpoints = Checkpoints(path / CHECKPOINTS, built.configuration, options.policy, position, parallel)
 
     def continues() -> str:
