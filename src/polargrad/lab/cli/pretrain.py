@@ -48,7 +48,10 @@ class Pretrain(Launch):
 
     def __call__(self) -> None:
         """Check everything, train, then say how it ended and where the report is."""
+        from polargrad.lab.run.build import check
+
         spec = self.spec()
+        check(spec, here=not self.run.dry_run and self.parallel.parallel is None)
         if self.schedule.minutes is not None:
             spec = self._paced(spec)
         if self.run.dry_run:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from polargrad.lab.files import write_file
 from polargrad.lab.lm.tokenizer import END_OF_TEXT
 from polargrad.lab.options import check_integer
 
@@ -121,7 +122,7 @@ def export(module: PreTrainedModel, tokenizer: Tokenizer, folder: str | Path, ca
             clean_up_tokenization_spaces=False,
         )
         fast.save_pretrained(made)
-        (Path(made) / "README.md").write_text(card, encoding="utf-8")
+        write_file(Path(made) / "README.md", card)
         os.chmod(made, 0o755)
         Path(made).rename(folder)
         Path(made).mkdir()  # which the context manager deletes

@@ -86,8 +86,13 @@ def build(spec: RunSpec, parallel: Parallel | None = None) -> BuiltRun:
     return BuiltRun(spec, objective, optimizer, probe, where, parallel)
 
 
-def check(spec: RunSpec, parallel: Parallel | None = None) -> None:
+def check(spec: RunSpec, parallel: Parallel | None = None, *, here: bool = True) -> None:
     """Everything that can be known to be wrong with a run before any work: its model's skeleton holds no numbers.
+
+    Args:
+        spec: the run.
+        parallel: the processes; None: this one alone.
+        here: whether it is to run on this machine, whose device and memory count then.
 
     Raises:
         ValueError: options of the optimizer that are refused, roles or matrices that the model does not have, a batch
@@ -99,10 +104,11 @@ def check(spec: RunSpec, parallel: Parallel | None = None) -> None:
             raise ValueError(f"{spec.name} is a matrix problem, which one process solves; leave --parallel out")
         return
     (parallel or Parallel()).check_batch(model.batch)
-    if parallel is None or parallel.is_single:
-        torch_device(model.device)
     module = _skeleton(model)
-    _check_memory(model, module, parallel)
+    if here:
+        if parallel is None or parallel.is_single:
+            torch_device(model.device)
+        _check_memory(model, module, parallel)
     optimizer = build_optimizer(spec, module)
     if parallel is not None and not parallel.is_single and (outside := outside_rules(spec.optimizer)):
         raise ValueError(f"{outside[0]} knows of one process; leave --parallel out")
