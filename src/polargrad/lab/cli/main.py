@@ -66,8 +66,8 @@ Results go to a new folder under runs/, or to --out; nothing is overwritten.
 Ctrl-C saves first and says how to continue. An error is one sentence; --debug
 shows its traceback. --version shows the version.
 
-Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted by Ctrl-C, 143
-stopped by SIGTERM.
+Exit codes: 0 done, 1 failed, 2 bad input, 129 stopped by SIGHUP, 130
+interrupted by Ctrl-C, 143 stopped by SIGTERM.
 """
 
 
