@@ -240,7 +240,8 @@ def save(drawn: Sequence[Figure], folder: Path) -> list[Path]:
     paths = []
     for figure in drawn:
         with style():
-            for ending, how in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
+            kinds: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 160}}
+            for ending, how in kinds.items():
                 drawing = BytesIO()
                 figure.canvas.savefig(drawing, format=ending, **how)
                 write_file(folder / f"{figure.key}.{ending}", drawing.getvalue())
