@@ -33,8 +33,7 @@ def spec(tmp_path_factory):
         patch.setenv("OMP_NUM_THREADS", "1")
         path = folder / "spec.json"
         path.write_text(tiny_spec(tiny_text(folder), polar=True, steps=STEPS).to_json())
-        done = command(1, "run", path, "--out", folder / "whole")
-        assert done.wait() == 0
+        finished(command(1, "run", path, "--out", folder / "whole"))
         yield path, losses(read_run(folder / "whole"))
 
 
