@@ -252,7 +252,7 @@ def test_the_laboratory_is_imported_only_when_it_is_used():
 def test_without_the_laboratory_one_sentence_says_what_to_install():
     script = (
         "import sys; sys.modules['tyro'] = None; from polargrad.lab.cli.main import main;"
-        "raise SystemExit(main(['list']))"
+        "raise SystemExit(main(['run', 'adamw']))"
     )
     done = _child(script)
     assert done.returncode == 1

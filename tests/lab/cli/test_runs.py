@@ -94,10 +94,3 @@ sys.exit(main([{command!r}]))
     assert done.returncode == 0, done.stderr
     wanted = {"list": "muon+adamw", "info": "torch", "--version": "polargrad 0", "--help": "polargrad list"}[command]
     assert wanted in done.stdout
-
-
-def test_a_command_that_needs_more_says_what_to_install():
-    script = "import sys; sys.modules['tyro'] = None; from polargrad.lab.cli.main import main; sys.exit(main(['run']))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert 'pip install "polargrad[lab]"' in done.stderr

@@ -39,7 +39,7 @@ class List:
         _section(
             "Comparisons of several recipes:",
             [(name, whole.description, f"{whole.steps} steps") for name, whole in COMPARISONS.items()],
-            f"`polargrad compare {' | '.join(COMPARISONS)}`",
+            " or ".join(f"`polargrad compare {name}`" for name in COMPARISONS),
         )
 
 
