@@ -1,6 +1,7 @@
 """State saved on some ranks and layout goes on, on any other, as if nothing had happened."""
 
 import errno
+import json
 import re
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 import polargrad
-from polargrad.distributed.checkpoint import CheckpointDamaged, load, save
+from polargrad.distributed.checkpoint import CheckpointDamaged, _digest, load, save
 from polargrad.optim.polargrad import initialize_state
 from tests.distributed.layouts import Place, arguments_of
 from tests.distributed.worlds import spawn
@@ -240,6 +241,52 @@ def test_nothing_in_a_checkpoint_is_pickled_or_unpickled(tmp_path, monkeypatch):
     (tmp_path / "planted" / ".metadata").write_bytes(b"cos\nsystem\n(S'touch PWNED'\ntR.")
     with pytest.raises(ValueError, match="read by unpickling"):
         load(tmp_path / "planted", model, optimizer)
+
+
+def forged(folder, change):
+    """Change the content of an index and give it a checksum that agrees."""
+    path = folder / "index.json"
+    content = json.loads(path.read_text())["content"]
+    content = change(content) or content
+    path.write_text(json.dumps({"sha256": _digest(content), "content": content}))
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        lambda code: {"method": code},
+        lambda code: {"method": {"name": code}},
+        lambda code: {"geometry": code},
+        lambda code: {"geometry": {"name": code}},
+        lambda code: {"geometry": {"name": "spectral", "method": code}, "method": "auto"},
+        lambda code: {"geometry": {"name": "spectral", "method": {"name": code}}, "method": "auto"},
+        lambda code: {"scale": code},
+        lambda code: {"whitening": {"name": code}},
+    ],
+)
+def test_code_that_an_index_names_is_not_run(planted, tmp_path):
+    trap = tmp_path / "trap.py"
+    trap.write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'sprung')!r}).touch()\n")
+    model, optimizer = made("alone", 1)
+    save(tmp_path / "one", model, optimizer)
+    options = planted(f"{trap}:Trap")
+    forged(tmp_path / "one", lambda content: content["plain"]["groups"][0]["options"].update(options))
+    with pytest.raises(ValueError, match="code from outside that is not loaded here|must be one of"):
+        load(tmp_path / "one", *made("alone", 1))
+    assert not (tmp_path / "sprung").exists()
+    with pytest.raises(ValueError, match="has no 'Trap'"):  # the trap does spring where code is asked for
+        polargrad.PolarGrad([nn.Parameter(torch.zeros(2, 2))], method=f"{trap}:Trap")
+    assert (tmp_path / "sprung").exists()
+
+
+def test_an_entry_point_that_an_index_names_is_not_imported(tmp_path, monkeypatch):
+    announced = {"halley": "a_module_that_is_not_there:Halley"}
+    monkeypatch.setattr("polargrad.linalg.registry.announced", lambda group: announced)
+    model, optimizer = made("alone", 1)
+    save(tmp_path / "one", model, optimizer)
+    forged(tmp_path / "one", lambda content: content["plain"]["groups"][0]["options"].update(method="halley"))
+    with pytest.raises(ValueError, match="make the optimizer with this method first"):
+        load(tmp_path / "one", *made("alone", 1))
 
 
 def test_a_save_that_was_killed_does_not_block_its_place(tmp_path):

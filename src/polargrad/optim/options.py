@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from polargrad.geometry import GEOMETRIES, Geometry
-from polargrad.linalg import METHODS, PolarMethod, resolve_method
+from polargrad.linalg import METHODS, PolarMethod
 from polargrad.linalg.registry import Registry
 from polargrad.optim.adamw import AdamWRule
 from polargrad.optim.execution import default_workspace
@@ -222,7 +222,7 @@ def _known(option: str, name: Any, load: bool) -> Any:
         return name
     if load:
         return table.key(name)
-    if is_reference(name):
+    if is_reference(name) or table.is_announced(name):
         raise ValueError(
             f"{option} is {name!r}, code from outside that is not loaded here, and a state runs no code; make the "
             f"optimizer with this {option} first, then load the state"
@@ -242,10 +242,11 @@ def _check_plain(where: str, value: Any) -> None:
 
 
 def _name_of(option: str, table: Mapping[str, type], value: Any) -> str:
-    """The name in a choice given as plain data."""
+    """The name in a choice given as plain data; it is only looked up."""
     name = value.get("name") if isinstance(value, Mapping) else value
     if not isinstance(name, str):
         raise TypeError(f"{option} must be a name, or a mapping with 'name', got {value!r}")
+    name = _known(option, name, load=False)
     if name not in table:
         raise ValueError(f"{option} must be one of {', '.join(map(repr, table))}, got {name!r}")
     return name
@@ -292,14 +293,13 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
-def _method(value: Any) -> str | PolarMethod:
-    """A polar method by its name, which is resolved later, or from a mapping."""
+def _method(value: Any) -> PolarMethod:
+    """The polar method that plain data ask for. Names are only looked up: `plain_options` loads code from outside."""
     if isinstance(value, Mapping):
         return _build("method", METHODS, value)
     if not isinstance(value, str):
         raise TypeError(f"method must be a name, a PolarMethod or a mapping with 'name', got {type(value).__name__}")
-    resolve_method(value)
-    return value
+    return METHODS[_known("method", value, load=False)]()
 
 
 def _row_beta(value: Any) -> float | None:
@@ -333,7 +333,7 @@ def inherited_options(own: Mapping[str, Any], inherited: Mapping[str, Any]) -> d
     if rule == "polar":
         if "geometry" in own:
             unused |= set(_OF_GEOMETRY) - set(_fields(GEOMETRIES[_name_of("geometry", GEOMETRIES, own["geometry"])]))
-        if "method" in own and not hasattr(resolve_method(_method(own["method"])), "max_steps"):
+        if "method" in own and not hasattr(_method(own["method"]), "max_steps"):
             unused.add("max_steps")
         if "max_steps" in own or "accuracy" in own:  # one is instead of the other
             unused |= {"max_steps", "accuracy"}
