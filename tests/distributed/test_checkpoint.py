@@ -271,7 +271,7 @@ def test_code_that_an_index_names_is_not_run(planted, tmp_path):
     save(tmp_path / "one", model, optimizer)
     options = planted(f"{trap}:Trap")
     forged(tmp_path / "one", lambda content: content["plain"]["groups"][0]["options"].update(options))
-    with pytest.raises(ValueError, match="code from outside that is not loaded here|must be one of"):
+    with pytest.raises(ValueError, match=r"code from outside that is not loaded here|must be one of"):
         load(tmp_path / "one", *made("alone", 1))
     assert not (tmp_path / "sprung").exists()
     with pytest.raises(ValueError, match="has no 'Trap'"):  # the trap does spring where code is asked for
