@@ -2,6 +2,9 @@
 
 import random
 import warnings
+from collections import namedtuple
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -264,3 +267,215 @@ def test_keyword_arguments_and_the_positions_among_them():
 
     found = roles(Model(), {"input_ids": tokens(), "position_ids": torch.arange(5)})
     assert (found["words.weight"], found["places.weight"], found["head.weight"]) == ("embedding", "position", "head")
+
+
+class Rewriting(nn.Module):
+    """Replaces and adds what a module holds, and takes gradients of its own."""
+
+    def __init__(self, shape=(D, D)):
+        super().__init__()
+        self.layer, self.other, self.flat = nn.Linear(D, D), nn.Linear(D, D), nn.Parameter(torch.randn(2, D))
+        self.generators = [torch.Generator().manual_seed(1), np.random.default_rng(1), random.Random(1)]
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, x):
+        self.layer.weight.data = self.layer.weight.data * 0.5
+        self.layer.bias.requires_grad_(False)
+        self.seen.data = torch.ones(4)
+        self.other.weight = nn.Parameter(torch.zeros(D, D))
+        self.register_buffer("late", torch.ones(1))
+        self.register_parameter("added", nn.Parameter(torch.ones(1)))
+        self.head = nn.Linear(D, D)
+        self.eval()
+        _ = torch.rand(1, generator=self.generators[0]), self.generators[1].random(), self.generators[2].random()
+        x.mul_(2)
+        y = self.other(self.layer(x)) + self.flat[0]
+        y.sum().backward()
+        return self.layer(x)
+
+
+def test_what_a_pass_replaces_adds_or_accumulates_is_put_back():
+    model, x = Rewriting(), vectors()
+    model.flat.grad = torch.ones_like(model.flat)
+    held = {name: (t, t.clone(), t.requires_grad) for name, t in model.state_dict(keep_vars=True).items()}
+    gradient, x_before = model.flat.grad, x.clone()
+    draws = [np.random.default_rng(1).random(), random.Random(1).random()]
+    watch(model, x)
+    after = model.state_dict(keep_vars=True)
+    assert list(after) == list(held)
+    for name, (tensor, values, required) in held.items():
+        assert after[name] is tensor
+        assert torch.equal(tensor, values)
+        assert tensor.requires_grad == required
+    assert model.training
+    assert model.layer.training
+    assert model.flat.grad is gradient
+    assert torch.equal(gradient, torch.ones_like(gradient))
+    assert model.layer.weight.grad is None
+    assert torch.equal(x, x_before)
+    assert torch.equal(model.generators[0].get_state(), torch.Generator().manual_seed(1).get_state())
+    assert [model.generators[1].random(), model.generators[2].random()] == draws
+    # The control: a plain pass does change them.
+    model(x)
+    assert list(model.state_dict()) != list(held)
+    assert not torch.equal(gradient, torch.ones_like(gradient))
+
+
+def test_two_parameters_of_one_storage_are_both_put_back():
+    flat = torch.randn(2, D, D)
+    model = Formula({"A": (D, D), "B": (D, D)}, lambda m, x: x @ m.A.detach().mul_(2) @ m.B)
+    model.A.data, model.B.data = flat[0], flat[1]
+    before = flat.clone()
+    watch(model, vectors())
+    assert torch.equal(flat, before)
+
+
+def test_an_expanded_buffer_of_nan_does_not_keep_others_from_being_put_back():
+    model = nn.Sequential(nn.Linear(D, D), nn.BatchNorm1d(5))
+    model.register_buffer("first", torch.full((1, 1), torch.nan).expand(2, 3))
+    model[1].register_buffer("overlap", torch.zeros(()).expand(4))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    watch(model, vectors())
+    after = model.state_dict()
+    assert all(torch.equal(t, after[name]) for name, t in before.items() if name != "first")
+    assert after["first"].isnan().all()
+
+
+def test_inference_mode_hides_nothing():
+    model, x = Attention("heads"), vectors()
+    plain = watch(model, x)
+    with torch.inference_mode():
+        assert watch(model, vectors()) == plain
+        x = vectors()
+    assert watch(model, x) == plain
+    assert roles(model, x)["qkv.weight"] == "hidden"
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden_states: torch.Tensor
+
+
+class Opaque:
+    def __init__(self, value):
+        self.inner = SimpleNamespace(scores=value)
+
+
+class Returning(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.body, self.head, self.wrap = nn.Linear(D, D), nn.Linear(D, 3), wrap
+
+    def forward(self, x):
+        y = torch.tanh(self.body(x))
+        return self.wrap(self.head(y), y)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda z, y: Output(z, y),
+        lambda z, y: (Output(z, y), None),
+        lambda z, y: {"unembedded": z, "last_hidden_state": y},
+        lambda z, y: {"embedding": z},
+        lambda z, y: {"a": {"pooling_score": z}},
+        lambda z, y: namedtuple("Pair", "scores attentions")(z, y),
+        lambda z, y: Opaque(z),
+        lambda z, y: torch.distributions.Normal(z, torch.ones(()), validate_args=False),
+    ],
+)  # fmt: skip
+def test_the_head_is_found_in_any_output(wrap):
+    assert roles(Returning(wrap), vectors())["head.weight"] == "head"
+
+
+def test_outputs_that_no_loss_is_taken_of_are_no_head():
+    for wrap in (
+        lambda z, y: {"logits": y, "router_states": z},
+        lambda z, y: {"text_embeds": z, "scores": y},
+        lambda z, y: Output(y, z),
+    ):
+        assert roles(Returning(wrap), vectors())["head.weight"] == "hidden"
+    with pytest.warns(UserWarning, match="returned no tensor that could be found in its int"):
+        assert roles(Returning(lambda z, y: 3), vectors())["head.weight"] == "hidden"
+
+
+class TwoTables(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.kinds, self.head = nn.Embedding(11, D), nn.Embedding(11, D), nn.Linear(D, 11)
+
+
+class Items(TwoTables):
+    def forward(self, ids, item_type_ids):
+        return self.head(self.words(ids) + self.kinds(item_type_ids))
+
+
+class Segments(TwoTables):
+    def forward(self, ids, segment_ids=None):
+        return self.head(self.words(ids) + self.kinds(segment_ids))
+
+
+class Passing(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+def test_arguments_go_by_their_whole_names_however_they_are_passed():
+    a, b = tokens(), tokens()
+    assert roles(Items(), (a, b))["kinds.weight"] == "embedding"
+    assert roles(Items(), {"ids": a, "item_type_ids": b})["kinds.weight"] == "embedding"
+    for model in (Segments(), Passing(Segments()), torch.compile(Segments(), backend="eager")):
+        for example in ((a, b), {"ids": a, "segment_ids": b}):
+            found = {
+                name.split(".", 1)[-1] if name[0] in "m_" else name: r for name, r in roles(model, example).items()
+            }
+            assert (found["words.weight"], found["kinds.weight"]) == ("embedding", "position")
+    # One tensor for both counts as tokens.
+    for example in ((a, a), {"ids": a, "segment_ids": a}):
+        assert roles(Segments(), example)["words.weight"] == "embedding"
+    stored = torch.stack([a, b])
+    assert roles(Segments(), tuple(stored))["kinds.weight"] == "position"
+
+
+def test_names_inside_a_batch():
+    class Batched(TwoTables):
+        def forward(self, batch):
+            return self.head(self.words(batch["ids"]) + self.kinds(batch["position_ids"]))
+
+    found = roles(Batched(), ({"ids": tokens(), "position_ids": tokens()},))
+    assert (found["words.weight"], found["kinds.weight"]) == ("embedding", "position")
+
+
+@pytest.mark.parametrize("example", [None, vectors()])
+@pytest.mark.parametrize("lazy", [nn.LazyLinear(3), nn.LazyBatchNorm1d(affine=False)])
+def test_a_lazy_module_says_to_run_the_model_first(lazy, example):
+    with pytest.raises(ValueError, match="its module is lazy; run the model once first"):
+        polargrad.parameter_groups(nn.Sequential(nn.Linear(D, D), lazy), example=example)
+
+
+@pytest.mark.parametrize(
+    ("shape", "case", "given", "sizes"),
+    [
+        ((24, D), "fused attention, heads", {"layout": "transposed"}, [(8, 24)]),
+        ((24, D), "fused attention, heads", {"stack": 4}, [(6, 8)] * 4),
+        ((24, D), "fused attention, heads", {"heads": 2}, [(4, 8)] * 6),
+        ((24, D), "fused attention, heads", {"split": [12, 12]}, [(12, 8)] * 2),
+        ((24, D), "experts, (in, out) below", {"split": [3, 5]}, [(3, 6), (5, 6)] * 4),
+        ((24, D), "experts, (in, out) below", {"split": [12, 12]}, [(12, 8)] * 2),
+        ((D, 6), "matmul", {"split": [3, 3]}, [(3, 8)] * 2),
+    ],
+)
+def test_what_a_rule_says_of_the_matrices_is_not_mixed_with_what_was_found(shape, case, given, sizes):
+    model, example = _build(CASES[case])
+    name = CASES[case].name
+    groups = polargrad.parameter_groups(model, example=example, rules=[(name, given)])
+    (group,) = (g for g in groups if name in dict(g["params"]))
+    p = model.get_parameter(name)
+    assert p.shape == shape
+    assert sorted(tuple(m.shape) for m in _matrices(group, p)) == sorted(sizes)
+    polargrad.PolarGrad(groups)

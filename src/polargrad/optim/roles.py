@@ -10,9 +10,10 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.utils import parametrize
 
-from polargrad.optim.matrix_view import layout_options, matrix_view
+from polargrad.optim.matrix_view import VIEW_OPTIONS, layout_options, matrix_view
 from polargrad.optim.options import inherited_options, plain_options
 from polargrad.optim.usage import Usage, watch
 
@@ -197,6 +198,9 @@ def _uses(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 
 
 def _find(model: nn.Module, example: Any) -> Iterator[_Parameter]:
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    if lazy := [name for name, tensor in tensors if isinstance(tensor, UninitializedTensorMixin)]:
+        raise ValueError(f"{lazy[0]} has no shape yet, since its module is lazy; run the model once first")
     uses, hints = _uses(model), _hints_of(model)
     watched = None if example is None else watch(model, example)
     for name, p in model.named_parameters():
@@ -411,6 +415,7 @@ def parameter_groups(
         **options: a mapping of group options per role, laid over the role's defaults: what it does not name stays, so
             that `hidden={"scale": "nuclear"}` keeps Nesterov momentum and the 5 quintic steps; default options that
             its rule, geometry, method or scale does not use are left out, as for `head={"rule": "adamw", "lr": 0.01}`.
+            A `layout` replaces all that was found of the matrices, a `stack` keeps the layout, a `split` both.
             `describe_groups` shows the result; `defaults` replaces the built-in options instead.
 
     Returns:
@@ -419,12 +424,12 @@ def parameter_groups(
 
     Raises:
         ValueError: a role that does not exist or that the model does not have; a rule that matches nothing or comes
-            too late; a parameter left over; an example on which the model does not run.
+            too late; a parameter left over; an example on which the model does not run; a lazy module that never ran.
         TypeError: a rule or an example of another form.
 
     Warns:
-        UserWarning: a rule takes polar steps with a parameter that the example shows to be used entry by entry, or the
-            example does not reach a parameter of which nothing else is known.
+        UserWarning: a rule takes polar steps with a parameter that the example shows to be used entry by entry, the
+            example does not reach a parameter of which nothing else is known, or the model returns no tensor.
 
     Example:
         >>> from torch import nn
@@ -450,17 +455,18 @@ def parameter_groups(
             f"{', '.join(missing)} in defaults or by keyword"
         )
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    laid: dict[tuple[str, int | None], dict[str, Any]] = {}
     for f, rule, extra, role in zip(found, chosen, own, final, strict=True):
-        key = (ROLES.index(role), len(rules) if rule is None else rule, repr(sorted(f.view.items())))
-        if key not in groups:
+        if (role, rule) not in laid:
             merged: dict[str, Any] = dict(table.get(role, {}))
             for own_options in (dict(options.get(role, {})), dict(extra)):
                 plain_options(own_options)
                 merged = {**inherited_options(own_options, merged), **own_options}
-            view = dict(f.view) if merged.get("rule", "polar") == "polar" else {}
-            if "split" in merged:  # parts that were found would not belong to those that are asked for
-                view.pop("interleave", None)
-            groups[key] = {"params": [], **view, **merged, "role": role}
+            laid[role, rule] = merged
+        view = _kept_view(f, laid[role, rule])
+        key = (ROLES.index(role), len(rules) if rule is None else rule, repr(sorted(view.items())))
+        if key not in groups:
+            groups[key] = {"params": [], **view, **laid[role, rule], "role": role}
         groups[key]["params"].append((f.name, f.parameter))
         if f.entrywise and groups[key].get("rule", "polar") == "polar":
             _warn(f"a rule takes polar steps with {f.name}, which the example shows to be used entry by entry")
@@ -469,6 +475,26 @@ def parameter_groups(
         _warn(f"the example does not reach {', '.join(unknown[:8])}, whose use nothing else tells; AdamW steps them")
     notes = {f.name: f.note for f in found if f.note}
     return ParameterGroups([groups[key] for key in sorted(groups)], notes)
+
+
+def _kept_view(found: _Parameter, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The view that was found, but for what the options of its group say otherwise.
+
+    A layout says what a stack cuts, and both what a split cuts: an option that is given leaves of those that were found
+    the ones before it, if they fit it, and none that would cut what it makes.
+    """
+    if options.get("rule", "polar") != "polar":
+        return {}
+    given = {key: options[key] for key in VIEW_OPTIONS if key in options}
+    if not given:
+        return dict(found.view)
+    before = ("layout", "stack", "split", "interleave", "heads")
+    kept = {key: found.view[key] for key in before[: min(map(before.index, given))] if key in found.view}
+    try:
+        matrix_view(found.parameter.shape, {**kept, **given})
+    except ValueError:
+        return {}
+    return kept
 
 
 def _warn(message: str) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import inspect
 import math
 import random
+import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -54,8 +58,16 @@ _LOOKUPS |= {"index": 1, "index_select": 2, "gather": 2}
 # Operators after which an activation has the same rows, in an order that is not followed.
 _SHUFFLES = {*_LOOKUPS, "flip", "roll", "constant_pad_nd", "masked_select", "take"}
 _SUMS = {"add", "sub", "rsub", "where", "masked_fill", "copy", "lerp"}
-# Words in the names of arguments that count places or kinds of tokens, rather than hold tokens.
-_PLACES = ("position", "type", "time", "segment", "bbox")
+# Names of arguments that count places or kinds of tokens, rather than hold tokens.
+_PLACES = re.compile(
+    r"(decoder_|encoder_|entity_|text_|image_|video_|visual_|(moe_)?mm_)?(position_ids|token_type_ids)"
+    r"|(cache_)?positions?|pos|(task_|input_)?type_ids|token_types?|segments?|segment_ids|bbox|times?|time_?steps?"
+)
+# Names of outputs that no loss is taken of where there are others: hidden states, attentions, caches, features.
+_STATES = re.compile(
+    r"(\w+_)?(hidden_states?|attentions?|attn_weights|embeds|model_output)|pool(er|ed)_output|hidden|past"
+    r"|(\w+_)?past_(key_values?|buckets_states)"
+)
 # The most entries of a tensor whose origin is written out, where strides do not tell it; that of a larger one is lost.
 _MOST_ENTRIES = 2**26
 
@@ -205,8 +217,10 @@ class _Watcher(TorchDispatchMode):
         self.lookups: dict[int, set[bool]] = {}
         self.entrywise: dict[int, set[str]] = {}
         self.lost: dict[str, Exception] = {}  # operators that could not be followed
-        self.originals: list[tuple[Tensor, Tensor]] = []  # parameters that the pass writes into, and clones from before
-        self._unwritten = {_storage(p): p for p in model.parameters()}
+        self.originals: list[tuple[Tensor, Tensor]] = []  # what the pass writes into, and clones from before
+        self._unwritten: dict[int, list[Tensor]] = {}
+        for tensor in (t for p in model.parameters() for t in (p, p.grad) if t is not None):
+            self._unwritten.setdefault(_storage(tensor), []).append(tensor)
         self._weights: dict[tuple[Any, ...], list[_Weight]] = {}
         self._features: dict[tuple[Any, ...], list[_Feature]] = {}
         self._data: set[int] = set()
@@ -347,7 +361,7 @@ class _Watcher(TorchDispatchMode):
             self._apply(name, operands, data, outputs)
 
     def _written(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """The tensors that an operator writes into; a parameter among them is cloned first."""
+        """The tensors that an operator writes into; a parameter or gradient among them is cloned first."""
         if not func._schema.is_mutable:
             return []
         written = []
@@ -355,9 +369,8 @@ class _Watcher(TorchDispatchMode):
             value = args[i] if i < len(args) else kwargs.get(argument.name)
             if argument.is_write and isinstance(value, Tensor):
                 written.append(value)
-                p = self._unwritten.pop(_storage(value), None)
-                if p is not None:
-                    self.originals.append((p, p.detach().clone()))
+                for tensor in self._unwritten.pop(_storage(value), ()):
+                    self.originals.append((tensor, tensor.detach().clone()))
         return written
 
     def _set(self, out: Tensor, weights: Sequence[_Weight], features: Sequence[_Feature]) -> None:
@@ -627,9 +640,9 @@ class _Watcher(TorchDispatchMode):
             return None
         return Usage(role if wide else "vector", {}, ", ".join(tells))
 
-    def finish(self, output: Any) -> None:
+    def finish(self, outputs: Iterable[Tensor]) -> None:
         """Note the products whose result is an output of the model."""
-        for tensor in _logits(output):
+        for tensor in outputs:
             for feature in self.features(tensor):
                 feature.product.logits |= feature.direct
                 feature.product.cuts.append(feature.used)
@@ -654,15 +667,44 @@ def _split_options(cuts: Sequence[Tensor]) -> dict[str, Any]:
     return split | {"interleave": blocks} if blocks > 1 else split
 
 
-def _logits(output: Any) -> list[Tensor]:
-    """The outputs that a loss is taken of: what a mapping calls logits, or all but its hidden states and caches."""
-    if isinstance(output, Mapping):
-        chosen = {key: value for key, value in output.items() if "logits" in str(key)}
-        states = ("hidden", "pool", "attention", "past", "embed")
-        output = list(
-            (chosen or {k: v for k, v in output.items() if not any(word in str(k) for word in states)}).values()
-        )
-    return [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+def _members(value: Any) -> dict[str, Any] | None:
+    """The named parts of a mapping, a named tuple, a dataclass or another plain object; None for anything else."""
+    if isinstance(value, Mapping):
+        return {str(key): one for key, one in value.items()}
+    if isinstance(value, tuple):
+        return cast(Any, value)._asdict() if hasattr(value, "_fields") else None
+    if isinstance(value, nn.Module | list) or callable(value):
+        return None
+    if dataclasses.is_dataclass(value):
+        return {one.name: getattr(value, one.name, None) for one in dataclasses.fields(value)}
+    return getattr(value, "__dict__", None)
+
+
+def _tensors(
+    value: Any,
+    chosen: Callable[[dict[str, Any]], dict[str, Any]] = lambda members: members,
+    name: str = "",
+    seen: set[int] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a value with the name of each, down through sequences and the `chosen` of named parts."""
+    seen = set() if seen is None else seen
+    if isinstance(value, Tensor):
+        yield name, value
+    elif id(value) not in seen:
+        seen.add(id(value))
+        members = _members(value)
+        if members is not None:
+            for key, one in chosen(members).items():
+                yield from _tensors(one, chosen, key, seen)
+        elif isinstance(value, list | tuple | set | frozenset):
+            for one in value:
+                yield from _tensors(one, chosen, name, seen)
+
+
+def _logits(members: dict[str, Any]) -> dict[str, Any]:
+    """The named outputs that a loss is taken of: what is called logits, or all but hidden states and caches."""
+    found = {key: one for key, one in members.items() if "logits" in key.split("_")}
+    return found or {key: one for key, one in members.items() if not _STATES.fullmatch(key)}
 
 
 def _varying(place: Tensor | None, dims: Sequence[int], shape: tuple[int, ...]) -> set[int]:
@@ -785,8 +827,9 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
     """Run the model once on an example and read from its operators how it uses each trainable parameter.
 
-    The pass runs in the model's present mode, with gradients recorded but none computed. Parameters, buffers, the
-    state of random generators and gradients are afterwards what they were.
+    The pass runs on a copy of the example in the model's present mode, with gradients recorded but none computed.
+    Parameters, buffers and submodules, gradients, modes and random generators, global or held by a module, are
+    afterwards what they were.
 
     Args:
         model: any module; on the meta device it computes nothing, and then must not branch on values.
@@ -801,26 +844,34 @@ def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    example = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, _as_arguments(example))
-    args, kwargs = example
-    watcher = _Watcher(model, [p for _, p in named], [t for t in tree_leaves(example) if isinstance(t, Tensor)])
-    numbered = [value for key, value in kwargs.items() if any(word in key for word in _PLACES)]
-    watcher.are_places(t for t in tree_leaves(numbered) if isinstance(t, Tensor))
-    with _unchanged(model, watcher), _plain_operators():
-        hooks = [module.register_forward_pre_hook(watcher.adopt) for module in {module for module, _ in watcher.places}]
-        try:
-            with torch.enable_grad(), watcher:
-                output = model(*args, **kwargs)
-        except Exception as error:
-            meta = "; on the meta device it cannot branch on values" if device.type == "meta" else ""
-            raise ValueError(
-                f"the model does not run on this example ({type(error).__name__}: {error}){meta}; give what one call "
-                "of the model takes: a tensor, a tuple of positional arguments, or a dict of keyword arguments"
-            ) from error
-        finally:
-            for hook in hooks:
-                hook.remove()
-        watcher.finish(output)
+    with torch.inference_mode(False):  # in which operators of autograd would not be seen
+        args, kwargs = _copied(_as_arguments(example), device)
+        given = [(name, t) for name, t in _tensors(_by_argument(model, args, kwargs))]
+        watcher = _Watcher(model, [p for _, p in named], [t for _, t in given])
+        tokens = {id(t) for name, t in given if not _PLACES.fullmatch(name)}
+        watcher.are_places(t for _, t in given if id(t) not in tokens)
+        with _unchanged(model, watcher), _plain_operators():
+            hooks = [m.register_forward_pre_hook(watcher.adopt) for m in {module for module, _ in watcher.places}]
+            try:
+                with torch.enable_grad(), watcher:
+                    output = model(*args, **kwargs)
+            except Exception as error:
+                meta = "; on the meta device it cannot branch on values" if device.type == "meta" else ""
+                raise ValueError(
+                    f"the model does not run on this example ({type(error).__name__}: {error}){meta}; give what one "
+                    "call of the model takes: a tensor, a tuple of positional arguments, or a dict of keyword arguments"
+                ) from error
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            watcher.finish(t for _, t in _tensors(output, _logits))
+    if next(_tensors(output), None) is None:
+        warnings.warn(
+            f"the model returned no tensor that could be found in its {type(output).__name__}, so that no product is "
+            "known to be its output; give its head by a rule, or return a tensor, a tuple, a dict or a dataclass",
+            UserWarning,
+            stacklevel=2,
+        )
     if watcher.lost:
         name, error = next(iter(watcher.lost.items()))
         warnings.warn(
@@ -846,34 +897,123 @@ def _as_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
+def _copied(example: Any, device: torch.device) -> Any:
+    """The example on a device, in tensors of its own; one that is given twice is one tensor there as well."""
+    copies: dict[int, Tensor] = {}
+
+    def copied(x: Any) -> Any:
+        if isinstance(x, Tensor) and id(x) not in copies:
+            copies[id(x)] = x.detach().to(device, copy=True).requires_grad_(x.requires_grad)
+        return copies.get(id(x), x)
+
+    return tree_map(copied, example)
+
+
+def _by_argument(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by their names in the model's forward, through wrappers that pass on whatever they are given."""
+    wrapped = ("_orig_mod", "module", "base_model", "model")
+    try:
+        if isinstance(model, torch.jit.ScriptModule):
+            names = [one.name for one in cast(Any, model).forward.schema.arguments[1:]]
+            return dict(zip(names, args, strict=False)) | kwargs
+        signature = inspect.signature(model.forward)
+        kinds = {name: one.kind for name, one in signature.parameters.items()}
+        passes_on = inspect.Parameter.VAR_POSITIONAL in kinds.values() or hasattr(model, "_orig_mod")
+        inner = next((m for name in wrapped if isinstance(m := getattr(model, name, None), nn.Module)), None)
+        if passes_on and inner is not None:
+            return _by_argument(inner, args, kwargs)
+        bound = signature.bind_partial(*args, **kwargs).arguments
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # no signature, or not one for these
+        return {"": args} | kwargs
+    extra = {name: bound.pop(name) for name in [*bound] if kinds[name] is inspect.Parameter.VAR_KEYWORD}
+    return bound | next(iter(extra.values()), {})
+
+
 @contextlib.contextmanager
 def _unchanged(model: nn.Module, watcher: _Watcher) -> Iterator[None]:
-    """Put everything back that a forward pass changes: what it writes in place, replaces, or draws at random."""
+    """Put everything back that a forward pass changes: what it writes in place, replaces, adds, or draws at random."""
     plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    owned = [(module, dict(module._buffers)) for module in plain]
-    # Buffers are cloned at once, since a batch norm does not declare that it writes; a parameter when it is written.
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    sharded = [module for module in plain if fsdp is not None and isinstance(module, fsdp.FSDPModule)]
+    # FSDP2 itself replaces parameters and what they hold.
+    kinds = ("_buffers", "_modules", "_non_persistent_buffers_set", *(() if sharded else ("_parameters",)))
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    state, numpy = random.getstate(), sys.modules.get("numpy")
-    drawn = numpy.random.get_state() if numpy is not None else None
-    try:
-        with torch.random.fork_rng(devices=list(devices)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # training says it again
-            yield
-    finally:
-        random.setstate(state)
+    numpy = sys.modules.get("numpy")
+    with contextlib.ExitStack() as back:  # last first, and all of it, even if one fails
+        # Buffers are cloned at once, since a batch norm does not declare that it writes; others when they are written.
+        buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        back.callback(_write_back, buffers, watcher.originals)
+        for p in () if sharded else model.parameters():
+            back.callback(_set_changed, p, "requires_grad", p.requires_grad)
+            back.callback(_set_changed, p, "grad", p.grad)
+            for tensor in (p, p.grad):
+                if tensor is not None:
+                    back.callback(_point_back, tensor, tensor.data, _key(tensor))
+        for buffer, _ in buffers:
+            back.callback(_point_back, buffer, buffer.data, _key(buffer))
+        for module in plain:
+            back.callback(_set_changed, module, "training", module.training)
+            for kind in kinds:
+                back.callback(_refill, getattr(module, kind), getattr(module, kind).copy())
+        for module in sharded:
+            back.callback(cast(Any, module).reshard)  # which a root module does not do after its forward
+        for restore in (r for module in plain for value in vars(module).values() for r in _generators(value)):
+            back.callback(restore)
+        back.callback(random.setstate, random.getstate())
         if numpy is not None:
-            numpy.random.set_state(drawn)
-        for module, own in owned:
-            module._buffers.update(own)
-        if (fsdp := sys.modules.get("torch.distributed.fsdp")) is not None:
-            for module in plain:
-                if isinstance(module, fsdp.FSDPModule):
-                    cast(Any, module).reshard()  # which a root module does not do after its forward
-        with torch.no_grad():
-            for tensor, original in (*buffers, *watcher.originals):
-                if tensor.is_meta or not torch.equal(tensor, original):
-                    tensor.copy_(original)
+            back.callback(numpy.random.set_state, numpy.random.get_state())
+        back.enter_context(torch.random.fork_rng(devices=list(devices)))
+        back.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # training says it again
+        yield
+
+
+def _set_changed(owner: Any, name: str, value: Any) -> None:
+    if getattr(owner, name) is not value:
+        setattr(owner, name, value)
+
+
+def _point_back(tensor: Tensor, data: Tensor, key: tuple[Any, ...]) -> None:
+    if _key(tensor) != key:
+        tensor.data = data
+
+
+def _refill(container: dict[str, Any] | set[str], before: dict[str, Any] | set[str]) -> None:
+    container.clear()
+    container.update(cast(Any, before))
+
+
+def _write_back(*written: Iterable[tuple[Tensor, Tensor]]) -> None:
+    with contextlib.ExitStack() as back:
+        for tensor, original in (pair for pairs in written for pair in pairs):
+            back.callback(_copy_back, tensor, original)
+
+
+@torch.no_grad()
+def _copy_back(tensor: Tensor, original: Tensor) -> None:
+    strided = tensor.layout is torch.strided
+    if tensor.is_meta or not strided or not torch.equal(tensor, original):
+        for d in range(tensor.ndim if strided else 0):  # of an expanded tensor, the numbers that there are
+            if tensor.stride(d) == 0 and tensor.shape[d]:
+                tensor, original = tensor.narrow(d, 0, 1), original.narrow(d, 0, 1)
+        tensor.copy_(original)
+
+
+def _generators(value: Any) -> Iterator[Callable[[], Any]]:
+    """What puts back a random generator, or those in a list or dict."""
+    numpy = sys.modules.get("numpy")
+    if isinstance(value, torch.Generator):
+        yield functools.partial(value.set_state, value.get_state())
+    elif isinstance(value, random.Random):
+        yield functools.partial(value.setstate, value.getstate())
+    elif numpy is not None and isinstance(value, numpy.random.RandomState):
+        yield functools.partial(value.set_state, value.get_state())
+    elif numpy is not None and isinstance(value, numpy.random.Generator):
+        yield functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    elif isinstance(value, list | tuple | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            if not isinstance(one, list | tuple | dict):
+                yield from _generators(one)
 
 
 @contextlib.contextmanager
