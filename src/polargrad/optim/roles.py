@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from polargrad.optim.matrix_view import VIEW_OPTIONS, layout_options, matrix_view
@@ -199,7 +199,7 @@ def _uses(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 
 def _find(model: nn.Module, example: Any) -> Iterator[_Parameter]:
     tensors = (*model.named_parameters(), *model.named_buffers())
-    if lazy := [name for name, tensor in tensors if isinstance(tensor, UninitializedTensorMixin)]:
+    if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
         raise ValueError(f"{lazy[0]} has no shape yet, since its module is lazy; run the model once first")
     uses, hints = _uses(model), _hints_of(model)
     watched = None if example is None else watch(model, example)
