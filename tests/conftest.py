@@ -19,13 +19,15 @@ else:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make every run alike: SIGINT as in a terminal, and one thread for each xdist worker.
+    """Make every run alike: SIGINT and SIGHUP as in a terminal, and one thread for each xdist worker.
 
-    A shell starts its background jobs with SIGINT ignored, which children inherit. Small matrices do not gain from
-    threads, and two workers must not fight over the cores.
+    A shell starts its background jobs with SIGINT ignored, and nohup those with SIGHUP, which children inherit. Small
+    matrices do not gain from threads, and two workers must not fight over the cores.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if os.environ.get("PYTEST_XDIST_WORKER"):
         torch.set_num_threads(1)
 

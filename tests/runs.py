@@ -143,3 +143,23 @@ def written_grid(folder: Path, asked: Comparison, course: Callable[[RunSpec], Se
             status = "diverged" if losses[-1] is None else "finished"
             made.finish({"status": status, "steps": len(losses)})
     return [read_run(path) for path in find_runs(folder)]
+
+
+class StopsAt:
+    """Ctrl-C, twice at once, when so many steps are told of."""
+
+    def __init__(self, step):
+        self.at = step
+
+    def start(self, total, unit):
+        pass
+
+    def update(self, step, loss, units, seconds):
+        if step == self.at:
+            raise KeyboardInterrupt
+
+    def evaluated(self, step, figures):
+        pass
+
+    def finish(self, status):
+        pass

@@ -20,7 +20,7 @@ from polargrad.lab.run.folder import find_runs, read_run
 from polargrad.lab.train import CheckpointError, CheckpointPolicy
 from polargrad.linalg import METHODS
 from polargrad.outside import load
-from tests.runs import patch_recipes
+from tests.runs import StopsAt, patch_recipes
 
 PAGE = (Path(polargrad.__file__).parents[2] / "docs" / "own-optimizer.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r'^```python title="([\w.]+)"\n(.*?)^```', PAGE, flags=re.DOTALL | re.MULTILINE))
@@ -80,12 +80,8 @@ def test_a_run_of_it_goes_on_to_the_last_bit_and_not_with_other_code(page):
     spec = recipes.spec_of("mine.py:MyOptimizer+adamw", steps=6, changes=["hidden.beta=0.5"])
     whole = runner.run(spec, "whole")
 
-    def stop(record):
-        if record["kind"] == "step" and record["step"] == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(runner.Interrupted):
-        runner.run(spec, "stopped", watch=stop, policy=CheckpointPolicy(every_steps=1))
+        runner.run(spec, "stopped", progress=StopsAt(3), policy=CheckpointPolicy(every_steps=1))
     text = (page / "mine.py").read_text()
     (page / "mine.py").write_text(text + "# changed\n")
     with pytest.raises(CheckpointError, match=r"mine\.py:MyOptimizer has changed since stopped was begun"):

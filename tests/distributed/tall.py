@@ -34,7 +34,8 @@ def factors(rank, world, layout, dtype):
         for scale in ("none", "nuclear"):
             zeros = [torch.zeros_like(A) for A in inputs.values()]
             parameters, places = parameters_on(where, world, zeros)
-            optimizer = polargrad.PolarGrad(parameters, lr=1.0, momentum=0.0, scale=scale, **arguments_of(layout))
+            group = {"params": parameters, **({"norm_floor": 0.0} if scale == "none" else {})}
+            optimizer = polargrad.PolarGrad([group], lr=1.0, momentum=0.0, scale=scale, **arguments_of(layout))
             for p, place, A in zip(parameters, places, inputs.values(), strict=True):
                 p.grad = place.put(A)
             with counted() as traffic:

@@ -12,7 +12,7 @@ import pytest
 from polargrad.lab.comparison.comparison import Comparison, resume_comparison, run_comparison
 from polargrad.lab.run import runner, workers
 from polargrad.lab.run.folder import COMPARISON, SPEC, SUMMARY, find_runs, read_run, status_of
-from tests.runs import tiny_spec, tiny_text
+from tests.runs import StopsAt, tiny_spec, tiny_text
 
 ROOT = Path(__file__).parents[3]
 
@@ -124,21 +124,13 @@ def test_bad_comparisons_are_errors(changes, message):
 
 
 def test_what_has_ended_is_not_repeated_and_what_was_stopped_goes_on(text, tmp_path):
-    class StopsAt:
-        def start(self, total, unit): ...
-        def evaluated(self, step, figures): ...
-        def finish(self, status): ...
-        def update(self, step, loss, units, seconds):
-            if step == 2:
-                raise KeyboardInterrupt
-
     whole = asked(text, seeds=(1, 2))
     run_comparison(whole, tmp_path / "whole")
     labels = []
 
     def progress(label):
         labels.append(label)
-        return StopsAt() if len(labels) == 2 else None
+        return StopsAt(2) if len(labels) == 2 else None
 
     with pytest.raises(runner.Interrupted, match=f"polargrad resume {tmp_path / 'cut'}"):
         run_comparison(whole, tmp_path / "cut", progress=progress)

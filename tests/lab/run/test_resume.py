@@ -12,7 +12,7 @@ from polargrad.lab.cli import main as cli
 from polargrad.lab.run import build, runner
 from polargrad.lab.run.folder import CHECKPOINTS, DISCARDED, RECORDS, SPEC, SUMMARY, RunFolder, read_run
 from polargrad.lab.train import CheckpointError, CheckpointPolicy
-from tests.runs import tiny_spec, tiny_text
+from tests.runs import StopsAt, tiny_spec, tiny_text
 
 EVERY_STEP = CheckpointPolicy(every_steps=1)
 
@@ -24,26 +24,6 @@ def text(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLARGRAD_CACHE", str(folder / "cache"))
         yield tiny_text(folder)
-
-
-class StopsAt:
-    """Ctrl-C, twice at once, when so many steps are told of."""
-
-    def __init__(self, step):
-        self.at = step
-
-    def start(self, total, unit):
-        pass
-
-    def update(self, step, loss, units, seconds):
-        if step == self.at:
-            raise KeyboardInterrupt
-
-    def evaluated(self, step, figures):
-        pass
-
-    def finish(self, status):
-        pass
 
 
 def stopped(text, path, step=3, policy=EVERY_STEP):

@@ -81,6 +81,8 @@ def verified_header(path: Path, **expected: Any) -> dict[str, Any] | None:
         if found == {**header, **expected}:
             return header
         reason = "its content does not match its checksum"
+    except NotADirectoryError:
+        return None  # writing there names the remedy
     except FileNotFoundError:
         if not _header_of(path).exists():
             return None
