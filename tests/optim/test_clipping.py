@@ -79,3 +79,27 @@ def test_the_norm_of_half_precision_does_not_overflow():
     p.grad = torch.full_like(p, 60000.0)
     assert clip_gradients([p], 1.0) == pytest.approx(60000.0 * 20)
     assert p.grad.float().norm() == pytest.approx(1.0, rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1e15, 1e25, 0.9], ids=["squares fit", "squares overflow", "the largest number"])
+def test_no_finite_gradient_is_too_large_to_be_clipped(dtype, size):
+    largest = torch.finfo(dtype).max
+    size = size * largest if size < 1 else size * (1e150 if dtype == torch.float64 else 1.0)
+    p, q, empty = (nn.Parameter(torch.zeros(n, dtype=dtype)) for n in (8, 4, 0))
+    p.grad, q.grad = torch.full_like(p, size), torch.full_like(q, -size)
+    empty.grad = torch.zeros_like(empty)
+    norm = clip_gradients([p, q, empty], 3.0)
+    if size < 0.1 * largest:
+        assert float(norm) == pytest.approx(size * 12**0.5, rel=1e-2)
+    clipped = torch.cat([p.grad, q.grad]).double()
+    torch.testing.assert_close(clipped / clipped[0], torch.tensor([1.0] * 8 + [-1.0] * 4).double())
+    assert clipped.norm() == pytest.approx(3.0, rel=1e-2)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, torch.nan, torch.inf, True, "1"], ids=str)
+def test_a_limit_that_is_none_is_refused(limit):
+    made = parameters()
+    with pytest.raises(ValueError, match="limit must be a positive, finite number, got "):
+        clip_gradients(made, limit)
+    assert all(torch.equal(p.grad, g) for p, g in zip(made, gradients(), strict=True))

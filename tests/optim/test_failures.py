@@ -211,6 +211,33 @@ def test_parameters_that_were_replaced_keep_their_momentum():
     assert len(other.state) == len(moves)
 
 
+def test_parameters_in_another_order_keep_their_own_momentum():
+    """And one that is new begins at zero, unless it stands in the place of one that is gone."""
+    a, b, c = (torch.nn.Parameter(torch.eye(3)) for _ in range(3))
+    optimizer = polargrad.PolarGrad([a, b, c], lr=0.1)
+    for i, p in enumerate((a, b, c)):
+        p.grad = (i + 1.0) * torch.eye(3)
+    optimizer.step()
+    held = {p: optimizer.state[p]["momentum_buffer"].clone() for p in (a, b, c)}
+    group = optimizer.param_groups[0]
+
+    def momenta(*parameters):
+        group["params"] = list(parameters)
+        _ = optimizer.executor
+        return [optimizer.state.get(p, {}).get("momentum_buffer") for p in parameters]
+
+    assert all(map(torch.equal, momenta(c, a, b), (held[c], held[a], held[b])))
+    assert all(map(torch.equal, momenta(a, b, c), (held[a], held[b], held[c])))
+    d = torch.nn.Parameter(torch.eye(3))
+    first, second, new = momenta(a, c, d)
+    assert torch.equal(first, held[a])
+    assert torch.equal(second, held[c])
+    assert new is None
+    e = torch.nn.Parameter(torch.eye(3))
+    assert torch.equal(momenta(a, e, d)[1], held[c])  # the control: replaced
+    assert all(map(torch.equal, momenta(e, a, b), (held[c], held[a], held[b])))
+
+
 def test_a_model_that_is_cast_is_followed():
     optimizer, parameters = made(scale="adaptive-nuclear", normalize_rows=0.9)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):

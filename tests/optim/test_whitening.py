@@ -116,6 +116,56 @@ def test_a_matrix_that_does_not_step_keeps_its_state(name, bad):
         assert (now[[0, 2]] != before[[0, 2]]).any(dim=1).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"momentum_order": "heavy-ball"}, {"momentum_order": "polar-first"}], ids=str)
+@pytest.mark.parametrize("cause", ["covariance", "momentum"])
+def test_whatever_is_skipped_keeps_all_of_its_state(options, cause):
+    """Where the gradient is finite, and what is made of it is not."""
+    W = torch.nn.Parameter(torch.eye(4))
+    optimizer = polargrad.PolarGrad([W], whitening={"name": "two-sided", "every": 2}, scale="rms", **options)
+    for _ in range(2):
+        W.grad = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+    if cause == "momentum":
+        if options:  # the momentum of "polar-first" has no part in the direction
+            return
+        optimizer.state[W]["momentum_buffer"][0, 0] = torch.nan
+    weights, state = W.detach().clone(), copy.deepcopy(optimizer.state[W])
+    W.grad = torch.full((4, 4), 1e25 if cause == "covariance" else 0.5)
+    with pytest.warns(UserWarning, match="skipped"):
+        optimizer.step()
+    assert torch.equal(W, weights)
+    for key, value in optimizer.state[W].items():
+        assert torch.equal(value, state[key].nan_to_num(0.0)), key
+
+
+@pytest.mark.parametrize("whitening", [{"every": 5}, {"every": 3}], ids=str)
+def test_a_skipped_step_is_none_for_the_age_of_the_roots(whitening):
+    """Of two stacked matrices each goes on as if the other were not there, and its skipped step had not been."""
+    options = {"whitening": {"name": "two-sided", **whitening}, "scale": "rms", "momentum": 0.5, "method": "svd"}
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(7, 2, 4, 3, generator=generator)
+    stacked, alone = torch.nn.Parameter(torch.zeros(2, 4, 3)), torch.nn.Parameter(torch.zeros(4, 3))
+    optimizer, other = (polargrad.PolarGrad([p], **options) for p in (stacked, alone))
+    for step, gradient in enumerate(gradients):
+        stacked.grad = gradient.clone()
+        if step in (0, 3):
+            stacked.grad[1, 2, 2] = torch.nan
+            with pytest.warns(UserWarning, match="skipped"):
+                optimizer.step()
+            continue
+        alone.grad = gradient[1].clone()
+        optimizer.step()
+        other.step()
+        torch.testing.assert_close(stacked[1], alone, rtol=1e-5, atol=1e-6)
+    assert optimizer.state[stacked]["whitening_age"].tolist() == [7, 5]
+    fresh = torch.nn.Parameter(torch.zeros(4, 3))
+    healthy = polargrad.PolarGrad([fresh], **options)
+    for gradient in gradients:
+        fresh.grad = gradient[0].clone()
+        healthy.step()
+    torch.testing.assert_close(stacked[0], fresh, rtol=1e-5, atol=1e-6)
+
+
 def test_resumed_steps_are_the_same_to_the_last_bit():
     """Between new roots too, and in another process's dtype of the state."""
 

@@ -368,9 +368,10 @@ class Batch:
         view: how each parameter is split into matrices.
         count: K.
         masked: whether everything is decided by masks on the device, which the host does not read.
-        usable: bool (K,), matrices with a finite gradient; None where all are. Known once the request is made.
-        keep: bool (K,), matrices that step, those of them with a finite direction; None where all do.
-        watched: whether an observer wants the two attributes below.
+        keep: bool (K,), matrices that step; None where all do. Once the request is made, those with a finite gradient;
+            once the directions are known, those of them whose direction is finite too.
+        watched: whether an observer wants the last two attributes.
+        undecided: calls of `write_later` that wait for the final `keep`.
         writes: what is to be written into state when the matrices step.
         sources: what the directions are taken of, a local tensor for each parameter.
         update_rms: (K,), root mean square of each matrix's step, without weight decay.
@@ -395,8 +396,8 @@ class Batch:
         self.count = view.count * len(parameters)
         # On a device a line of the step is one operation for all parameters, however many.
         self._folded = masked and len(parameters) > 1
-        self.usable: Tensor | None = None
         self.keep: Tensor | None = None
+        self.undecided: list[Callable[[], object]] = []
         self.writes: list[Callable[[], object]] = []
         self.sources: list[Tensor] | None = None
         self.update_rms: Tensor | None = None

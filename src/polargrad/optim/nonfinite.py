@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = ["SkipLedger", "clip_gradients", "listed"]
+
+# The largest number of each dtype times this has a square in range, as has any whose own square overflows.
+_TINY = {torch.float32: 2.0**-90, torch.float64: 2.0**-700}
 
 # The most parameters that a message names.
 _NAMED = 8
@@ -77,10 +82,14 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
 
     Args:
         parameters: parameters; those without a gradient are passed over.
-        limit: positive.
+        limit: positive and finite.
 
     Returns:
-        The norm before, of the gradients that are finite.
+        The norm before, of the gradients that are finite; infinity where it is beyond float32 (float64, where a
+        gradient is float64), and then it is clipped all the same.
+
+    Raises:
+        ValueError: a limit that is not a positive, finite number; no gradient is changed.
 
     Example:
         >>> import torch
@@ -91,21 +100,38 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
         >>> round(p.grad.norm().item(), 4)
         1.0
     """
+    if isinstance(limit, bool) or not isinstance(limit, Real) or not 0.0 < limit < math.inf:
+        raise ValueError(f"limit must be a positive, finite number, got {limit!r}")
     alike: dict[tuple[Any, torch.dtype, torch.device], list[Tensor]] = {}
     for parameter in parameters:
         if (grad := parameter.grad) is not None:
             # torch works on tensors of one kind: all plain, or all on one mesh.
             key = (getattr(grad, "device_mesh", None), grad.dtype, grad.device)
-            alike.setdefault(key, []).append(parameter)
-    found: list[Tensor] = []
-    for (_, dtype, _), members in alike.items():
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        norms: Any = torch.stack(torch._foreach_norm([p.grad for p in members if p.grad is not None], 2, wide))
-        found.append(norms.full_tensor() if hasattr(norms, "full_tensor") else norms)
-    if not found:
+            alike.setdefault(key, []).append(grad)
+    if not alike:
         return torch.zeros(())
-    norms = torch.cat([norm.to(found[0].device) for norm in found])
-    total = torch.linalg.vector_norm(torch.where(norms.isfinite(), norms, 0.0))
-    for members in alike.values():
-        torch.nn.utils.clip_grads_with_norm_(members, limit, total)
-    return total
+    common = torch.promote_types(torch.float32, max((g[0].dtype for g in alike.values()), key=lambda one: one.itemsize))
+    tiny = _TINY[common]
+    found: list[tuple[Tensor, Tensor]] = []
+    for gradients in alike.values():
+        wide = torch.promote_types(torch.float32, gradients[0].dtype)
+        # Scaled by a power of two, which rounds nothing, no square overflows: one copy at a time.
+        plain = torch._foreach_norm(gradients, 2.0, wide)
+        small = [torch._foreach_norm([gradient * _TINY[wide]], 2.0, wide)[0] for gradient in gradients]
+        found.append((_whole(plain).to(common), _whole(small).to(common) * (tiny / _TINY[wide])))
+    plain, small = (torch.cat([part.to(found[0][0].device) for part in parts]) for parts in zip(*found, strict=True))
+    total = torch.linalg.vector_norm(torch.where(plain.isfinite(), plain, 0.0))
+    overflows = ~total.isfinite() | (small.isfinite() & ~plain.isfinite()).any()
+    small = torch.where(plain.isfinite(), plain * tiny, torch.where(small.isfinite(), small, 0.0))
+    total = torch.where(overflows, torch.linalg.vector_norm(small), total)
+    scale = torch.where(overflows, tiny, torch.ones_like(total))
+    factor = (limit / (total + 1e-6 * scale) * scale).clamp(max=1.0)
+    for gradients in alike.values():
+        torch._foreach_mul_(gradients, factor.to(gradients[0].device))
+    return total / scale
+
+
+def _whole(norms: Sequence[Tensor]) -> Tensor:
+    """Norms of tensors that are all plain, or all on one mesh, as one plain vector."""
+    stacked: Any = torch.stack(list(norms))
+    return stacked.full_tensor() if hasattr(stacked, "full_tensor") else stacked

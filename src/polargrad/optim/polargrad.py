@@ -360,15 +360,19 @@ class PolarGrad(torch.optim.Optimizer):
         """
         executor = executor_for(self._process_group, self.param_groups, self._shard_momentum)
         held = {id(p): p for p in self.state}
+        present = {own[1] for own in placement}
         moves: list[tuple[Tensor, Tensor, Rule]] = []
         for index, group in enumerate(self.param_groups):
             rule = self._rules[index]
             check_parameters(group, rule)
             # With these replaced, position by position; other groups, and other numbers of parameters, are new.
+            # A parameter with state keeps its own, wherever it stands now, and so does one that is still in some group.
             before, after = ([own for own in whole if own[0] == index] for whole in (self._placement, placement))
             for position, p in enumerate(group["params"] if len(before) == len(after) else []):
                 old = held.get(before[position][1])
-                if old is not None and before[position] != after[position]:
+                if old is None or before[position] == after[position]:
+                    continue
+                if old is p or (id(old) not in present and not self.state.get(p)):
                     rule.check_state(p, self.state[old], parameter_name(group, position), executor)
                     moves.append((old, p, rule))
         self._executor, self._placement = executor, placement

@@ -248,8 +248,7 @@ class PolarRule:
     def request(self, batch: Batch) -> DirectionRequest:
         """Step 1: take the gradients into the momentum M; the request for directions of the result, N."""
         executor, limit = batch.executor, self.gradient_limit(batch.parameters[0].dtype)
-        batch.usable = executor.finite_mask(batch.view, batch.parameters, batch.gradients, limit, masked=batch.masked)
-        batch.keep = batch.usable
+        batch.keep = executor.finite_mask(batch.view, batch.parameters, batch.gradients, limit, masked=batch.masked)
         N = self._momentum(batch, ahead=True)
         if batch.watched:
             batch.sources = N
@@ -263,8 +262,8 @@ class PolarRule:
         """
         G, M = batch.momentum_gradients, batch.buffers
         nesterov, heavy = self.nesterov and ahead, self.momentum_order == "heavy-ball"
-        if batch.usable is not None and self.momentum_order != "polar-first" and _fuses(batch, [*G, *M]):
-            fused = partial(_fused().momentum, G, M, batch.usable, beta=self.momentum, heavy=heavy, nesterov=nesterov)
+        if batch.keep is not None and self.momentum_order != "polar-first" and _fuses(batch, [*G, *M]):
+            fused = partial(_fused().momentum, G, M, batch.keep, beta=self.momentum, heavy=heavy, nesterov=nesterov)
             if ahead:
                 return list(fused())
             batch.writes.append(partial(fused, in_place=True))
@@ -272,7 +271,7 @@ class PolarRule:
         M, G = batch.fold(M), batch.fold(G)
         if G[0].dtype != M[0].dtype:
             G = [g.to(M[0].dtype) for g in G]
-        keep = batch.spread(batch.usable, momentum=True)
+        keep = batch.spread(batch.keep, momentum=True)
         if keep is not None:
             # Of an average M + (1 - beta) (M - M), which is M exactly.
             G = _where(keep, G, M if self.momentum_order == "momentum-first" else 0.0)
@@ -314,6 +313,8 @@ class PolarRule:
         sizes = [batch.count for batch, _ in together]
         lengths = length.split(sizes) if isinstance(length, Tensor) else [length] * len(sizes)
         for (batch, found), part in zip(together, lengths, strict=True):
+            for prepare in batch.undecided:
+                prepare()
             self.move(lr, batch, found.local, part)
             batch.write()
             context.done.append((context.group_index, batch.positions))
@@ -442,7 +443,7 @@ class PolarRule:
     def check_state(self, parameter: Tensor, state: Mapping[str, Any], name: str, executor: Executor) -> None:
         """Refuse a loaded state whose tensors have other shapes than the parameter's own."""
         view = self.shape_of(parameter.shape).view
-        numbers = dict.fromkeys((*self.scale.state, "row_weight"), (view.count,))
+        numbers = dict.fromkeys((*self.scale.state, "row_weight", "whitening_age"), (view.count,))
         check_state(state, {"momentum_buffer": parameter.shape, **numbers, "row_rms": view.row_shape}, name)
         if self.whitening is not None and executor.owns(parameter):
             self.whitening.check_state(view, state, name)

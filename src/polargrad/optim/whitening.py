@@ -34,7 +34,7 @@ from polargrad.optim.matrix_view import MatrixView
 
 __all__ = ["WHITENINGS", "OneSided", "TwoSided", "Whitener", "Whitening"]
 
-# Steps with a gradient so far, on the host; kept only where roots are not renewed in every step.
+# The steps that each matrix took, on the host; kept only where roots are not renewed in every step.
 AGE = "whitening_age"
 
 
@@ -127,7 +127,7 @@ class Whitening(ABC):
                 for roots in _slots(self, view, state[f"{side}_root"], side):
                     roots.diagonal(dim1=-2, dim2=-1).fill_(1.0)
         if self.every > 1 and AGE not in state:
-            state[AGE] = torch.zeros((), dtype=torch.int64)
+            state[AGE] = torch.zeros(view.count, dtype=torch.int64)
 
     def check_state(self, view: MatrixView, state: Mapping[str, Any], name: str) -> None:
         """Refuse a loaded state without covariances, or with those of another shape."""
@@ -216,10 +216,8 @@ class Whitener:
     def __call__(self, which: Sequence[int], sources: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Whiten the sources of some parameters of the batch by covariances that have taken in the gradients.
 
-        The new state is written when the batch steps.
-
-        A matrix that does not step keeps its state. One whose new covariance overflows keeps its state too and becomes
-        NaN, for which no step is taken either.
+        The new state is written when the batch steps, of the matrices that do. One whose new covariance overflows
+        becomes NaN, for which no step is taken.
 
         Args:
             which: positions in the batch.
@@ -229,38 +227,49 @@ class Whitener:
         if not len(sources):
             return []
         view, states = self.batch.view, [self.batch.states[i] for i in which]
-        keep = None
-        if self.batch.keep is not None:
-            keep = self.batch.keep.view(-1, view.count)[list(which)].split([k for k, _, _ in view.batches], dim=1)
-        due = [self._is_due(state) for state in states]
+        every, sizes = self.whitening.every, [k for k, _, _ in view.batches]
+        due = [[every == 1 or age % every == 0 for age in self._ages(state)] for state in states]
+        self.batch.undecided.append(partial(self._grow, which, states, any(map(any, due))))
         N = [view.split(source) for source in sources]
         G = [view.split(gradient) for gradient in gradients]
         with stated_precision(sources[0].device.type):
             for slot in range(len(view.batches)):
-                stepping = None if keep is None else keep[slot].reshape(-1)
-                whitened = self._slot(slot, states, due, [n[slot] for n in N], [g[slot] for g in G], stepping)
+                own = slice(sum(sizes[:slot]), sum(sizes[: slot + 1]))
+                renewed = [flag for flags in due for flag in flags[own]]
+                whitened = self._slot(slot, which, own, renewed, [n[slot] for n in N], [g[slot] for g in G])
                 for n, part in zip(N, whitened, strict=True):
                     n[slot] = part
         return [view.merge(n) for n in N]
 
-    def _is_due(self, state: dict[str, Any]) -> bool:
+    def _ages(self, state: dict[str, Any]) -> list[int]:
+        return [0] * self.batch.view.count if self.whitening.every == 1 else state[AGE].tolist()
+
+    def _grow(self, which: Sequence[int], states: list[dict[str, Any]], renewed: bool) -> None:
+        """Count the step of the matrices that take it; on a device that is read where it was waited for anyway."""
         if self.whitening.every == 1:
-            return True
-        age = int(state[AGE])
-        self.batch.writes.append(partial(state[AGE].add_, 1))
-        return age % self.whitening.every == 0
+            return
+        keep = self._keep(which, slice(None)) if renewed or not self.batch.masked else None
+        ages = [state[AGE] for state in states]
+        steps = [torch.ones_like(age) for age in ages] if keep is None else keep.cpu().view(len(ages), -1).unbind()
+        self.batch.writes += [partial(age.add_, step) for age, step in zip(ages, steps, strict=True)]
+
+    def _keep(self, which: Sequence[int], own: slice) -> Tensor | None:
+        """Whether the matrices in the places `own` of some parameters step; None for all."""
+        keep = self.batch.keep
+        return None if keep is None else keep.view(-1, self.batch.view.count)[list(which), own].reshape(-1)
+
+    def _write(self, which: Sequence[int], own: slice, targets: list[Tensor], new: Tensor) -> None:
+        """Have the new squares written, of matrices that step."""
+        if (keep := self._keep(which, own)) is not None:
+            new = torch.where(keep[:, None, None], new, torch.cat(targets))
+        self.batch.write_later(targets, new.split([len(target) for target in targets]))
 
     def _slot(
-        self,
-        slot: int,
-        states: list[dict[str, Any]],
-        due: list[bool],
-        N: list[Tensor],
-        G: list[Tensor],
-        keep: Tensor | None,
+        self, slot: int, which: Sequence[int], own: slice, renewed: list[bool], N: list[Tensor], G: list[Tensor]
     ) -> list[Tensor]:
-        """One batch (k, m, n) of the view of every parameter."""
-        dtype, k = N[0].dtype, len(N[0])
+        """One batch (k, m, n) of the view of every parameter, in the places `own` among its matrices."""
+        dtype, k, states = N[0].dtype, len(N[0]), [self.batch.states[i] for i in which]
+        keep, later = self._keep(which, own), self.batch.undecided
         wide = statistics_dtype(dtype)
         X, g = (torch.cat([t.to(wide) for t in tensors]) for tensors in (N, G))
         if keep is not None:
@@ -274,19 +283,20 @@ class Whitener:
         }
         finite = torch.stack([new.isfinite().all(-1).all(-1) for new in covariances.values()]).all(0)
         where = (finite if keep is None else finite & keep)[:, None, None]
-        renewed = [i for i, is_due in enumerate(due) if is_due]
+        chosen = None if all(renewed) else torch.tensor(renewed).nonzero().flatten().to(X.device)
         for side, new in covariances.items():
             new = torch.where(where, new, torch.cat(held[side]))
-            self.batch.write_later(held[side], list(new.split(k)))
+            later.append(partial(self._write, which, own, held[side], new))
             old_roots = [self._matrices(state, f"{side}_root", slot) for state in states]
-            roots = list(old_roots)
-            if renewed:
-                chosen = new if len(renewed) == len(due) else torch.cat([new[i * k : (i + 1) * k] for i in renewed])
-                for i, root in zip(renewed, self.whitening.root(chosen).split(k), strict=True):
-                    roots[i] = torch.where(where[i * k : (i + 1) * k], root, roots[i])
-                self.batch.write_later(old_roots, roots)
-            whole = torch.cat(roots)
-            X = product(whole, X) if side == "left" else product(X, whole)
+            roots = torch.cat(old_roots)
+            if any(renewed):
+                if chosen is None:
+                    roots = torch.where(where, self.whitening.root(new), roots)
+                else:
+                    root = torch.where(where[chosen], self.whitening.root(new[chosen]), roots[chosen])
+                    roots = roots.index_copy(0, chosen, root)
+                later.append(partial(self._write, which, own, old_roots, roots))
+            X = product(roots, X) if side == "left" else product(X, roots)
         return list(torch.where(finite[:, None, None], X, math.nan).to(dtype).split(k))
 
     def _matrices(self, state: Mapping[str, Any], key: str, slot: int) -> Tensor:
