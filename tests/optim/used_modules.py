@@ -176,6 +176,29 @@ def stored_below(m: Any, x: Tensor) -> Tensor:  # DBRX, of whose experts a route
     return sum((torch.relu(x @ up[e].T) @ down[e] for e in (1, 3)), torch.zeros(()))
 
 
+def dense(first: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Every expert for every token, weighed by a router."""
+
+    def mixture(m: Any, x: Tensor) -> Tensor:
+        y = torch.einsum("bnef,efd->bned", first(m, x), m.down)
+        return torch.einsum("bned,bne->bnd", y, (x @ m.router).softmax(-1))
+
+    return mixture
+
+
+def swiglu(m: Any, x: Tensor) -> Tensor:
+    gate, up = (torch.einsum("bnd,edf->bnef", x, W) for W in (m.gate, m.up))
+    return F.layer_norm(F.silu(gate) * (up + m.bias), (6,))
+
+
+def heads_first(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (torch.einsum("bnd,hdk->bhnk", x, W) for W in (m.q, m.k, m.v))
+    return torch.einsum("bhnk,hkd->bnd", (q @ k.transpose(2, 3)).softmax(-1) @ v, m.out)
+
+
+DENSE = {"gate": (4, D, 6), "up": (4, D, 6), "bias": (4, 6), "down": (4, 6, D), "router": (D, 4)}
+FUSED = {"gate_up": (4, D, 12), "down": (4, 6, D), "router": (D, 4)}
+HEADS_FIRST = {"q": (2, D, 4), "k": (2, D, 4), "v": (2, D, 4), "out": (2, 4, D)}
 EXPERTS = {"gate_up": (4, D, 12), "down": (4, 6, D), "bias": (4, 12)}
 CASES = {
     "linear": Case(lambda: nn.Sequential(nn.Linear(D, 6), nn.ReLU(), nn.Linear(6, 3)), vectors, "0.weight", "hidden",
@@ -213,6 +236,20 @@ CASES = {
                                      "expert", lambda W: list(W.view(4, 6, D).mT), "position"),
     "experts, batched": Case(lambda: Formula({"W": (5, D, 6)}, lambda m, x: x.transpose(0, 1).bmm(m.W), 6), vectors,
                              "W", "expert", lambda W: list(W.mT), "position"),
+    **{f"experts, dense, {W}": Case(lambda: Formula(DENSE, dense(swiglu)), vectors, W, "expert", lambda W: list(W.mT))
+       for W in ("gate", "up", "down")},
+    "experts, dense, fused": Case(lambda: Formula(FUSED, dense(lambda m, x: F.glu(torch.einsum(
+        "bnd,edf->bnef", x, m.gate_up)))), vectors, "gate_up", "expert", lambda W: [*W[:, :, :6].mT, *W[:, :, 6:].mT]),
+    "experts, dense, chunks": Case(lambda: Formula(FUSED, dense(lambda m, x: torch.mul(*torch.einsum(
+        "bnd,edf->bnef", x, m.gate_up).chunk(2, -1)))), vectors, "gate_up", "expert",
+        lambda W: [*W[:, :, :6].mT, *W[:, :, 6:].mT]),
+    "experts, linear": Case(lambda: Formula({"W": (4, 6, D), "router": (D, 4)}, lambda m, x: torch.einsum(
+        "bnef,bne->bnf", torch.einsum("bnd,efd->bnef", x, m.W), (x @ m.router).softmax(-1)), 6), vectors, "W", "expert",
+        list, "position"),
+    "experts, linear, weighed": Case(lambda: Formula({"W": (4, 6, D), "router": (D, 4)}, lambda m, x: (torch.einsum(
+        "bnd,efd->bnef", x, m.W) * (x @ m.router)[..., None]).sum(2), 6), vectors, "W", "expert", list, "position"),
+    "heads come first": Case(lambda: Formula(HEADS_FIRST, heads_first), vectors, "q", "hidden",
+                             lambda W: [W.mT.reshape(8, D)], "expert"),
     "bias of experts": Case(lambda: Formula(EXPERTS, lambda m, x: interleaved(m, x, 1)), vectors, "bias", "vector",
                             None),
     "factors of a weight, A": Case(lambda: Formula({"A": (2, D), "B": (6, 2)}, lambda m, x: F.linear(x, m.B @ m.A), 6),

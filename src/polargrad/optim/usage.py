@@ -86,6 +86,7 @@ class _Product:
         cuts: the sets of rows that were used by themselves.
         consumed: whether the result went into another product.
         logits: whether the result is an output of the model, or enters its loss.
+        apart: whether what each index of the first dimension gave was used apart from the others, as by experts.
     """
 
     parameter: int
@@ -97,6 +98,19 @@ class _Product:
     cuts: list[Tensor] = field(default_factory=list)
     consumed: bool = False
     logits: bool = False
+    apart: bool = False
+
+    @property
+    def stackable(self) -> bool:
+        """Whether the first of several dimensions of outputs may count operators instead."""
+        return self.stack == 1 and self.letters is not None and self.letters[0] == "o" and self.letters.count("o") > 1
+
+    def stacked(self) -> _Product:
+        """The same with its first dimension as a stack, if it was used as one."""
+        if not (self.apart and self.letters):
+            return self
+        cuts = [cut.view(self.sizes[0], -1).any(0) for cut in self.cuts]
+        return dataclasses.replace(self, letters="k" + self.letters[1:], sizes=self.sizes[1:], cuts=cuts)
 
     @property
     def plain(self) -> bool:
@@ -140,12 +154,14 @@ class _Feature(NamedTuple):
         rows: the row of the parameter's matrix that each entry is of, in the activation's shape; None if unknown.
         used: a mask of the rows that are there.
         direct: whether nothing but other products and constants were added, so that this may be a head's output.
+        spent: whether the rows have been used, so that only where the operators of a stack go is still to be seen.
     """
 
     product: _Product
     rows: Tensor | None
     used: Tensor
     direct: bool
+    spent: bool = False
 
 
 class _Operand(NamedTuple):
@@ -266,7 +282,7 @@ class _Watcher(TorchDispatchMode):
 
     def consume(self, features: Iterable[_Feature], *, product: bool = False, loss: bool = False) -> None:
         """Note that these rows were used together."""
-        for feature in features:
+        for feature in (f for f in features if not f.spent):
             feature.product.cuts.append(feature.used)
             feature.product.consumed |= product
             feature.product.logits |= loss and feature.direct
@@ -338,7 +354,9 @@ class _Watcher(TorchDispatchMode):
             self._look_up(name, args, outputs)
         elif name == "glu":
             chunk, rest = torch.ops.aten.chunk.default, (2, args[1] if len(args) > 1 else -1)
-            self.consume([half for f in operands[0].features for half in self._move(f, chunk, rest, {})])
+            halves = [half for f in operands[0].features for half in self._move(f, chunk, rest, {})]
+            self.consume(halves)
+            self._set(outputs[0], [], _spent(halves, outputs[0]))
         elif func.is_view or name in _COPIES:
             self._move_all(_COPIES.get(name, func), name, operands[0], args[1:], kwargs, outputs)
         elif name in _JOINS:
@@ -359,6 +377,8 @@ class _Watcher(TorchDispatchMode):
                 self._set(out, [w._replace(place=None) for w in operands[0].weights], [])
         else:
             self._apply(name, operands, data, outputs)
+            for feature in operands[0].features if name in ("sum", "mean") and len(args) > 1 else ():
+                feature.product.apart |= _runs_over_stack(feature, args[1] or range(args[0].ndim))
 
     def _written(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The tensors that an operator writes into; a parameter or gradient among them is cloned first."""
@@ -444,6 +464,8 @@ class _Watcher(TorchDispatchMode):
         """An operator on entries of the same place."""
         sums = name in _SUMS or len(operands) == 1
         weights = [w for one in operands for w in one.weights]
+        spent = [f for one in operands for f in one.features if f.spent]
+        operands = [one._replace(features=[f for f in one.features if not f.spent]) for one in operands]
         featured = [one.features for one in operands if one.features]
         features = [f for fs in featured for f in fs]
         alone = any(one.data and not one.features and one.tensor.dtype != torch.bool for one in operands)
@@ -453,19 +475,23 @@ class _Watcher(TorchDispatchMode):
         gated = not _alike(featured) or any(_storage(one.tensor) in self._made and not one.features for one in operands)
         if alone if sums else gated:
             self.consume(features)
+            spent += features
             features = []
         merged = [f._replace(direct=f.direct and not alone) for f in _merged(features)]
         for out in outputs:
             self._set(
                 out,
                 [w._replace(place=_expanded(w.place, out.shape)) for w in weights if _fits(w, out)],
-                [f._replace(rows=_expanded(f.rows, out.shape)) for f in merged],
+                [*(f._replace(rows=_expanded(f.rows, out.shape)) for f in merged), *_spent(spent, out)],
             )
 
     def _apply(self, name: str, operands: Sequence[_Operand], data: bool, outputs: Sequence[Tensor]) -> None:
         """Any other operator: it ends what is followed, but for functions of a single parameter that keep its shape."""
         weights = [w for one in operands for w in one.weights]
-        self.consume([f for one in operands for f in one.features], loss="loss" in name)
+        features = [f for one in operands for f in one.features]
+        self.consume(features, loss="loss" in name)
+        if outputs:
+            self._set(outputs[0], [], _spent(features, outputs[0]))
         same = [w for one in operands for w in one.weights if outputs and one.tensor.shape == outputs[0].shape]
         if data or (same and len({w.parameter for w in weights}) > 1):
             first = [] if data else operands[0].weights
@@ -505,6 +531,12 @@ class _Watcher(TorchDispatchMode):
     def _multiply(self, operands: Sequence[tuple[Tensor, str]], out: Tensor) -> None:
         pieces = [[] if self.is_data(t) else self.weights(t) for t, _ in operands]
         self.consume([f for t, _ in operands for f in self.features(t)], product=True)
+        for (tensor, spec), partners in zip(operands, pieces[::-1] if len(pieces) == 2 else pieces, strict=True):
+            batch, contracted = ([d for d, letter in enumerate(spec) if letter == one] for one in "bc")
+            # Either another stack meets them one by one, or their sum is taken, as weights of a router do.
+            stacks = any(0 in _varying(w.place, [0], self.shapes[w.parameter]) for w in partners) if batch else False
+            for f in self.features(tensor):
+                f.product.apart |= (stacks and _runs_over_stack(f, batch)) or _runs_over_stack(f, contracted)
         if len(operands) == 2 and all(pieces):
             # Of two parameters, those that are both contracted over their last dimension, as a linear layer does with
             # its input, are an activation and its weight; others are two factors of one weight.
@@ -624,6 +656,7 @@ class _Watcher(TorchDispatchMode):
         tells = ["looked up"] * (looked_up is not None) + sorted(entrywise or ())
         if products and wide:
             # A product with activations counts before one with constants, such as that of a spectral norm's estimate.
+            products, heads = [p.stacked() for p in products], [p.stacked() for p in heads]
             product = max(heads or products, key=lambda p: (p.letters is not None, p.active, p.kernel, p.plain))
             view = None if product.letters is None else product.view(shape, whole=bool(heads))
             many = product.stack > 1 or ((product.letters or "").startswith("k") and shape[0] > 1)
@@ -643,7 +676,7 @@ class _Watcher(TorchDispatchMode):
     def finish(self, outputs: Iterable[Tensor]) -> None:
         """Note the products whose result is an output of the model."""
         for tensor in outputs:
-            for feature in self.features(tensor):
+            for feature in (f for f in self.features(tensor) if not f.spent):
                 feature.product.logits |= feature.direct
                 feature.product.cuts.append(feature.used)
 
@@ -791,6 +824,30 @@ def _mask(rows: Tensor, count: int) -> Tensor:
     return mask
 
 
+def _spent(features: Iterable[_Feature], out: Tensor) -> list[_Feature]:
+    """What is left to follow of used rows: where the first dimension of a parameter that may be a stack went."""
+    left = {id(f.product): f for f in features if f.product.stackable and _expanded(f.rows, out.shape) is not None}
+    return [f._replace(rows=_expanded(f.rows, out.shape), direct=False, spent=True) for f in left.values()]
+
+
+def _runs_over_stack(feature: _Feature, dims: Iterable[int]) -> bool:
+    """Whether some dimensions of an activation run over the first of a parameter's outputs, and the others do not."""
+    if feature.rows is None or not feature.product.stackable:
+        return False
+    dims = {d % feature.rows.ndim for d in dims}
+    rows = feature.rows
+    for d in range(rows.ndim):
+        rows = rows.narrow(d, 0, 1) if rows.stride(d) == 0 and rows.shape[d] else rows
+    count = feature.product.sizes[0]
+    within = math.prod(feature.product.sizes[1:])
+    along, others = _indices(rows, list(dims)), _indices(rows, [d for d in range(rows.ndim) if d not in dims])
+    return (
+        torch.equal((along // within).unique(), torch.arange(count, device="cpu"))
+        and (along % within).unique().numel() == 1
+        and (others // within).unique().numel() == 1
+    )
+
+
 def _lost(feature: _Feature) -> _Feature:
     return feature._replace(rows=None)
 
@@ -810,7 +867,8 @@ def _merged(features: Iterable[_Feature], *, joined: bool = False) -> list[_Feat
             merged[id(f.product)] = f
             continue
         rows = old.rows if not joined and _same(old.rows, f.rows) else None
-        merged[id(f.product)] = _Feature(f.product, rows, old.used | f.used, old.direct and f.direct)
+        direct, spent = old.direct and f.direct, old.spent and f.spent
+        merged[id(f.product)] = _Feature(f.product, rows, old.used | f.used, direct, spent)
     return list(merged.values())
 
 
@@ -953,8 +1011,7 @@ def _unchanged(model: nn.Module, watcher: _Watcher) -> Iterator[None]:
             back.callback(_point_back, buffer, buffer.data, _key(buffer))
         for module in plain:
             back.callback(_set_changed, module, "training", module.training)
-            for kind in kinds:
-                back.callback(_refill, getattr(module, kind), getattr(module, kind).copy())
+            back.callback(_refill, module, {kind: getattr(module, kind).copy() for kind in kinds}, set(vars(module)))
         for module in sharded:
             back.callback(cast(Any, module).reshard)  # which a root module does not do after its forward
         for restore in (r for module in plain for value in vars(module).values() for r in _generators(value)):
@@ -978,9 +1035,14 @@ def _point_back(tensor: Tensor, data: Tensor, key: tuple[Any, ...]) -> None:
         tensor.data = data
 
 
-def _refill(container: dict[str, Any] | set[str], before: dict[str, Any] | set[str]) -> None:
-    container.clear()
-    container.update(cast(Any, before))
+def _refill(module: nn.Module, members: dict[str, Any], attributes: set[str]) -> None:
+    """Put back what a module holds, and remove new attributes that would hide it."""
+    for kind, before in members.items():
+        container = getattr(module, kind)
+        container.clear()
+        container.update(before)
+        for name in vars(module).keys() & set(before) - attributes:
+            del vars(module)[name]
 
 
 def _write_back(*written: Iterable[tuple[Tensor, Tensor]]) -> None:
