@@ -190,13 +190,17 @@ class Usage(NamedTuple):
 
 def _key(tensor: Tensor) -> tuple[Any, ...]:
     """What views of the same numbers share: autograd hands on other objects than an operator has returned."""
-    if type(tensor) not in (Tensor, nn.Parameter):
+    if not _has_storage(tensor):
         return (id(tensor),)
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if type(tensor) in (Tensor, nn.Parameter) else id(tensor)
+    return tensor.untyped_storage()._cdata if _has_storage(tensor) else id(tensor)
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
 
 
 def _moved(operator: Any, place: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -1054,7 +1058,11 @@ def _write_back(*written: Iterable[tuple[Tensor, Tensor]]) -> None:
 @torch.no_grad()
 def _copy_back(tensor: Tensor, original: Tensor) -> None:
     strided = tensor.layout is torch.strided
-    if tensor.is_meta or not strided or not torch.equal(tensor, original):
+    try:
+        same = not tensor.is_meta and torch.equal(tensor, original)
+    except RuntimeError:  # a layout or type whose numbers torch does not compare
+        same = False
+    if not same:
         for d in range(tensor.ndim if strided else 0):  # of an expanded tensor, the numbers that there are
             if tensor.stride(d) == 0 and tensor.shape[d]:
                 tensor, original = tensor.narrow(d, 0, 1), original.narrow(d, 0, 1)
