@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import polargrad
-from polargrad.distributed.checkpoint import CheckpointDamaged, _digest, load, save
+from polargrad.distributed.checkpoint import CheckpointDamaged, _digest, _overlap, load, save
 from polargrad.optim.polargrad import initialize_state
 from tests.distributed.layouts import Place, arguments_of
 from tests.distributed.worlds import spawn
@@ -244,10 +244,11 @@ def test_nothing_in_a_checkpoint_is_pickled_or_unpickled(tmp_path, monkeypatch):
 
 
 def forged(folder, change):
-    """Change the content of an index and give it a checksum that agrees."""
+    """Change the content of an index, or replace it by what `change` returns, and give it a checksum that agrees."""
     path = folder / "index.json"
     content = json.loads(path.read_text())["content"]
-    content = change(content) or content
+    new = change(content)
+    content = content if new is None else new
     path.write_text(json.dumps({"sha256": _digest(content), "content": content}))
 
 
@@ -287,6 +288,119 @@ def test_an_entry_point_that_an_index_names_is_not_imported(tmp_path, monkeypatc
     forged(tmp_path / "one", lambda content: content["plain"]["groups"][0]["options"].update(method="halley"))
     with pytest.raises(ValueError, match="make the optimizer with this method first"):
         load(tmp_path / "one", *made("alone", 1))
+
+
+def with_options(number, **options):
+    return lambda content: content["plain"]["groups"][number]["options"].update(options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_options(0, lr=float("nan")), "options of group 0 are refused: lr must be finite"),
+        (with_options(0, lr="x"), "options of group 0 are refused: lr must be a number"),
+        (with_options(1, scale="bogus"), "options of group 1 are refused: scale must be one of"),
+        (with_options(1, geometry={}), "options of group 1 are refused: geometry must be a name"),
+        (with_options(1, max_steps="x"), "options of group 1 are refused"),
+        (with_options(1, layout=[]), "options of group 1 are refused"),
+        (with_options(0, rule="adamw"), "rule is 'adamw' there and 'polar' here"),
+        (with_options(1, whitening="two-sided"), "they need left_covariance of parameter 0 .* which was not saved"),
+        (with_options(0, params=[]), "does not describe a checkpoint .it names options of a group that cannot be"),
+        (with_options(0, param_names=["a"]), "names options of a group"),
+    ],
+)
+def test_options_that_are_refused_change_nothing(change, message, tmp_path):
+    model, optimizer = made("alone", 1)
+    step(model, optimizer, 0, "alone", 1)
+    save(tmp_path / "one", model, optimizer)
+    forged(tmp_path / "one", change)
+    other, restored = made("alone", 1)
+    step(other, restored, 1, "alone", 1)
+    before = [p.clone() for p in other.parameters()]
+    momentum = restored.state[other.table]["momentum_buffer"].clone()
+    groups = [dict(group) for group in restored.param_groups]
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "one", other, restored)
+    assert all(map(torch.equal, before, other.parameters()))
+    assert torch.equal(momentum, restored.state[other.table]["momentum_buffer"])
+    assert all(one.keys() == group.keys() for one, group in zip(groups, restored.param_groups, strict=True))
+    assert all(one["lr"] == group["lr"] for one, group in zip(groups, restored.param_groups, strict=True))
+
+
+def test_a_state_that_another_optimizer_refuses_changes_nothing(tmp_path):
+    model = Model("alone", 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    step(model, optimizer, 0, "alone", 1)
+    save(tmp_path / "one", model, optimizer)
+    forged(tmp_path / "one", with_options(0, lr="x"))
+    other = Model("alone", 1)
+    before = [p.clone() for p in other.parameters()]
+    with pytest.raises(ValueError, match="lr of group 0 must be a number"):
+        load(tmp_path / "one", other, torch.optim.AdamW(other.parameters()))
+    assert all(map(torch.equal, before, other.parameters()))
+
+
+def in_extra(value):
+    return lambda content: content["plain"]["extra"].update(more=value)
+
+
+def with_tensor(shape, *chunks):
+    at = [[offset, size, "rank-00000.bin", 0] for offset, size in chunks]
+    return lambda content: content["tensors"].update(more=["float64", shape, at])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: [],
+        lambda content: [1],
+        lambda content: "x",
+        lambda content: content["plain"].update(groups="x"),
+        lambda content: content["plain"].update(groups={}),
+        *map(in_extra, [{"$dtype": "bogus"}, {"$device": "bogus"}, {"$bytes": "zz"}, {"$tuple": 5}, {"$tuple": "ab"}]),
+        *map(in_extra, [{"$mapping": [1]}, {"$mapping": [[[1], 2]]}, {"$mapping": 3}, {"$dtype": [1]}, {"$other": 1}]),
+        *map(in_extra, [{"$tensor": "nowhere"}, {"$tensor": ["a"]}, {"$mapping": [["a", {"$tensor": "nowhere"}]]}]),
+        with_options(0, lr={"$tensor": "model.table"}),
+        with_options(0, betas={"$tuple": 5}),
+        lambda content: content["plain"].update(extra={"$tuple": []}),
+        with_tensor([2**61, 2**61, 0]),
+        with_tensor([4], ([0], [2]), ([1], [3])),
+        with_tensor([4], ([0], [2]), ([1], [2])),
+        with_tensor([2, 3], ([0, 0], [2, 2]), ([1, 1], [1, 2])),
+        with_tensor([3, 2], ([0, 0], [1, 2]), ([1, 0], [2, 1]), ([0, 1], [2, 1])),
+        with_tensor([4], ([0], [2]), ([2], [1])),
+    ],
+)
+def test_an_index_that_makes_no_sense_is_damaged(change, tmp_path):
+    model, optimizer = made("alone", 1)
+    save(tmp_path / "one", model, optimizer, step=3)
+    forged(tmp_path / "one", lambda content: None)
+    assert load(tmp_path / "one", *made("alone", 1)) == {"step": 3}
+    forged(tmp_path / "one", change)
+    with pytest.raises(CheckpointDamaged, match="does not describe a checkpoint"):
+        load(tmp_path / "one", *made("alone", 1))
+
+
+def test_parts_that_fill_a_tensor_are_no_overlap():
+    grid = [((i, j), (2, 1)) for i in (0, 2, 4) for j in range(3)]
+    assert not _overlap(grid)
+    assert not _overlap([*grid, ((0, 1), (0, 3))])
+    assert _overlap([*grid, ((5, 2), (1, 1))])
+    assert not _overlap([((), ())])
+
+
+@pytest.mark.parametrize("target", ["a folder", "nothing"])
+def test_a_link_in_the_place_of_a_save_is_left_alone(target, tmp_path):
+    model, optimizer = made("alone", 1)
+    if target == "a folder":
+        (tmp_path / target).mkdir()
+        (tmp_path / target / "rank-00000.bin").write_bytes(b"mine")
+    for place in ("one.part", "two"):
+        (tmp_path / place).symlink_to(tmp_path / target)
+        with pytest.raises(FileExistsError, match=f"{place} exists and is"):
+            save(tmp_path / place.removesuffix(".part"), model, optimizer)
+        assert (tmp_path / place).is_symlink()
+    assert target == "nothing" or (tmp_path / target / "rank-00000.bin").read_bytes() == b"mine"
 
 
 def test_a_save_that_was_killed_does_not_block_its_place(tmp_path):

@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from polargrad.optim import PolarGrad
-from polargrad.optim.options import resolve
+from polargrad.optim.options import check_parameters, check_rate, fill_options, parameter_name, resolve
 from polargrad.optim.polargrad import initialize_state
 
 __all__ = ["CheckpointDamaged", "Saved", "load", "save", "sync_folder"]
@@ -161,7 +161,7 @@ class Saved:
         content = _read_index(path)
         try:
             return cls(folder, *_checked(content))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise CheckpointDamaged(f"{path} does not describe a checkpoint ({_line(error)}); restore it") from None
 
     def damage(self, first: int = 0, step: int = 1) -> str:
@@ -222,13 +222,60 @@ class Saved:
             raise ValueError(
                 f"{self.folder} is of another model or optimizer: {'; '.join(differences)}. Nothing was loaded"
             )
-        _call("load", {**state, **extra_tensors}, group, storage_reader=_reader(self))
         if ours:
-            for entry, saved in zip(optimizer.param_groups, self.groups, strict=True):
-                _set_options(entry, _options_of(saved))
+            options, refusals = self._checked_options(optimizer)
+            if refusals := _gathered(optimizer, refusals):
+                raise ValueError(f"{self.folder}: the saved options of {refusals[0]}. Nothing was loaded")
         else:
-            _load_foreign(optimizer, self.groups, foreign)
+            # What the optimizer itself refuses is refused before the weights are loaded.
+            _call("load", extra_tensors, group, storage_reader=_reader(self))
+            self._load_foreign(optimizer, foreign)
+            options, extra_tensors = [], {}
+        _call("load", {**state, **extra_tensors}, group, storage_reader=_reader(self))
+        for entry, loaded in zip(optimizer.param_groups, options, strict=False):
+            _set_options(entry, loaded)
         return extra
+
+    def _checked_options(self, optimizer: PolarGrad) -> tuple[list[dict[str, Any]], list[str]]:
+        """The options of each saved group, and why this rank's parameters and their state cannot take them."""
+        checked, refusals = [], []
+        for number, (present, saved) in enumerate(zip(optimizer.param_groups, self.groups, strict=True)):
+            group = {**present, **_options_of(saved)}
+            try:
+                fill_options(group, optimizer.defaults, strict=False)
+                if group["rule"] != present["rule"]:
+                    raise ValueError(f"rule is {group['rule']!r} there and {present['rule']!r} here")
+                rule = resolve(group)
+                check_parameters(group, rule)
+                for position, p in enumerate(group["params"]):
+                    name, state, own = parameter_name(present, position), optimizer.state.get(p, {}), {}
+                    rule.add_state(p, own, optimizer.executor)
+                    if missing := sorted(set(own) - set(state)):
+                        raise ValueError(f"they need {missing[0]} of {name}, which was not saved")
+                    rule.check_state(p, state, name, optimizer.executor)
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+                refusals.append(f"group {number} are refused: {error}")
+            checked.append({option: value for option, value in group.items() if option not in _NOT_OPTIONS})
+        return checked, refusals
+
+    def _load_foreign(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+        """Load an optimizer that is not ours, whose state is keyed by the number of the parameter."""
+        numbers = {name: number for number, name in enumerate(name for group in self.groups for name in group["names"])}
+        entries: list[dict[str, Any]] = []
+        for number, (present, saved) in enumerate(zip(optimizer.param_groups, self.groups, strict=True)):
+            options = {**present, **_options_of(saved)}
+            check_rate(f"{self.folder}: lr of group {number}", options["lr"], False)
+            if isinstance(present["lr"], Tensor):
+                options["lr"] = torch.full_like(present["lr"], options["lr"])
+            entries.append({**options, "params": [numbers[name] for name in saved["names"]]})
+        if unknown := sorted(set(state) - set(numbers)):
+            raise ValueError(f"{self.folder} holds the state of {unknown[0]}, which is in no group. Nothing was loaded")
+        rates = [group["lr"] for group in optimizer.param_groups]
+        numbered = {numbers[name]: kept for name, kept in state.items()}
+        optimizer.load_state_dict({"state": numbered, "param_groups": entries})
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            if isinstance(rate, Tensor):  # a compiled optimizer reads the rate from this very tensor
+                group["lr"] = rate.fill_(group["lr"])
 
     def _allocated(self, plain: Any, tensors: dict[str, Tensor]) -> Any:
         """The data with an empty tensor in place of each name of one; they go into `tensors` too."""
@@ -300,11 +347,15 @@ def clear_part(part: Path) -> None:
     """Remove what a save that was killed left behind.
 
     Raises:
-        FileExistsError: something else is in it.
+        FileExistsError: it is something else, such as a link, or something else is in it.
     """
-    if not part.exists():
+    if not os.path.lexists(part):
         return
-    if not part.is_dir() or any(not _DATA.fullmatch(f.name) and f.name != INDEX for f in part.iterdir()):
+
+    def ours(path: Path) -> bool:
+        return (path.name == INDEX or bool(_DATA.fullmatch(path.name))) and path.is_file() and not path.is_symlink()
+
+    if part.is_symlink() or not part.is_dir() or not all(map(ours, part.iterdir())):
         raise FileExistsError(
             f"{part} exists and is no unfinished checkpoint; it is left as it is: give another folder"
         )
@@ -341,7 +392,7 @@ def on_first_rank(act: Callable[[], object], group: Any = None) -> None:
 
 
 def _prepare(folder: Path, part: Path) -> None:
-    if folder.exists():
+    if os.path.lexists(folder):
         raise FileExistsError(f"{folder} exists and is left as it is; give another folder, or delete it")
     clear_part(part)
     part.mkdir(parents=True)
@@ -424,34 +475,19 @@ def _joined(plain: Any, tensor: Callable[[str], Tensor]) -> Any:
     if not isinstance(plain, Mapping):
         return plain
     kind, content = next(iter(plain.items())) if len(plain) == 1 else ("", None)
-    if kind == _TENSOR:
-        return tensor(str(content))
-    if kind == "$mapping" and isinstance(content, list):
+    if not kind.startswith("$"):
+        return {key: _joined(value, tensor) for key, value in plain.items()}
+    if kind in ("$mapping", "$tuple"):
+        _require(isinstance(content, list), f"{kind} {content!r:.40}")
+        if kind == "$tuple":
+            return tuple(_joined(content, tensor))
         return {_joined(key, tensor): _joined(value, tensor) for key, value in content}
-    if kind == "$tuple":
-        return tuple(_joined(content, tensor))
+    _require(isinstance(content, str) and kind in (_TENSOR, "$dtype", "$device", "$bytes"), f"{kind} {content!r:.40}")
+    if kind == _TENSOR:
+        return tensor(content)
     if kind == "$dtype":
-        return _DTYPES[str(content)]
-    if kind == "$device":
-        return torch.device(str(content))
-    if kind == "$bytes":
-        return bytes.fromhex(str(content))
-    return {key: _joined(value, tensor) for key, value in plain.items()}
-
-
-def _load_foreign(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], state: Mapping[str, Any]) -> None:
-    """Load an optimizer that is not ours, whose state is keyed by the number of the parameter."""
-    numbers = {name: number for number, name in enumerate(name for group in groups for name in group["names"])}
-    entries: list[dict[str, Any]] = []
-    for present, saved in zip(optimizer.param_groups, groups, strict=True):
-        rate = present["lr"]
-        options = _options_of(saved)
-        if isinstance(rate, Tensor):  # a compiled optimizer reads the rate from this very tensor
-            options["lr"] = rate.fill_(options["lr"])
-        entries.append({**options, "params": [numbers[name] for name in saved["names"]]})
-    optimizer.load_state_dict({"state": {numbers[name]: kept for name, kept in state.items()}, "param_groups": entries})
-    for present, entry in zip(optimizer.param_groups, entries, strict=True):
-        present["lr"] = entry["lr"]
+        return _DTYPES[content]
+    return torch.device(content) if kind == "$device" else bytes.fromhex(content)
 
 
 def _group_metadata(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -472,8 +508,12 @@ def _group_metadata(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
 
 
 def _options_of(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a saved group."""
-    return _joined(saved["options"], lambda name: torch.tensor(()))
+    """The options of a saved group, in which there are no tensors."""
+
+    def tensor(name: str) -> Tensor:
+        raise ValueError(f"it names the tensor {name!r} as an option")
+
+    return _joined(saved["options"], tensor)
 
 
 def _plain(value: Any) -> Any:
@@ -491,7 +531,6 @@ def _set_options(group: dict[str, Any], options: Mapping[str, Any]) -> None:
             old.fill_(value)  # keeps its identity: a compiled step reads it from there
         else:
             group[key] = value
-    resolve(group)
 
 
 def _gathered(optimizer: torch.optim.Optimizer, texts: list[str]) -> list[str]:
@@ -520,6 +559,8 @@ def _read_index(path: Path) -> dict[str, Any]:
         whole, content = False, {}
     if not whole:
         raise CheckpointDamaged(f"{path} is cut short or was changed since it was written; use another checkpoint")
+    if not isinstance(content, dict):
+        raise CheckpointDamaged(f"{path} does not describe a checkpoint (it holds {content!r:.40}); restore it")
     if content.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {content.get('format')!r}, this version reads {FORMAT}; use the version that wrote it"
@@ -558,18 +599,26 @@ def _checked(content: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[int, str]
             _require(type(at) is int and 0 <= at <= end <= files[file][0], f"a part of {name}")
             parts.append(dcp.ChunkStorageMetadata(torch.Size(offsets), torch.Size(lengths)))
             places[dcp.MetadataIndex(name, offsets, number)] = _Chunk(file, at, lengths, dtype)
-        _require(len({part.offsets for part in parts}) == len(parts), f"two parts of {name} in one place")
-        _require(
-            sum(math.prod(part.sizes) for part in parts) == math.prod(size), f"parts of {name} that do not fill it"
-        )
+        boxes = [(part.offsets, part.sizes) for part in parts]
+        _require(len({offsets for offsets, _ in boxes}) == len(boxes), f"two parts of {name} in one place")
+        _require(not _overlap(boxes), f"parts of {name} that overlap")
+        _require(sum(math.prod(sizes) for _, sizes in boxes) == math.prod(size), f"parts of {name} that do not fill it")
         tensors[name] = dcp.TensorStorageMetadata(dcp.TensorProperties(dtype=dtype), torch.Size(size), parts)
     groups, state, extra = content["plain"]["groups"], content["plain"]["state"], content["plain"]["extra"]
+    _require(isinstance(groups, list) and isinstance(state, dict) and isinstance(extra, dict), "the state")
+    named = [name for group in groups for name in group["names"]]
+    _require(len(set(named)) == len(named) and all(isinstance(name, str) for name in named), "the groups")
+
+    def tensor(name: str) -> Tensor:
+        _require(name in tensors, f"a tensor {name!r}, which it lacks,")
+        return torch.empty(0)
+
+    # All that is put together when it is loaded, here with other tensors.
+    for entry in (state, extra):
+        _require(isinstance(_joined(entry, tensor), dict), "the state")
     for group in groups:
-        named = isinstance(group["names"], list) and all(isinstance(name, str) for name in group["names"])
-        _require(named and isinstance(group["options"], dict), "a group")
-    _require(isinstance(state, dict) and isinstance(extra, dict), "the state")
-    for name in _mentioned([state, extra]):
-        _require(name in tensors, f"a tensor {name!r}, which it lacks")
+        options = _options_of(group)
+        _require(isinstance(options, dict) and not set(options) & set(_NOT_OPTIONS), "options of a group")
     return dcp.Metadata(state_dict_metadata=tensors, storage_data=places), files, groups, state, extra
 
 
@@ -579,16 +628,28 @@ def _require(holds: object, what: str) -> None:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    _require(isinstance(value, list) and all(type(n) is int and 0 <= n < 2**62 for n in value), f"the shape {value!r}")
+    sizes = isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    # As many bytes as an address reaches, also without the dimensions of size 0, which strides leave out.
+    _require(sizes and math.prod(n or 1 for n in value) < 2**59, f"the shape {value!r}")
     return tuple(value)
 
 
-def _mentioned(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping) and set(value) == {_TENSOR}:
-        yield value[_TENSOR]
-    elif isinstance(value, Mapping | list):
-        for entry in value.values() if isinstance(value, Mapping) else value:
-            yield from _mentioned(entry)
+def _overlap(boxes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
+    """Whether two of the boxes (offsets, sizes) have an element in common."""
+    boxes = [(offsets, sizes) for offsets, sizes in boxes if math.prod(sizes)]
+    if len(boxes) < 2:
+        return False
+    # Boxes that follow each other along the dimension in which they start at the most places.
+    dims = range(len(boxes[0][0]))
+    dim = max(dims, key=lambda d: len({offsets[d] for offsets, _ in boxes}), default=0)
+    boxes.sort(key=lambda box: box[0][dim : dim + 1])
+    for number, (offsets, sizes) in enumerate(boxes):
+        for others, lengths in boxes[number + 1 :]:
+            if dims and others[dim] >= offsets[dim] + sizes[dim]:
+                break
+            if all(others[d] < offsets[d] + sizes[d] and offsets[d] < others[d] + lengths[d] for d in dims):
+                return True
+    return False
 
 
 def _line(error: BaseException) -> str:
