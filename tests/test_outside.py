@@ -53,6 +53,7 @@ def file(tmp_path):
     path.write_text(FILE)
     yield path
     sys.modules.pop("beside", None)
+    outside._BESIDE.pop("beside", None)
     for table in (METHODS, GEOMETRIES, RECIPES):
         for key in [key for key in table if str(tmp_path) in key or key in ("Frobenius", "Weighted")]:
             del table[key]
@@ -145,6 +146,74 @@ def test_a_file_that_changed_is_loaded_again(file):
     assert before["sha256"] != after["sha256"]
 
 
+@pytest.fixture
+def folders(tmp_path):
+    """Two folders, each with a file and a module that it imports."""
+    modules, path = set(sys.modules), list(sys.path)
+    for number, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own_helper.py").write_text(f"VALUE = {number}\n")
+        (tmp_path / name / "mine.py").write_text("from own_helper import VALUE\nclass Mine:\n    value = VALUE\n")
+    yield tmp_path
+    for name in set(sys.modules) - modules:
+        del sys.modules[name]
+    for name in [name for name, files in outside._BESIDE.items() if str(tmp_path) in next(iter(files))]:
+        del outside._BESIDE[name]
+    sys.path[:] = path
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_file_never_gets_the_module_of_another_folder(folders, late):
+    if late:
+        for name in "ab":
+            (folders / name / "mine.py").write_text("class Mine:\n    def value(self):\n        import own_helper\n")
+    assert load(f"{folders / 'a/mine.py'}:Mine")[1]
+    with pytest.raises(ValueError, match=r"imports own_helper, which lies beside it, and .*a/own_helper.py has that"):
+        load(f"{folders / 'b/mine.py'}:Mine")
+    (folders / "b" / "own_helper.py").rename(folders / "b" / "other_helper.py")
+    (folders / "b" / "mine.py").write_text("from other_helper import VALUE\nclass Mine:\n    value = VALUE\n")
+    assert load(f"{folders / 'b/mine.py'}:Mine")[1].value == 1
+
+
+def test_a_module_beside_a_file_may_be_a_link(folders):
+    (folders / "elsewhere.py").write_text("VALUE = 7\n")
+    (folders / "a" / "own_helper.py").unlink()
+    (folders / "a" / "own_helper.py").symlink_to(folders / "elsewhere.py")
+    assert load(f"{folders / 'a/mine.py'}:Mine")[1].value == 7
+    (folders / "elsewhere.py").write_text("VALUE = 8\n")
+    assert load(f"{folders / 'a/mine.py'}:Mine")[1].value == 8
+
+
+def test_a_module_beside_a_file_goes_before_an_installed_one(folders, monkeypatch):
+    monkeypatch.syspath_prepend(str(folders / "a"))
+    assert load(f"{folders / 'b/mine.py'}:Mine")[1].value == 1
+
+
+def test_a_changed_module_beside_a_file_is_noticed_and_loaded_again(folders):
+    file, helper = folders / "a" / "mine.py", folders / "a" / "own_helper.py"
+    (folders / "a" / "package").mkdir()
+    (folders / "a" / "package" / "__init__.py").write_text("from package.inner import OTHER\n")
+    (folders / "a" / "package" / "inner.py").write_text("OTHER = 1\n")
+    helper.write_text("from package import OTHER as VALUE\n")
+    made = load(f"{file}:Mine")[1]
+    assert made.value == 1
+    before = origin(made)
+    assert load(f"{file}:Mine")[1] is made
+    (folders / "a" / "package" / "inner.py").write_text("OTHER = 2\n")
+    again = load(f"{file}:Mine")[1]
+    assert again.value == 2
+    after = origin(again)
+    assert before["sha256"] == after["sha256"]
+    names = ["own_helper.py", "package/__init__.py", "package/inner.py"]
+    assert list(after["beside"]) == [str(folders / "a" / name) for name in names]
+    assert [before["beside"][name] == after["beside"][name] for name in after["beside"]] == [True, True, False]
+    helper.write_text("broken(\n")
+    with pytest.raises(ValueError, match="cannot be imported: SyntaxError"):
+        load(f"{file}:Mine")
+    helper.write_text("VALUE = 5\n")
+    assert load(f"{file}:Mine")[1].value == 5
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -177,6 +246,12 @@ def test_a_reference_to_nothing(reference, error, message):
 def test_a_whole_file_says_what_is_in_it(file):
     with pytest.raises(ValueError, match=r"own\.py is a whole file; write .*own\.py:NAME .*it has Eigen, Frobenius"):
         load(str(file))
+
+
+    with pytest.raises(ValueError, match=r"own\.py is a whole file; write [^:]*own\.py:NAME for one"):
+        load(f"{file}:")
+    with pytest.raises(ValueError, match=r"torch\.optim is a whole module; write torch\.optim:NAME for one"):
+        load("torch.optim:")
 
 
 def test_what_is_no_reference():

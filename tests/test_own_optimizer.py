@@ -86,6 +86,10 @@ def test_a_run_of_it_goes_on_to_the_last_bit_and_not_with_other_code(page):
     (page / "mine.py").write_text(text + "# changed\n")
     with pytest.raises(CheckpointError, match=r"mine\.py:MyOptimizer has changed since stopped was begun"):
         runner.resume("stopped")
+    environment = page / "stopped" / "environment.json"
+    environment.write_text(environment.read_text()[:-40])
+    with pytest.raises(CheckpointError, match=r"is of another configuration: code\..*mine\.py:MyOptimizer was"):
+        runner.resume("stopped")  # the checkpoint knows, where the record of the run is damaged
     (page / "mine.py").write_text(text)
     resumed = runner.resume("stopped")
     assert [r["val_loss"] for r in resumed.of_kind("eval")] == [r["val_loss"] for r in whole.of_kind("eval")]
@@ -163,6 +167,7 @@ def test_its_source_is_trained_on(page, capsys):
         ("run mine.py", "mine.py is a whole file; write mine.py:NAME for one thing in it; it has MyOptimizer"),
         ("run norms.py:TopSingular", "and not an optimizer"),
         ("run nosuch", "unknown recipe, matrix problem or study 'nosuch'"),
+        ("run problems.py:Shrinkage --set rows=-3", "rows"),
         ("run problems.py:Shrinkage --set wieght=1", "did you mean 'weight'"),
         ("pretrain --data mine.py:MyOptimizer --layers 1 --recipe polar", "gave no source: TypeError"),
         ("pretrain --data texts.py:Source --layers 1 --recipe polar", "gave no source: TypeError"),
@@ -170,7 +175,9 @@ def test_its_source_is_trained_on(page, capsys):
 )
 def test_bad_input_is_one_sentence(page, capsys, arguments, message):
     code = run(f"polargrad {arguments}")
-    said = capsys.readouterr().err.removeprefix("Results go to").splitlines()[-1]
+    lines = capsys.readouterr().err.splitlines()
+    said = lines[-1]
     assert code == 2, said
     assert message in said
+    assert not [line for line in lines if line.startswith("Results go to")]
     assert not list(page.glob("runs/*/*"))

@@ -2,18 +2,20 @@
 
     FILE.py:NAME    package.module:NAME    package.module.NAME    a name that an installed package announces
 
-Loading runs the file, as `python FILE.py` would. So only a reference that a person gives, on the command line, in a
+Loading runs the file, as `python FILE.py` would: what it imports from beside it is found before what is installed. One
+process has one module of a name, so that files in two folders cannot each have a `helper.py` of their own. Only a reference that a person gives, on the command line, in a
 spec or to a constructor, is loaded; one that stands in the state of an optimizer is not.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +25,8 @@ __all__ = ["announced", "described", "is_reference", "load", "origin"]
 
 T = TypeVar("T")
 _LOADED: dict[Path, tuple[str, ModuleType]] = {}
+# Modules that lie beside files from outside and are theirs: the checksums of their files, of which the first is run.
+_BESIDE: dict[str, dict[str, str]] = {}
 
 
 def is_reference(name: object) -> bool:
@@ -38,11 +42,12 @@ def is_reference(name: object) -> bool:
 def load(reference: str) -> tuple[str, Any]:
     """What a reference names, and the reference as another process finds it: a file with its absolute path.
 
-    A file is loaded once, and again when its content has changed.
+    A file is loaded once, and again when its content has changed, or that of modules beside it which it imports.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file or module cannot be imported, or has nothing of that name.
+        ValueError: the file or module cannot be imported, has nothing of that name, or imports a module from beside it
+            whose name another module has taken.
 
     Example:
         >>> load("torch.optim.RAdam")
@@ -66,8 +71,10 @@ def load(reference: str) -> tuple[str, Any]:
     return f"{where}:{name}", found
 
 
-def origin(found: Any) -> dict[str, str]:
+def origin(found: Any) -> dict[str, Any]:
     """The file that defines a class or function, and the SHA-256 of its content; plain data.
+
+    Of a file that `load` was given, also those of the modules beside it that it imports, under "beside".
 
     Code without a file, such as a cell's, has the checksum of its source, and what has none either an empty one.
 
@@ -79,7 +86,11 @@ def origin(found: Any) -> dict[str, str]:
     try:
         file = inspect.getsourcefile(found)
         if file is not None and Path(file).is_file():
-            return {"file": str(Path(file).resolve()), "sha256": _checksum(Path(file).read_bytes())}
+            path = Path(file).resolve()
+            beside = _beside(path) if path.parent in {loaded.parent for loaded in _LOADED} else {}
+            files = {name: checksum for files in beside.values() for name, checksum in files.items()}
+            own = {"file": str(path), "sha256": _checksum(path.read_bytes())}
+            return {**own, "beside": files} if files else own
         return {"file": "", "sha256": _checksum(inspect.getsource(found).encode())}
     except (TypeError, OSError):  # of a compiled module, or typed into an interpreter
         return {"file": "", "sha256": ""}
@@ -90,27 +101,85 @@ def _module_of(path: Path, given: str) -> ModuleType:
         content = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
         raise FileNotFoundError(f"there is no file {given}; give the path of a Python file") from None
-    checksum = _checksum(content)
+    beside = _beside(path)
+    checksum = _checksum(content + repr(beside).encode())
     if path in _LOADED and _LOADED[path][0] == checksum:
         return _LOADED[path][1]
     name = f"_outside_{path.stem}_{_checksum(str(path).encode())[:8]}"
+    changed = {name, *_changed(given, beside)}
+    previous = {key: sys.modules.pop(key) for key in list(sys.modules) if key in changed}
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module, run = importlib.util.module_from_spec(spec), spec.loader.exec_module
-    if str(path.parent) not in sys.path:  # it may import what lies beside it
-        sys.path.append(str(path.parent))
-    previous = sys.modules.get(name)
     sys.modules[name] = module  # dataclasses and pickle look there
+    folder, writes = str(path.parent), sys.dont_write_bytecode
+    sys.path.insert(0, folder)
+    sys.dont_write_bytecode = True  # compiled files are told apart by the second, so that a change could go unseen
+    importlib.invalidate_caches()
     try:
         _imported(given, lambda: run(module))
     except ValueError:
         del sys.modules[name]
-        if previous is not None:
-            sys.modules[name] = previous
+        sys.modules.update(previous)
         raise
+    finally:
+        sys.dont_write_bytecode = writes
+        sys.path.remove(folder)
+        if folder not in sys.path:  # for what it imports later
+            sys.path.append(folder)
     _LOADED[path] = checksum, module
+    _BESIDE.update(beside)
     return module
+
+
+def _beside(path: Path) -> dict[str, dict[str, str]]:
+    """The modules beside a file that it imports, also through each other: the checksums of their files by name.
+
+    Of a package the files are all that are in it. Imports are looked for in the source, those inside functions too.
+    """
+    found: dict[str, dict[str, str]] = {}
+    left = [path]
+    while left:
+        try:
+            tree = ast.parse(left.pop().read_bytes())
+        except (SyntaxError, ValueError):
+            continue  # importing it says so
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names = [node.module]
+            for top in {name.partition(".")[0] for name in names} - {*found, *sys.builtin_module_names, "polargrad"}:
+                package, single = path.parent / top / "__init__.py", path.parent / f"{top}.py"
+                if package.is_file():
+                    files = [package, *sorted(f for f in package.parent.rglob("*.py") if f != package and f.is_file())]
+                else:
+                    files = [single] if single.is_file() and single != path else []
+                if files:
+                    found[top] = {str(file): _checksum(file.read_bytes()) for file in files}
+                    left += files
+    return dict(sorted(found.items()))
+
+
+def _changed(given: str, beside: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The imported modules beside a file, where the content of one is another by now: they import each other.
+
+    Raises:
+        ValueError: a module of the same name from elsewhere is imported, or is another file's.
+    """
+    for top, files in beside.items():
+        own = next(iter(files))
+        there, owned = sys.modules.get(top), _BESIDE.get(top)
+        taken = getattr(there, "__file__", None) if there is not None else next(iter(owned or files))
+        if taken is None or Path(taken).resolve() != Path(own).resolve():
+            raise ValueError(
+                f"{given} imports {top}, which lies beside it, and {taken or 'another module'} has that name in this "
+                f"process; rename {own}"
+            )
+    owned = {top for top in beside if top in _BESIDE}
+    if all(_BESIDE[top] == beside[top] for top in owned):
+        return []
+    return [name for name in sys.modules if name.partition(".")[0] in owned]
 
 
 def _imported(where: str, run: Callable[[], T]) -> T:
@@ -125,7 +194,9 @@ def _nothing_of(reference: str, where: str, name: str, module: ModuleType) -> st
     own = [key for key, entry in vars(module).items() if getattr(entry, "__module__", None) == module.__name__]
     has = f"it has {', '.join(key for key in own if not key.startswith('_'))}" if own else "it defines nothing"
     if not name:
-        return f"{reference} is a whole file; write {reference}:NAME for one thing in it; {has}"
+        whole = reference.rstrip(".:")
+        kind = "file" if where.endswith(".py") else "module"
+        return f"{whole} is a whole {kind}; write {whole}:NAME for one thing in it; {has}"
     return f"{where} has no {name!r}; {has}" if len(own) <= 20 else f"{where} has no {name!r}"
 
 

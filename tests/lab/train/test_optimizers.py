@@ -229,6 +229,12 @@ def test_torchs_own_that_do_not_fit_are_refused(reference, message):
         built(reference)
 
 
+def test_a_bad_option_is_not_laid_to_the_vectors():
+    with pytest.raises(ValueError, match=r"torch\.optim:SGD cannot be made with .*momentum='foo'") as failure:
+        built("torch.optim:SGD", ("*.momentum=foo",))
+    assert "hidden matrices alone" not in str(failure.value)
+
+
 @pytest.mark.parametrize("reference", ["torch.optim.RAdam", "torch.optim:NAdam", "torch.optim:Muon+adamw"])
 def test_torchs_own_take_part(reference):
     assert go_on(reference) == 0.0

@@ -133,8 +133,10 @@ class Run(Options):
         self.parallel.refuse(self.name)
         own = {"settings": self.matrix.settings(), "seed": self.seed, "steps": self.steps}
         options = ExperimentOptions(**values_of(MatrixOptions, self.matrix), **own)
-        out = terminal.new_folder(self.out, problem.kind)
-        print_experiment(*run_experiment(problem, out, options, progress=terminal_progress))
+        out = terminal.place(self.out, problem.kind)
+        print_experiment(
+            *run_experiment(problem, out, options, progress=terminal_progress, created=terminal.created)
+        )
 
     def _study(self) -> None:
         """A study says what it found; claims that failed end it with exit code 1."""

@@ -286,15 +286,21 @@ def build_optimizer(spec: RunSpec, module: torch.nn.Module, process_group: Any =
 
 
 def code_checksums(environment: Mapping[str, Any]) -> dict[str, str]:
-    """The checksums of the code from outside that an environment's record names."""
-    return {name: code["sha256"] for name, code in environment.get("code", {}).items()}
+    """The checksums of the code from outside that an environment's record names, as far as it can be read."""
+    checksums: dict[str, str] = {}
+    named = environment.get("code")
+    for name, code in named.items() if isinstance(named, Mapping) else ():
+        if isinstance(code, Mapping):
+            beside = code.get("beside")
+            checksums |= {name: code.get("sha256"), **(beside if isinstance(beside, Mapping) else {})}
+    return checksums
 
 
-def outside_code(spec: RunSpec) -> dict[str, dict[str, str]]:
+def outside_code(spec: RunSpec) -> dict[str, dict[str, Any]]:
     """Where the code from outside of the package is that a run uses, and its checksum, by the name in the spec.
 
-    Code here is an optimizer, a geometry, a polar method, a matrix problem or a source of text. What its file imports
-    is not looked at.
+    Code here is an optimizer, a geometry, a polar method, a matrix problem or a source of text. Of what its file
+    imports, modules beside it are looked at; see `polargrad.outside.origin`.
 
     Raises:
         FileNotFoundError: a file that the spec names is not there.

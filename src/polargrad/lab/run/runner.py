@@ -141,8 +141,9 @@ def resume(
         options = dataclasses.replace(options, policy=policy)
     _tell_others(parallel, held, path, options)
     built = build(held, parallel)
-    codes = [code_checksums(environment) for environment in (read_environment(path), built.environment)]
-    if changed := [name for name in codes[1] if codes[0].get(name) != codes[1][name]]:
+    # What a damaged record does not hold, the checkpoint's configuration does.
+    recorded, present = code_checksums(read_environment(path)), code_checksums(built.environment)
+    if changed := [name for name in present if recorded.get(name, present[name]) != present[name]]:
         raise CheckpointError(
             f"{', '.join(changed)} has changed since {path} was begun (its SHA-256 in environment.json is another); "
             "resume with the code as it was, or start a new run in another folder"

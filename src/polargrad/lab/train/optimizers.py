@@ -184,17 +184,27 @@ def _outside(rule: str, groups: Sequence[Mapping[str, Any]]) -> Optimizer:
     if "closure" in step and step["closure"].default is inspect.Parameter.empty:
         raise ValueError(f"{rule} needs a closure in each step, which the training loop does not give")
 
-    def make(parameters: Sequence[Sequence[Tensor]]) -> Optimizer:
+    def made_of(parameters: Sequence[Sequence[Tensor]]) -> Optimizer:
         own = [
             {"params": list(p), "role": group.get("role", ""), **{key: own[key] for key in own if key in varied}}
             for p, group, own in zip(parameters, groups, given, strict=True)
         ]
+        return made(own, **shared, **needed)  # pyright: ignore[reportCallIssue]
+
+    def takes_matrices(parameters: Sequence[Sequence[Tensor]]) -> bool:
+        """Whether it can be made of the matrices alone, and has refused the vectors beside them."""
+        matrices = [[p for p in each if p.ndim > 1] for each in parameters]
         try:
-            optimizer = made(own, **shared, **needed)  # pyright: ignore[reportCallIssue]
+            return any(p.ndim < 2 for each in parameters for p in each) and bool(made_of(matrices))
+        except (TypeError, ValueError, AssertionError):
+            return False
+
+    def make(parameters: Sequence[Sequence[Tensor]]) -> Optimizer:
+        try:
+            optimizer = made_of(parameters)
         except (TypeError, ValueError, AssertionError) as error:
             options = ", ".join(f"{option}={value!r}" for option, value in shared.items())
-            alone = any(p.ndim < 2 for each in parameters for p in each)
-            hint = f"; {rule}+adamw steps the hidden matrices alone" if alone else ""
+            hint = f"; {rule}+adamw steps the hidden matrices alone" if takes_matrices(parameters) else ""
             raise ValueError(f"{rule} cannot be made with {options}: {error}{hint}") from error
         if fixed := sorted(varied - set(optimizer.defaults)):
             raise ValueError(f"{rule} has one {fixed[0]} for all roles, and they differ in it; give one value")

@@ -121,6 +121,7 @@ def run_experiment(
     options: ExperimentOptions | None = None,
     *,
     progress: Callable[[str], Progress | None] = lambda _label: None,
+    created: Callable[[Path], object] = lambda path: None,
 ) -> tuple[list[Run], Path]:
     """Run a problem's experiment into a new folder, and write its figures and page.
 
@@ -129,6 +130,7 @@ def run_experiment(
         out: the new folder; each run has a folder of its name inside.
         options: which configurations, seeds and sizes; None: all of the first preset, at the full size.
         progress: makes the progress display of one run from the run's name.
+        created: called with the folder once it is there.
 
     Returns:
         The runs, and the path of the page.
@@ -144,6 +146,7 @@ def run_experiment(
     objective.build(options.seed)  # whatever is wrong with the data is said before there is a folder
     specs = options.specs(problem)
     create_folder(path)
+    created(path)
     write_json(path / EXPERIMENT, {"experiment": objective.kind, "choices": dataclasses.asdict(options)})
     return _carry_out(specs, path, options, progress)
 
