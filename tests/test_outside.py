@@ -247,7 +247,6 @@ def test_a_whole_file_says_what_is_in_it(file):
     with pytest.raises(ValueError, match=r"own\.py is a whole file; write .*own\.py:NAME .*it has Eigen, Frobenius"):
         load(str(file))
 
-
     with pytest.raises(ValueError, match=r"own\.py is a whole file; write [^:]*own\.py:NAME for one"):
         load(f"{file}:")
     with pytest.raises(ValueError, match=r"torch\.optim is a whole module; write torch\.optim:NAME for one"):

@@ -3,8 +3,9 @@
     FILE.py:NAME    package.module:NAME    package.module.NAME    a name that an installed package announces
 
 Loading runs the file, as `python FILE.py` would: what it imports from beside it is found before what is installed. One
-process has one module of a name, so that files in two folders cannot each have a `helper.py` of their own. Only a reference that a person gives, on the command line, in a
-spec or to a constructor, is loaded; one that stands in the state of an optimizer is not.
+process has one module of a name, so that files in two folders cannot each have a `helper.py` of their own. Only a
+reference that a person gives, on the command line, in a spec or to a constructor, is loaded; one that stands in the
+state of an optimizer is not.
 """
 
 from __future__ import annotations

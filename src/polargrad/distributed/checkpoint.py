@@ -477,12 +477,12 @@ def _joined(plain: Any, tensor: Callable[[str], Tensor]) -> Any:
     kind, content = next(iter(plain.items())) if len(plain) == 1 else ("", None)
     if not kind.startswith("$"):
         return {key: _joined(value, tensor) for key, value in plain.items()}
-    if kind in ("$mapping", "$tuple"):
-        _require(isinstance(content, list), f"{kind} {content!r:.40}")
-        if kind == "$tuple":
-            return tuple(_joined(content, tensor))
+    if kind == "$mapping" and isinstance(content, list):
         return {_joined(key, tensor): _joined(value, tensor) for key, value in content}
-    _require(isinstance(content, str) and kind in (_TENSOR, "$dtype", "$device", "$bytes"), f"{kind} {content!r:.40}")
+    if kind == "$tuple" and isinstance(content, list):
+        return tuple(_joined(content, tensor))
+    if kind not in (_TENSOR, "$dtype", "$device", "$bytes") or not isinstance(content, str):
+        raise ValueError(f"it names {kind} {content!r:.40} that cannot be")
     if kind == _TENSOR:
         return tensor(content)
     if kind == "$dtype":

@@ -134,9 +134,7 @@ class Run(Options):
         own = {"settings": self.matrix.settings(), "seed": self.seed, "steps": self.steps}
         options = ExperimentOptions(**values_of(MatrixOptions, self.matrix), **own)
         out = terminal.place(self.out, problem.kind)
-        print_experiment(
-            *run_experiment(problem, out, options, progress=terminal_progress, created=terminal.created)
-        )
+        print_experiment(*run_experiment(problem, out, options, progress=terminal_progress, created=terminal.created))
 
     def _study(self) -> None:
         """A study says what it found; claims that failed end it with exit code 1."""

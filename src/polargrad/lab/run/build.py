@@ -292,7 +292,7 @@ def code_checksums(environment: Mapping[str, Any]) -> dict[str, str]:
     for name, code in named.items() if isinstance(named, Mapping) else ():
         if isinstance(code, Mapping):
             beside = code.get("beside")
-            checksums |= {name: code.get("sha256"), **(beside if isinstance(beside, Mapping) else {})}
+            checksums |= {name: str(code.get("sha256")), **(beside if isinstance(beside, Mapping) else {})}
     return checksums
 
 
