@@ -96,6 +96,56 @@ def test_wherever_a_step_fails_its_retry_ends_where_one_step_would(variant):
     assert failures > 10
 
 
+@pytest.mark.parametrize("mode", ["plain", "cautious"])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_parameter_of_adamw_steps_whole_or_not_at_all(mode, capturable):
+    """Wherever torch's AdamW fails, at its beginning, between its operations, or at its end."""
+
+    class Halt(torch.overrides.TorchFunctionMode):
+        def __init__(self, at):
+            super().__init__()
+            self.left = at
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            # Not the last writes of `_foreach_copy_` and of the kernel, which allocate nothing.
+            if not func.__name__.startswith("_") or func.__name__ in ("_foreach_mul_", "_foreach_add_"):
+                self.left -= 1
+                if self.left == 0:
+                    raise MemoryError("planted")
+            return func(*args, **(kwargs or {}))
+
+    def stepped(at):
+        parameters = [torch.nn.Parameter(torch.linspace(-1.0, 2.0, n)) for n in (3, 5)]
+        groups = [{"params": parameters, "rule": "adamw", "weight_decay": 0.5, "weight_decay_mode": mode}]
+        optimizer = polargrad.PolarGrad(groups, lr=0.1, capturable=capturable)
+        give_gradients(parameters, 0)
+        optimizer.step()
+        give_gradients(parameters, 1)
+        before = [state_of(optimizer, p) for p in parameters]
+        failed = False
+        try:
+            with Halt(at):
+                optimizer.step()
+        except MemoryError:
+            failed = True
+        after = [state_of(optimizer, p) for p in parameters]
+        if failed:
+            optimizer.step()
+        return failed, before, after, [state_of(optimizer, p) for p in parameters]
+
+    _, _, whole, _ = stepped(10**6)
+    for at in itertools.count(1):
+        failed, before, after, retried = stepped(at)
+        assert all(map(same, retried, whole)), at
+        if not failed:
+            break
+        weights = [a["weights"] for a in after]
+        assert all(
+            torch.equal(w, b["weights"]) or same(a, n) for w, a, b, n in zip(weights, after, before, whole, strict=True)
+        )
+    assert at > 10
+
+
 def test_new_gradients_after_a_failure_are_a_new_step(monkeypatch):
     optimizer, parameters = made()
     give_gradients(parameters, 0)

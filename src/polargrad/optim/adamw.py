@@ -65,10 +65,12 @@ class AdamWRule:
                 context.skips.add(context.group_index, tuple(members), keep, unread=masked)
                 if not masked:
                     chosen = keep.nonzero().flatten().tolist()
+                    context.done.append((context.group_index, tuple(sorted({*members} - {members[i] for i in chosen}))))
             parameters, gradients = [parameters[i] for i in chosen], [gradients[i] for i in chosen]
-            states = [context.states[p] for p in parameters]
-            self._move(lr, parameters, gradients, states, keep if masked else None, context.executor)
-            context.done.append((context.group_index, tuple(members)))
+            # One call on a device; elsewhere one parameter after the other, which torch does as well.
+            for own in [slice(None)] if masked else [slice(i, i + 1) for i in range(len(parameters))]:
+                self._move(lr, parameters[own], gradients[own], context, keep if masked else None)
+                context.done.append((context.group_index, tuple(members[i] for i in chosen[own])))
 
     def check_state(self, parameter: Tensor, state: Mapping[str, Any], name: str, executor: Executor) -> None:
         """Refuse a loaded state whose tensors are missing or have other shapes than the parameter's own."""
@@ -90,26 +92,35 @@ class AdamWRule:
         lr: float | Tensor,
         parameters: list[Tensor],
         gradients: list[Tensor],
-        states: list[dict[str, Any]],
+        context: StepContext,
         keep: Tensor | None,
-        executor: Executor,
     ) -> None:
-        """Step parameters on one device; where `keep`, equal booleans (P,) there, is False, nothing changes."""
+        """Step parameters on one device; where `keep`, equal booleans (P,) there, is False, nothing changes.
+
+        They step with their whole state or, where torch's AdamW fails, not at all: it works on copies of what it would
+        leave half done. The fused kernel leaves nothing half done by itself.
+        """
+        executor, states = context.executor, [context.states[p] for p in parameters]
         for p, state in zip(parameters, states, strict=True):
             self.add_state(p, state, executor)
         W, steps = executor.local(parameters), [state["step"] for state in states]
         m, v = (executor.local([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq"))
-        decay = self.weight_decay
+        decay, held = self.weight_decay, [W, m, v, steps] if keep is None else [W] if self.cautious else []
+        copies = [[tensor.clone() for tensor in tensors] for tensors in held]
+        W, m, v, steps = (*copies, *[W, m, v, steps][len(copies) :])
         if decay and self.cautious:
             # The step goes along the new first moment, whose sign is known before the step.
             moments = [old.lerp(g, 1 - self.betas[0]) for g, old in zip(gradients, m, strict=True)]
             step = None if keep is None else list(keep.unbind())
             sign = -1.0 if self.maximize else 1.0
-            torch._foreach_mul_(W, decay_factors(W, moments, lr * decay, cautious=True, sign=sign, keep=step))
+            factors = decay_factors(W, moments, lr * decay, cautious=True, sign=sign, keep=step)
+            torch._foreach_mul_(W, factors)
             decay = 0.0
         # Where found_inf is 1 the fused kernel leaves parameters, moments and steps alone, without asking the host.
         found_inf = None if keep is None else 1 - keep[0].to(torch.float32)
         self._torch_adamw(lr, W, gradients, m, v, steps, decay, found_inf)
+        for tensors, new in zip(held, copies, strict=True):
+            torch._foreach_copy_(tensors, new)
 
     def _torch_adamw(
         self,
