@@ -294,3 +294,29 @@ def test_a_factor_by_a_method_costs_few_python_calls():
     finally:
         sys.setprofile(None)
     assert 5 < len(calls) <= 22, calls
+
+
+@pytest.mark.parametrize("floor", [-1.0, torch.nan, torch.inf, "1", 1j, True, None, torch.tensor([[-1.0]]),
+                                   torch.tensor([[torch.nan]]), torch.ones(2), torch.ones(2, 1, 1),
+                                   torch.ones(1, 1, dtype=torch.complex64), torch.ones(1, 1, dtype=torch.int64)],
+                         ids=str)  # fmt: skip
+@pytest.mark.parametrize("method", ["svd", "newton-schulz"])
+def test_a_norm_floor_that_is_none_is_refused(floor, method):
+    with pytest.raises(ValueError, match="norm_floor must be"):
+        polar_factor(torch.eye(3), method, norm_floor=floor)
+
+
+@pytest.mark.parametrize("method", ["auto", "svd", "qdwh", "newton", "newton-schulz", "gram-newton-schulz"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.complex128], ids=str)
+def test_a_norm_floor_for_real_and_complex_matrices(method, dtype):
+    A = torch.randn(2, 5, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    U, low = (polar_factor(A, method, norm_floor=floor) for floor in (0.0, 1e-6))
+    torch.testing.assert_close(low, U)
+    size = torch.linalg.matrix_norm(A)[:, None, None]
+    below = polar_factor(A, method, norm_floor=1e4 * size)
+    if "schulz" in method:  # a polynomial of A / norm_floor, near its beginning proportional to A
+        assert (torch.linalg.matrix_norm(below) < 0.1 * torch.linalg.matrix_norm(U)).all()
+    else:
+        torch.testing.assert_close(below, 1e-4 * U)
+    same = polar_factor(A, method, norm_floor=1e4 * size.max())
+    torch.testing.assert_close(same, polar_factor(A, method, norm_floor=1e4 * float(size.max())))

@@ -211,3 +211,14 @@ def test_two_points_in_space_leave_no_gradient_for_a_rotation_but_an_answer():
     assert_close(scale, torch.linalg.vector_norm(A.detach()) * torch.linalg.vector_norm(B))
     with pytest.raises(RuntimeError, match="not differentiable"):
         R.sum().backward()
+
+
+@pytest.mark.parametrize("rotation", [False, True])
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0, 0), (0, 4, 3), (2, 4, 0), (2, 0, 3), (2, 0, 4, 3)], ids=str)
+def test_no_points_and_no_problems(shape, rotation):
+    A = torch.zeros(shape, dtype=torch.float64)
+    R, scale = orthogonal_procrustes(A, A, rotation=rotation)
+    assert R.shape == (*shape[:-2], shape[-1], shape[-1])
+    assert scale.shape == shape[:-2]
+    assert not scale.any()
+    torch.testing.assert_close(R.mT @ R, torch.eye(shape[-1]).double().expand(R.shape))

@@ -98,6 +98,20 @@ def test_an_option_that_would_do_nothing_is_refused(option):
         polargrad.PolarGrad([{"params": [W], option: 0.5}], lr=0.1)
 
 
+@pytest.mark.parametrize("option", ["ns_step", "wd", "decay", "learning", "warmup", "scaling", "rows"])
+@pytest.mark.parametrize("rule", ["polar", "adamw"])
+def test_an_option_like_no_other_does_nothing_and_says_so(option, rule):
+    W = torch.nn.Parameter(torch.randn(4, 3))
+    with pytest.warns(UserWarning, match=f"'{option}' in a parameter group with rule='{rule}' does nothing") as said:
+        optimizer = polargrad.PolarGrad([{"params": [W], "rule": rule, option: 0.5}], lr=0.1)
+    assert len(said) == 1
+    stepped(optimizer, [W])  # silent, since warnings are errors here
+    other = polargrad.PolarGrad([{"params": [W], "rule": rule, "name": "all", "max_lr": 0.5}], lr=0.1)
+    other.load_state_dict(optimizer.state_dict())
+    with pytest.warns(UserWarning, match=f"'{option}'"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.eye(2))], option: 0.5})
+
+
 def test_one_cycle_turns_the_momentum_of_polar_groups():
     W = torch.nn.Parameter(torch.randn(4, 3))
     optimizer = polargrad.PolarGrad([W], lr=0.1)

@@ -93,7 +93,24 @@ def resolve_request(
         method = resolve_method(method, max_steps, accuracy, A.dtype)
     if completed and (isinstance(norm_floor, Tensor) or norm_floor):
         raise ValueError("completed=True gives every matrix orthonormal columns, and norm_floor not; leave one out")
+    _check_floor(norm_floor, A)
     return Request(method.on(A.device), singular_gradient, completed, norm_floor=norm_floor)
+
+
+def _check_floor(floor: float | Tensor, A: Tensor) -> None:
+    """Refuse a `norm_floor` that is not a finite, nonnegative number, or one for each matrix of A."""
+    if isinstance(floor, Tensor):
+        shape = (*A.shape[:-2], 1, 1)
+        if not floor.is_floating_point() or tuple(floor.shape) not in ((), shape) or floor.device != A.device:
+            raise ValueError(
+                f"norm_floor must be a number or a real floating-point tensor of shape {shape} on {A.device}, one for "
+                f"each matrix, got {floor.dtype} of shape {tuple(floor.shape)} on {floor.device}"
+            )
+        valid = not on_host(floor) or bool(((floor >= 0.0) & floor.isfinite()).all())
+    else:
+        valid = isinstance(floor, int | float) and not isinstance(floor, bool) and 0.0 <= floor < math.inf
+    if not valid:
+        raise ValueError(f"norm_floor must be finite and at least 0, got {floor!r}")
 
 
 def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
@@ -233,7 +250,8 @@ def polar_factor(
             no derivative: "raise" a RuntimeError, or make the gradient of that matrix "zero" or "nan".
         norm_floor: a number, or one for each matrix (*batch, 1, 1): where ||A||_F is below it, U goes to zero with A. A
             fixed polynomial is applied to A / max(||A||_F, norm_floor), which is what torch.optim.Muon calls eps; other
-            factors are multiplied by min(1, ||A||_F / norm_floor). For a real A without a gradient.
+            factors are multiplied by min(1, ||A||_F / norm_floor). Finite and at least 0 (on a device a tensor's
+            values are not read), for an A without a gradient.
 
     Returns:
         U of A's shape and dtype. A matrix with NaN or infinity gives NaN, a zero matrix gives zero unless completed.
@@ -241,7 +259,7 @@ def polar_factor(
     Raises:
         TypeError: A is not a dense floating-point or complex tensor.
         ValueError: fewer than two dimensions, unknown method, bad max_steps, an accuracy that the method cannot reach,
-            a norm_floor where a gradient is to be computed.
+            a norm_floor out of its range, of another shape, or where a gradient is to be computed.
 
     Example:
         >>> import torch, polargrad

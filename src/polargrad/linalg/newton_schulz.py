@@ -39,7 +39,7 @@ def normalize_frobenius(X: Tensor, floor: float | Tensor | None = None) -> Tenso
     """X / max(||X||_F, floor) for each matrix of the batch, singular values then in [0, 1]; zero stays zero."""
     norm = torch.linalg.matrix_norm(X, keepdim=True)
     if floor is not None:
-        return X / norm.clamp_min(floor.to(X.dtype) if isinstance(floor, Tensor) else floor)
+        return X / norm.clamp_min(floor.to(norm.dtype) if isinstance(floor, Tensor) else floor)
     return X / torch.where(norm > 0, norm, torch.ones_like(norm)).to(X.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -108,7 +109,8 @@ def orthogonal_procrustes(
         )
     batch, work = A.shape[:-2], at_least_single(A.dtype)
     scales = [power_of_two_scale(largest_entry(M.detach())) for M in (A, B)] if A.numel() else [1.0, 1.0]
-    X, Y = ((M.to(work) * scale).reshape(-1, *M.shape[-2:]) for M, scale in zip((A, B), scales, strict=True))
+    count = math.prod(batch)
+    X, Y = ((M.to(work) * scale).reshape(count, *M.shape[-2:]) for M, scale in zip((A, B), scales, strict=True))
     M = product(X.mH, Y)
     if rotation:
         R = nearest_rotation(M, singular_gradient=singular_gradient)

@@ -49,5 +49,5 @@ def attenuation(A: Tensor, floor: float | Tensor) -> Tensor:
         >>> attenuation(torch.tensor([[3.0, 4.0]]), 10.0).item()
         0.5
     """
-    wide = torch.float64 if A.dtype == torch.float64 else torch.float32
+    wide = torch.promote_types(A.dtype, torch.float32)
     return (torch.linalg.vector_norm(A, dim=(-2, -1), keepdim=True, dtype=wide) / floor).clamp_max(1.0)

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import difflib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from numbers import Real
 from typing import Any, TypeVar
@@ -350,13 +351,21 @@ _OF_OTHERS = frozenset({
 })  # fmt: skip
 
 
+# What schedulers and frameworks keep in groups, for themselves.
+_OF_FRAMEWORKS = frozenset({
+    *("name", "group_name", "layer_id", "lr_scale", "lr_mult", "wd_mult", "fix_lr", "min_lr", "max_lr", "base_lr"),
+    *("base_momentum", "max_momentum", "swa_lr"),
+})  # fmt: skip
+
+
 def fill_options(group: dict[str, Any], constructor: Mapping[str, Any], *, strict: bool) -> None:
     """Give a group all options of its rule, in place: its own, else those of the constructor, else the defaults.
 
     Args:
         group: the parameter group, or its options.
         constructor: the options of the constructor.
-        strict: whether to refuse what is not an option of the group's rule, rather than leave it alone.
+        strict: whether to refuse what is not an option of the group's rule, rather than leave it alone; of a key that
+            is neither like one nor of a framework, a warning says that it does nothing.
 
     Raises:
         ValueError: an unknown option, or one of the other rule; the message names it.
@@ -377,6 +386,12 @@ def fill_options(group: dict[str, Any], constructor: Mapping[str, Any], *, stric
                 f"unknown option {option!r} in a parameter group with rule={rule!r}; "
                 f"known: {', '.join(sorted(OPTIONS[rule]))}, role"
             )
+    if ignored := [key for key in unknown if key not in _OF_FRAMEWORKS]:
+        warnings.warn(
+            f"{', '.join(map(repr, ignored))} in a parameter group with rule={rule!r} does nothing: no such option is "
+            f"known; known: {', '.join(sorted(OPTIONS[rule]))}, role",
+            stacklevel=3,
+        )
     plain_options(group, load=strict)
     filled = {**_GROUP_DEFAULTS, **_OF_GEOMETRY, "scope": "matrix", **inherited_options(group, constructor)}
     for option, value in filled.items():
