@@ -307,7 +307,11 @@ def test_tall_extremes(m: int, n: int, dtype: torch.dtype) -> None:
             result = hold(method, A)
             kind = resolve_method(method)
             if result.status == Status.CONVERGED and kind.deviation(torch.float32) < 1e-5:
-                assert_orthonormal(result.unitary, 8 * kind.rounding(dtype, n) if eps_of(dtype) < 1e-3 else None)
+                # Long columns are summed in double precision, so that double alone rounds by their length.
+                length = kind.rounding(dtype, math.isqrt(m)) if dtype == torch.float64 else 0.0
+                assert_orthonormal(
+                    result.unitary, 8 * kind.rounding(dtype, n) + length if eps_of(dtype) < 1e-3 else None
+                )
 
 
 @st.composite

@@ -409,9 +409,13 @@ def _certify(canonical: _Canonical, result: IterationResult, method: PolarMethod
     own, long = ((n + long) * torch.finfo(X.dtype).eps, 4 * long * torch.finfo(X.dtype).eps)
     eps = torch.finfo(dtype).eps
     handed_back = eps if eps > torch.finfo(work).eps else 0.0
+    # Of few columns, roundings of the steps add up to more than those of a product of n, in complex numbers above all.
+    several = max(n, 8)
     # What one operation of the method rounds; half-precision products accumulate in single, and do not grow with n.
-    unit, growth = (torch.finfo(work).eps, 1.0) if work in HALF else (method.rounding(work, 1) / 4, 8 * math.sqrt(n))
-    rounding = method.rounding(work, n) + long
+    unit, growth = (
+        (torch.finfo(work).eps, 1.0) if work in HALF else (method.rounding(work, 1) / 4, 8 * math.sqrt(several))
+    )
+    rounding, skewed = (method.rounding(work, columns) + long for columns in (n, several))
     tolerance = method.tolerance(work, n) + long + handed_back
     coarse = method.tolerance(work, n) > 1.5 * method.rounding(work, n) or work in HALF
     low, high = (1 - tolerance) ** 2 if tolerance < 1 else -1.0, (1 + tolerance) ** 2
@@ -438,7 +442,7 @@ def _certify(canonical: _Canonical, result: IterationResult, method: PolarMethod
                 _shifted(-G, high),
                 _shifted(projector, null * low),
                 _shifted(H / size, unit + 8 * own + handed_back),
-                _shifted(-(skew.mH @ skew) / size**2, (4 * rounding + 1.5 * handed_back) ** 2),
+                _shifted(-(skew.mH @ skew) / size**2, (4 * skewed + 1.5 * handed_back) ** 2),
                 _shifted(-left / size**2, (growth * unit + 8 * own + 1.5 * handed_back) ** 2),
                 _shifted(G, -low),
                 _shifted(-outside / size**2, allowed),
