@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -188,12 +189,16 @@ def test_a_comparison_of_two_jobs_survives_blows(text, tmp_path, blow):
     """Stopped again and again from outside, it ends with the losses of one that nobody stopped."""
     whole = asked(text, seeds=(1, 2), steps=150)
     run_comparison(whole, tmp_path / "whole", threads=1)
-    (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / COMPARISON).write_bytes((tmp_path / "whole" / COMPARISON).read_bytes())
-    command = [sys.executable, "-m", "polargrad", "resume", str(tmp_path / "cut"), "--jobs", "2"]
+    for copy in ("once", "cut"):
+        (tmp_path / copy).mkdir()
+        (tmp_path / copy / COMPARISON).write_bytes((tmp_path / "whole" / COMPARISON).read_bytes())
+    command = [sys.executable, "-m", "polargrad", "resume", "--jobs", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    stopped = 0
-    for wait in (12.0, 14.0, 16.0, 600.0):
+    began = time.monotonic()
+    subprocess.run([*command, str(tmp_path / "once")], env=environment, check=True, capture_output=True)
+    duration, stopped = time.monotonic() - began, 0
+    command.append(str(tmp_path / "cut"))
+    for wait in (0.6 * duration, 0.7 * duration, 0.7 * duration, 600.0):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             process.communicate(timeout=wait)

@@ -81,10 +81,10 @@ class Run(Options):
 
     def __call__(self) -> None:
         """Run, then say how it ended and where it is."""
-        from polargrad.lab.matrix import PROBLEMS
-
         if self.name in recipes.RECIPES or self.name.endswith(".json"):
             return self._recipe()
+        from polargrad.lab.matrix import PROBLEMS
+
         where, rest = recipes.split_reference(self.name)
         if (
             rest
