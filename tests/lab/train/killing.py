@@ -1,8 +1,9 @@
 """Runs that are killed at random moments and resumed until they end: `python killing.py FOLDER SIGNAL,... RUNS`.
 
-There are more runs, up to three times as many, until there were RUNS kills. Prints one JSON object: how many runs were killed, how often, how often while a checkpoint was being written, and which
-runs ended elsewhere than the one that nobody killed. Every attempt is a process of its own, forked before anything is
-built, whose global generators are somewhere else each time.
+There are more runs, up to three times as many, until there were RUNS kills. Prints one JSON object: how many runs
+were killed, how often, how often while a checkpoint was being written, and which runs ended elsewhere than the one that
+nobody killed. Every attempt is a process of its own, forked before anything is built, whose global generators are
+somewhere else each time.
 """
 
 from __future__ import annotations
