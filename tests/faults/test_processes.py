@@ -122,6 +122,8 @@ def test_kills_at_random_moments(spec, tmp_path, number):
     if victims:
         os.kill(int(chance.choice(victims)), signal.SIGKILL)
     process.communicate(timeout=300)
+    if not victims or process.returncode == 0:
+        pytest.skip("the run ended before the kill, which therefore shows nothing")
     if read_run(out).status != "finished":
         finished(command(1, "resume", out))
     assert_unbroken(out, whole, 1e-5)
