@@ -1,6 +1,7 @@
 """The rules of the house: imports go one way, the core is light, files stay readable."""
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -146,6 +147,17 @@ def test_what_is_imported_later_is_found_and_listed():
     assert polargrad.__version__
     with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
         _ = polargrad.nosuch
+
+
+@pytest.mark.parametrize("package", ["lab", "lab.lm", "lab.matrix"])
+def test_every_public_name_of_the_laboratory_is_there(package):
+    module = importlib.import_module(f"polargrad.{package}")
+    assert module.__all__
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+        assert name in dir(module)
+    with pytest.raises(AttributeError, match=f"module 'polargrad.{package}' has no attribute 'nosuch'"):
+        _ = module.nosuch
 
 
 def test_a_release_has_one_version():

@@ -6,9 +6,7 @@ name of theirs is first used, so that a run imports its own problem alone.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
+from polargrad.lab import import_later
 from polargrad.lab.matrix.problem import PROBLEMS, Problem, ProblemSpec, register
 
 # Kind -> file and class, in the order in which problems are listed: the paper's first.
@@ -39,12 +37,4 @@ _PUBLIC = {
 
 __all__ = ["PROBLEMS", "Problem", "ProblemSpec", "register", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = import_later(__name__, _PUBLIC)
