@@ -11,6 +11,7 @@ from polargrad.lab.run.build import build
 from polargrad.lab.run.folder import CHECKPOINTS, Run, read_run
 from polargrad.lab.run.spec import LanguageModel
 from polargrad.lab.train.checkpoint import Checkpoints
+from polargrad.lab.train.optimizers import switching_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +39,7 @@ class Trained:
 
 
 def trained(path: str | Path) -> Trained:
-    """The language model of a run as its newest checkpoint holds it.
+    """The language model of a run as its newest checkpoint holds it, with the weights that evaluations use.
 
     Raises:
         FileNotFoundError: the folder is not a run's, or has no checkpoint.
@@ -59,6 +60,8 @@ def trained(path: str | Path) -> Trained:
         )
     objective: Any = built.objective
     checkpoint.restore(objective.module, built.optimizer, objective)
+    for part in switching_parts(built.optimizer):
+        part.eval()
     return Trained(run, objective.module, objective.tokenizer, checkpoint.step)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polargrad.lab.train.checkpoint import Checkpoint, Checkpoints, capture
 from polargrad.lab.train.config import LoopConfig
+from polargrad.lab.train.optimizers import evaluation_weights, switching_parts
 from polargrad.lab.train.parallel import Parallel
 from polargrad.lab.train.progress import Progress
 from polargrad.lab.train.run_log import DeviceTimer, Record, RunLog, Summary
@@ -75,6 +76,8 @@ def train(
     run early with status "diverged". SIGTERM, SIGHUP and Ctrl-C end it after the current step, saved, with status
     "interrupted"; on one process a second one ends it at once. None of these raises.
 
+    An optimizer with methods `eval` and `train` is evaluated with the weights that its `eval` puts into the parameters.
+
     On one CPU process a run that was stopped and resumed takes the very steps of one that was not, to the last bit.
 
     Args:
@@ -110,6 +113,8 @@ def train(
     schedule(config.steps - 1)  # a schedule that is too short says so now rather than at the end of a long run
     if resume is not None:
         resume.restore(module, optimizer, objective, parallel)
+    for part in switching_parts(optimizer):
+        part.train()
     rates = LearningRates(optimizer.param_groups, schedule)
     timer = DeviceTimer(next(module.parameters()).device)
     log = RunLog(
@@ -153,7 +158,7 @@ def train(
     with _training(module), rates.restored(), StopRequest(notify, again=single) as stop:
         try:
             if resume is None:
-                _evaluate(objective, log, parallel)
+                _evaluate(objective, optimizer, log, parallel)
             for step in range(log.steps, config.steps):
                 # Rank 0 goes by its clock, and any rank may get a signal; all act after the same step.
                 is_due = checkpoints is not None and parallel.is_main_process and step > 0 and checkpoints.due(step)
@@ -193,7 +198,7 @@ def train(
                 if evaluation_due or finished % config.log_every == 0:
                     log.flush()
                 if evaluation_due or log.diverged:
-                    _evaluate(objective, log, parallel)
+                    _evaluate(objective, optimizer, log, parallel)
                 if log.diverged:
                     status = "diverged"
                     break
@@ -277,12 +282,12 @@ def _announce_stop(single: bool) -> None:
         os.write(2, f"\nStopping after this step; {said}\n".encode())
 
 
-def _evaluate(objective: Objective, log: RunLog, parallel: Parallel) -> None:
+def _evaluate(objective: Objective, optimizer: torch.optim.Optimizer, log: RunLog, parallel: Parallel) -> None:
     parallel.check_copies(objective.module)
     was_training = objective.module.training
     objective.module.eval()
     try:
-        with torch.no_grad():
+        with evaluation_weights(optimizer), torch.no_grad():
             metrics = objective.evaluate()
     finally:
         objective.module.train(was_training)

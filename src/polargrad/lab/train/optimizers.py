@@ -2,10 +2,14 @@
 
 The `rule` of a role is "polar" or "adamw", which one `PolarGrad` steps, or a reference to a subclass of
 `torch.optim.Optimizer`: FILE.py:CLASS or package.module:CLASS. Roles of one rule share an optimizer.
+
+An optimizer that evaluates other weights than it trains, such as their average, has the methods that schedule-free ones
+have: `eval` puts the weights for evaluation into the parameters, `train` those that are trained.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import warnings
@@ -24,7 +28,15 @@ from polargrad.optim import PolarGrad
 from polargrad.optim.matrix_view import VIEW_OPTIONS
 from polargrad.optim.options import OPTIONS
 
-__all__ = ["OPTIMIZERS", "CombinedOptimizer", "build_optimizer", "is_optimizer", "outside_rules"]
+__all__ = [
+    "OPTIMIZERS",
+    "CombinedOptimizer",
+    "build_optimizer",
+    "evaluation_weights",
+    "is_optimizer",
+    "outside_rules",
+    "switching_parts",
+]
 
 
 def is_optimizer(found: Any) -> bool:
@@ -50,6 +62,38 @@ def outside_rules(optimizer: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ['mine.py:Mine']
     """
     return [rule for rule in dict.fromkeys(map(_rule, optimizer.values())) if rule not in OURS]
+
+
+def switching_parts(optimizer: Optimizer) -> list[Any]:
+    """The optimizers, of one or of the parts of a `CombinedOptimizer`, that have methods `eval` and `train`."""
+    parts = optimizer.parts if isinstance(optimizer, CombinedOptimizer) else [optimizer]
+    return [part for part in parts if callable(getattr(part, "eval", None)) and callable(getattr(part, "train", None))]
+
+
+@contextlib.contextmanager
+def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
+    """Have the weights in the parameters with which the model is evaluated and used; afterwards the trained ones again.
+
+    The trained weights are copied before and put back to the last bit, so that an evaluation changes no later step.
+
+    Example:
+        >>> W = Parameter(torch.ones(2))
+        >>> with evaluation_weights(torch.optim.SGD([W], lr=0.1)):  # has no others
+        ...     W.tolist()
+        [1.0, 1.0]
+    """
+    parts = switching_parts(optimizer)
+    held = [(p, p.detach().clone()) for part in parts for group in part.param_groups for p in group["params"]]
+    for part in parts:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.train()
+        with torch.no_grad():
+            for p, trained in held:
+                p.copy_(trained)
 
 
 def build_optimizer(groups: Sequence[Mapping[str, Any]], process_group: Any = None) -> Optimizer:
@@ -250,7 +294,10 @@ def _check_resumable(
     def trial(values: Sequence[Tensor]) -> tuple[Optimizer, list[Parameter]]:
         own = [Parameter(value.clone()) for value in values]
         given = iter(own)
-        return make([[next(given)] if _tensors(group) else [] for group in groups]), own
+        optimizer = make([[next(given)] if _tensors(group) else [] for group in groups])
+        for part in switching_parts(optimizer):
+            part.train()
+        return optimizer, own
 
     def go(optimizer: Optimizer, own: Sequence[Parameter], gradients: Sequence[Sequence[Tensor]]) -> None:
         for each in gradients:
