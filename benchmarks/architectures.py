@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 import polargrad
 from polargrad.optim.matrix_view import VIEW_OPTIONS
-from polargrad.optim.roles import roles
 
 # Sizes of configurations; each takes those that it knows.
 TINY: dict[str, Any] = {
@@ -254,13 +253,13 @@ ARCHITECTURES: dict[str, tuple[str, Batch, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def build(name: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
-    """A small model of an architecture and a batch on which it computes its own loss."""
+def build(name: str, seed: int = 0, **more: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """A small model of an architecture, with more of its configuration, and a batch on which it computes its loss."""
     class_name, batch, needs = ARCHITECTURES[name]
     model_class = getattr(transformers, class_name)
     config_class = model_class.config_class
     known = config_class()
-    sizes = {key: value for key, value in TINY.items() if hasattr(known, key)} | needs
+    sizes = {key: value for key, value in TINY.items() if hasattr(known, key)} | needs | more
     torch.manual_seed(seed)
     config = config_class(**{key: value for key, value in sizes.items() if value is not ...})
     return model_class(config), batch(config)
@@ -291,15 +290,24 @@ def train(model: nn.Module, batch: dict[str, Any], steps: int = 25) -> tuple[flo
 
 def kinds(model: nn.Module, batch: dict[str, Any]) -> dict[tuple[str, str, str], list[str]]:
     """The kinds of parameters, by name without numbers, by role without an example, role with one, and matrices."""
-    static = roles(model)
-    found: dict[tuple[str, str, str], dict[str, None]] = {}
-    for group in polargrad.parameter_groups(model, example=batch):
-        view = ", ".join(f"{key}={group[key]}" for key in VIEW_OPTIONS if key in group)
-        for name, p in group["params"]:
-            kind = re.sub(r"\.\d+(?=\.|$)", ".*", name)
-            if p.ndim > 1 or group["role"] != "vector" or static[name] != "vector":
-                found.setdefault((static[name], group["role"], view), {})[kind] = None
-    return {key: list(names) for key, names in found.items()}
+    static = found_roles(model, None)
+    kinds: dict[tuple[str, str, str], dict[str, None]] = {}
+    for name, (role, view) in found_roles(model, batch).items():
+        before, matrices = static[name]
+        if before == role and matrices != view:
+            before += f" ({matrices or 'one matrix'})"
+        if model.get_parameter(name).ndim > 1 or role != "vector" or before != "vector":
+            kinds.setdefault((before, role, view), {})[re.sub(r"\.\d+(?=\.|$)", ".*", name)] = None
+    return {key: list(names) for key, names in kinds.items()}
+
+
+def found_roles(model: nn.Module, example: Any) -> dict[str, tuple[str, str]]:
+    """The role of each parameter, and how it is split into matrices."""
+    return {
+        name: (group["role"], ", ".join(f"{key}={group[key]}" for key in VIEW_OPTIONS if key in group))
+        for group in polargrad.parameter_groups(model, example=example)
+        for name, _ in group["params"]
+    }
 
 
 PAGE = """# Roles in many architectures

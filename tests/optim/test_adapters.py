@@ -1,4 +1,4 @@
-"""Roles of the parameters that PEFT adds, by its own formulas; skipped without PEFT."""
+"""Roles of the parameters that PEFT adds, by its own formulas."""
 
 import re
 

@@ -1,13 +1,11 @@
 """Roles in models of transformers, and that each learns at the defaults; `benchmarks/architectures.py` prints all."""
 
-import warnings
-
 import pytest
 from torch import nn
 
 pytest.importorskip("transformers")
 
-from benchmarks.architectures import ARCHITECTURES, build, train
+from benchmarks.architectures import ARCHITECTURES, build, found_roles, train
 
 import polargrad
 from polargrad.optim.matrix_view import VIEW_OPTIONS
@@ -107,12 +105,29 @@ def test_an_architecture_has_the_right_roles_and_learns(name):
     assert skipped == 0
 
 
-def test_a_static_role_differs_from_the_watched_one_only_where_nothing_tells_it():
-    """Polar or not is the same without an example, but for bare parameters; heads are found where they are declared."""
-    for name in ("gpt2", "dbrx", "mamba", "bert-classifier", "fsmt", "marian", "musicgen", "clip", "gemma3n", "swin"):
-        model, batch = build(name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            static, watched = (polargrad.optim.roles.roles(model, example) for example in (None, batch))
-        differing = {p for p in static if static[p] != watched[p]}
-        assert all(p.endswith("A_log") for p in differing), differing
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    ["gpt2", "gpt-neox", "bloom", "falcon", "phi3", "mpt", "codegen", "persimmon", "gpt-bigcode", "gpt-oss", "llama4",
+     "xlnet", "bert-classifier", "fsmt", "marian", "musicgen", "clip", "gemma3n", "swin", "modernbert", "canine"],
+)  # fmt: skip
+def test_roles_and_matrices_without_an_example_are_those_with_one(name):
+    """Fused projections, three-dimensional ones and heads, of which the classes of transformers tell."""
+    model, batch = build(name)
+    assert found_roles(model, None) == found_roles(model, batch)
+
+
+def test_falcon_stores_its_projections_in_three_ways():
+    needs = ({"new_decoder_architecture": True, "num_kv_heads": 2}, {"multi_query": False}, {"multi_query": True})
+    for more in needs:
+        model, batch = build("falcon", **more)
+        assert found_roles(model, None) == found_roles(model, batch)
+
+
+def test_what_only_an_example_tells_is_named():
+    model, batch = build("mamba")
+    with pytest.warns(UserWarning, match=r"how the rows of backbone.layers.0.mixer.in_proj.*; give example=batch"):
+        static = found_roles(model, None)
+    watched = found_roles(model, batch)
+    differing = {p.partition("mixer.")[2] for p in static if static[p] != watched[p]}
+    assert differing == {"in_proj.weight", "x_proj.weight"}

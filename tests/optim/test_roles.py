@@ -186,6 +186,7 @@ def undecayed():
         (lambda: held(up=(4, 6, 8), down=(4, 8, 6)), {"up": ("expert", (4, 6, 8)), "down": ("expert", (4, 8, 6))}),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:without an example nothing tells")
 def test_roles_and_matrices_by_module(make, expected):
     """Each (count, out, in) is that of the operator of the module; None is stepped by AdamW."""
     groups = polargrad.parameter_groups(make())

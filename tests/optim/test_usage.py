@@ -30,6 +30,7 @@ def _matrices(group, p):
     return [matrix for batch in view.split(p.detach()) for matrix in batch]
 
 
+@pytest.mark.filterwarnings("ignore:without an example nothing tells")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_roles_and_matrices_are_those_of_the_formula(case):
     model, example = _build(case)
@@ -212,8 +213,7 @@ def test_rules_win_over_what_was_watched_and_a_polar_step_of_a_table_of_position
     with pytest.warns(UserWarning, match="polar steps with A_log, which the example shows to be used entry by entry"):
         groups = polargrad.parameter_groups(Tables(), example=tokens(), rules=[("A_log", "hidden")])
     assert [g["rule"] for g in groups if "A_log" in dict(g["params"])] == ["polar"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning, match="nothing tells the use of bare, latents, relative .stepped"):
         polargrad.parameter_groups(Tables(), rules=[("A_log", "hidden")])
 
 
@@ -231,9 +231,13 @@ def test_an_operator_that_cannot_be_followed_is_named(monkeypatch):
 
 
 def test_a_static_guess_is_named():
-    assert "bare and 3 more: its use is not known; give an example" in polargrad.describe_groups(
-        polargrad.parameter_groups(Tables())
-    )
+    with pytest.warns(UserWarning, match="nothing tells the use of bare, latents, relative, A_log .stepped by AdamW.;"):
+        groups = polargrad.parameter_groups(Tables())
+    assert "bare and 3 more: its use is not known; give an example" in polargrad.describe_groups(groups)
+    with pytest.warns(UserWarning, match=r"how the rows of qkv.weight are cut .stepped as one matrix"):
+        polargrad.parameter_groups(Attention("heads"))
+    ruled = polargrad.parameter_groups(Attention("heads"), rules=[("qkv.weight", {"split": [D] * 3, "interleave": 2})])
+    assert [g["split"] for g in ruled if "split" in g] == [[D] * 3]
 
 
 @pytest.mark.parametrize(
@@ -387,6 +391,9 @@ class Returning(nn.Module):
         lambda z, y: {"a": {"pooling_score": z}},
         lambda z, y: namedtuple("Pair", "scores attentions")(z, y),
         lambda z, y: Opaque(z),
+        lambda z, y: {"hidden": z},
+        lambda z, y: {"text_embeds": z, "past": y},
+        lambda z, y: {"encoder": {"hidden_states": (y, z)}},
         lambda z, y: torch.distributions.Normal(z, torch.ones(()), validate_args=False),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -58,6 +59,23 @@ _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 _MATRICES = ("hidden", "head", "conv", "expert")
 
+# Names of layers whose rows are often those of several maps: they tell that it is so, and not in which order.
+_FUSED = re.compile(r"c_attn|att_proj|\w*qkv\w*|query_key_value|(to_)?kv|kv_\w*proj\w*|in_proj_\w+|gate_up_proj|Wi")
+# In transformers these lie one below the other, but for some classes, which store them head by head or in turn.
+_GATES = ("gate_up_proj", "Wi")
+_ATTENTIONS = ("c_attn", "att_proj", "qkv", "Wqkv", "qkv_proj", "qkv_linear", "query_key_value")
+_BY_HEAD = {"GPTNeoXAttention", "GPTNeoXJapaneseAttention", "BloomAttention", "PersimmonAttention", "FalconAttention"}
+_BY_HEAD |= {"GPTBigCodeAttention", "MiniMaxLightningAttention"}
+_IN_TURN = {"GptOssExperts", "OpenAIPrivacyFilterExperts"}
+# What bare parameters are in classes of transformers: the role and the letters of the layout.
+_BARE: dict[str, dict[str, tuple[str, str]]] = {
+    "XLNetRelativeAttention": {**dict.fromkeys("qkvr", ("hidden", "ioo")), "o": ("hidden", "oii"),
+                               "seg_embed": ("position", "")},
+    "FunnelRelMultiheadAttention": {"r_kernel": ("hidden", "ioo"), "seg_embed": ("position", "")},
+    "RecurrentGemmaRglru": dict.fromkeys(("input_gate_weight", "recurrent_gate_weight"), ("expert", "kio")),
+    **{f"{family}Mixer": {"A_log": ("vector", "")} for family in ("Mamba", "FalconMamba", "JambaMamba")},
+}  # fmt: skip
+
 Predicate = str | type | tuple[type, ...] | Callable[[str, nn.Module, Tensor], bool]
 Rule = tuple[Predicate, "str | Mapping[str, Any]"]
 
@@ -71,12 +89,14 @@ class _Static:
         view: options of the matrix view.
         guess: whether nothing tells the role.
         declared: whether the model says so itself.
+        fused: whether its rows are probably those of several maps, in an order that nothing tells.
     """
 
     role: str
     view: dict[str, Any] = field(default_factory=dict)
     guess: bool = False
     declared: bool = False
+    fused: bool = False
 
 
 class _Parameter(NamedTuple):
@@ -90,6 +110,7 @@ class _Parameter(NamedTuple):
     note: str
     entrywise: bool
     unknown: bool
+    fused: bool
 
 
 def _is_transposed_linear(module: nn.Module) -> bool:
@@ -103,6 +124,9 @@ def _by_module(module: nn.Module, attribute: str, p: Tensor, hints: _Hints) -> _
     shape, weight = tuple(p.shape), attribute == "weight"
     if weight and module in hints.heads:
         return _Static("head", {"layout": "transposed"} if _is_transposed_linear(module) else {}, declared=True)
+    if attribute in (known := _BARE.get(_class(module), {})):
+        role, letters = known[attribute]
+        return _Static(role, layout_options(p.ndim, letters) if letters else {})
     if isinstance(module, _NORMS):
         return _Static("vector")
     if weight and isinstance(module, _TABLES):
@@ -112,10 +136,11 @@ def _by_module(module: nn.Module, attribute: str, p: Tensor, hints: _Hints) -> _
         swapped = isinstance(module, _TRANSPOSED_CONVOLUTIONS)
         view = layout_options(p.ndim, ("io" if swapped else "oi") + "i" * (p.ndim - 2))
         return _Static("conv", view | ({"stack": module.groups} if module.groups > 1 else {}))
-    if weight and _is_transposed_linear(module):
-        return _Static("hidden", {"layout": "transposed"})
-    if weight and isinstance(module, nn.Linear):
-        return _Static("hidden")
+    if weight and (_is_transposed_linear(module) or isinstance(module, nn.Linear)):
+        transposed = _is_transposed_linear(module)
+        owner, name = hints.owners.get(module, (module, ""))
+        split = _fused(owner, name, shape[transposed])
+        return _Static("hidden", ({"layout": "transposed"} if transposed else {}) | (split or {}), fused=split is None)
     if weight and isinstance(module, nn.Bilinear):
         # A linear map of the outer product of its inputs; with one output, that of a form x^T W y.
         return _Static("hidden", layout_options(3, "koi" if shape[0] == 1 else "oii"))
@@ -125,6 +150,32 @@ def _by_module(module: nn.Module, attribute: str, p: Tensor, hints: _Hints) -> _
     if isinstance(module, nn.MultiheadAttention) and p.ndim == 2:
         return _Static("hidden", {"split": [shape[0] // 3] * 3} if attribute == "in_proj_weight" else {})
     return None
+
+
+def _class(module: nn.Module) -> str:
+    """The name of a class of transformers; empty for any other, whose name says nothing."""
+    kind = type(module)
+    return kind.__name__ if kind.__module__.startswith("transformers.") else ""
+
+
+def _fused(owner: nn.Module, name: str, rows: int) -> dict[str, Any] | None:
+    """How the rows of a layer or a stack of that name are cut; empty if they are not, None if nothing tells."""
+    if not _FUSED.fullmatch(name):
+        return None if name in ("in_proj", "x_proj") and hasattr(owner, "A_log") else {}  # of a state-space layer
+    kind, facts = _class(owner), {**vars(getattr(owner, "config", None) or object), **vars(owner)}
+    if name in _GATES:
+        halves = [rows // 2] * 2
+        return ({"split": halves} | ({"interleave": rows // 2} if kind in _IN_TURN else {})) if kind else None
+    heads = facts.get("num_heads") or facts.get("num_attention_heads")
+    if kind == "CodeGenAttention":  # in the parts of the four cores that it was trained on
+        return {"split": [rows // 3] * 3, "interleave": 4}
+    if kind in _BY_HEAD and not facts.get("multi_query") and not facts.get("new_decoder_architecture"):
+        return {"split": [rows // 3] * 3, "interleave": heads}
+    groups = facts["num_kv_heads"] if kind == "FalconAttention" else 1
+    each = facts.get("num_kv_heads") if kind == "FalconAttention" else facts.get("num_key_value_heads")
+    keys = facts.get("kv_dim") or (each or 0) * (facts.get("head_dim") or 0) or rows // 3
+    split = {"split": [rows - 2 * keys, keys, keys]} | ({"interleave": groups} if groups > 1 else {})
+    return split if kind and name in _ATTENTIONS and rows > 2 * keys and (rows - 2 * keys) % keys == 0 else None
 
 
 def _by_shape(module: nn.Module, attribute: str, p: Tensor) -> _Static:
@@ -145,7 +196,8 @@ def _by_shape(module: nn.Module, attribute: str, p: Tensor) -> _Static:
         turned = bool(others) and all(_leads_back_transposed(shape, other) for other in others)
         if attribute == "weight" or kept or turned or getattr(module, "is_transposed", False):
             transposed = getattr(module, "is_transposed", turned)
-            return _Static("expert", {"layout": "transposed"} if transposed else {})
+            split = _fused(module, attribute, shape[2 if transposed else 1])
+            return _Static("expert", ({"layout": "transposed"} if transposed else {}) | (split or {}))
     experts = [v for k, v in vars(module).items() if "num" in k and "expert" in k and isinstance(v, int) and v > 1]
     if p.ndim == 2 and any(shape[0] % count == 0 and shape[0] > count for count in experts):
         return _Static("expert", {"stack": experts[0]}, guess=True)
@@ -210,13 +262,15 @@ def _find(model: nn.Module, example: Any) -> Iterator[_Parameter]:
             modules = [module for module, _ in uses[id(p)]]
             role, view, note = _agreed(p, static, usage, reached=watched is None or usage is not None)
             entrywise = usage is not None and usage.role in ("position", "vector") and "looked up" not in usage.tells
-            yield _Parameter(name, p, modules, role, view, note, entrywise, usage is None and static.guess)
+            unknown, fused = (usage is None and flag for flag in (static.guess, static.fused))
+            yield _Parameter(name, p, modules, role, view, note, entrywise, unknown, fused)
 
 
 def _agreed(p: Tensor, static: _Static, usage: Usage | None, *, reached: bool) -> tuple[str, dict[str, Any], str]:
     """Role, view and remark: the use that was watched, except for what a model declares about heads and tables."""
     if usage is None:
         note = "its use is not known; give an example" if static.guess else ""
+        note = "several maps in one, as it seems; give an example" if static.fused else note
         return static.role, static.view, note if reached else "not reached by the example"
     role, view = usage.role, usage.view
     if view is None:  # multiplied in a way that no layout spells
@@ -235,16 +289,21 @@ def _agreed(p: Tensor, static: _Static, usage: Usage | None, *, reached: bool) -
 
 
 class _Hints(NamedTuple):
-    """What models of transformers and timm declare: heads, and of lookup tables those that are not of a vocabulary."""
+    """What models of transformers and timm declare: heads, and of lookup tables those that are not of a vocabulary.
+
+    And of each layer the module that holds it, and its name there.
+    """
 
     heads: set[nn.Module]
     positions: set[nn.Module]
     declared: set[nn.Module]
+    owners: dict[nn.Module, tuple[nn.Module, str]]
 
 
 def _hints_of(module: nn.Module) -> _Hints:
     """The hints of the module, or where it has none those of the outermost modules below it that have some."""
-    hints = _Hints(set(), set(), set())
+    hints = _Hints(set(), set(), set(), {})
+    hints.owners.update((child, (part, name)) for part in module.modules() for name, child in part.named_children())
     if not any(hasattr(module, name) for name in ("get_output_embeddings", "get_input_embeddings", "get_classifier")):
         for child in module.children():
             for mine, theirs in zip(hints, _hints_of(child), strict=True):
@@ -296,7 +355,7 @@ def _vocabularies(config: Any) -> set[int]:
     for key, value in vars(config).items():
         if hasattr(value, "to_dict"):
             sizes |= _vocabularies(value)
-        elif "vocab" in key and "type" not in key and isinstance(value, int):
+        elif ("vocab" in key or "hash_buckets" in key) and "type" not in key and isinstance(value, int):
             sizes.add(value)
     return sizes
 
@@ -428,8 +487,9 @@ def parameter_groups(
         TypeError: a rule or an example of another form.
 
     Warns:
-        UserWarning: a rule takes polar steps with a parameter that the example shows to be used entry by entry, the
-            example does not reach a parameter of which nothing else is known, or the model returns no tensor.
+        UserWarning: nothing but an example could tell what a parameter is, or how it is cut, and none is given; a rule
+            takes polar steps with a parameter that the example shows to be used entry by entry; the example does not
+            reach a parameter of which nothing else is known; the model returns no tensor.
 
     Example:
         >>> from torch import nn
@@ -470,9 +530,17 @@ def parameter_groups(
         groups[key]["params"].append((f.name, f.parameter))
         if f.entrywise and groups[key].get("rule", "polar") == "polar":
             _warn(f"a rule takes polar steps with {f.name}, which the example shows to be used entry by entry")
-    unknown = [f.name for f, rule in zip(found, chosen, strict=True) if f.unknown and rule is None]
-    if example is not None and unknown:
-        _warn(f"the example does not reach {', '.join(unknown[:8])}, whose use nothing else tells; AdamW steps them")
+    unruled = [f for f, rule in zip(found, chosen, strict=True) if rule is None]
+    if example is not None and (unknown := [f.name for f in unruled if f.unknown]):
+        _warn(f"the example does not reach {_few(unknown)}, whose use nothing else tells; AdamW steps them")
+    # Bare parameters of two dimensions in models of transformers are tables and biases.
+    known = [f.parameter.ndim == 2 and any(map(_class, f.modules)) for f in unruled]
+    bare = [f.name for f, table in zip(unruled, known, strict=True) if f.unknown and f.role == "position" and not table]
+    fused = [f.name for f in unruled if f.fused]
+    if example is None and (bare or fused):
+        said = [f"the use of {_few(bare)} (stepped by AdamW)"] * bool(bare)
+        said += [f"how the rows of {_few(fused)} are cut (stepped as one matrix)"] * bool(fused)
+        _warn(f"without an example nothing tells {' nor '.join(said)}; give example=batch, or rules")
     notes = {f.name: f.note for f in found if f.note}
     return ParameterGroups([groups[key] for key in sorted(groups)], notes)
 
@@ -495,6 +563,10 @@ def _kept_view(found: _Parameter, options: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError:
         return {}
     return kept
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])} and {len(names) - 3} more" if len(names) > 4 else ", ".join(names)
 
 
 def _warn(message: str) -> None:

@@ -926,8 +926,9 @@ def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
             finally:
                 for hook in hooks:
                     hook.remove()
-            watcher.finish(t for _, t in _tensors(output, _logits))
-    if next(_tensors(output), None) is None:
+            found = [t for _, t in _tensors(output)]
+            watcher.finish([t for _, t in _tensors(output, _logits)] or found)
+    if not found:
         warnings.warn(
             f"the model returned no tensor that could be found in its {type(output).__name__}, so that no product is "
             "known to be its output; give its head by a rule, or return a tensor, a tuple, a dict or a dataclass",
@@ -942,8 +943,8 @@ def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
             UserWarning,
             stacklevel=2,
         )
-    found = {name: watcher.usage(i) for i, (name, _) in enumerate(named)}
-    return {name: usage for name, usage in found.items() if usage is not None}
+    usages = {name: watcher.usage(i) for i, (name, _) in enumerate(named)}
+    return {name: usage for name, usage in usages.items() if usage is not None}
 
 
 def _as_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
