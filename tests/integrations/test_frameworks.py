@@ -89,6 +89,50 @@ class TestLightning:
         names = [name for group in optimizer.param_groups for name in group["param_names"]]
         assert len(names) == sum(len(group["params"]) for group in optimizer.param_groups)
 
+    @pytest.mark.filterwarnings("ignore")
+    def test_backbone_finetuning_adds_its_parameters_by_role_and_resumes(self, tmp_path):
+        pl = pytest.importorskip("lightning.pytorch")
+        from lightning.pytorch.callbacks import BackboneFinetuning
+
+        class Module(pl.LightningModule):
+            def __init__(self, part=lambda module: module):
+                super().__init__()
+                layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 8)
+                self.backbone, self.head, self.part = nn.Sequential(*layers), nn.Linear(8, 3), part
+
+            def training_step(self, batch, index):
+                return nn.functional.cross_entropy(self.head(self.backbone(batch[0])), batch[1])
+
+            def configure_optimizers(self):
+                return lightning.configure_optimizers(self.part(self), hidden={"lr": 0.02}, vector={"lr": 0.04})
+
+        def fit(module, epochs, ckpt_path=None):
+            data, callback = [(torch.randn(1, 8, 8), i % 3) for i in range(4)], BackboneFinetuning(1, lambda epoch: 2.0)
+            trainer = pl.Trainer(
+                max_epochs=epochs, callbacks=[callback], logger=False, accelerator="cpu",
+                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
+            trainer.fit(
+                module, torch.utils.data.DataLoader(data, batch_size=2), ckpt_path=ckpt_path, weights_only=False
+            )
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+            return [(g["role"], round(g["lr"], 6)) for g in trainer.optimizers[0].param_groups]
+
+        head = [("hidden", 0.02), ("vector", 0.04)]
+        assert fit(Module(), 2) == [*head, ("conv", 0.0028), ("vector", 0.004), ("hidden", 0.002)]
+        later = [*head, ("conv", 0.0056), ("vector", 0.008), ("hidden", 0.004)]
+        assert fit(Module(), 3) == later
+        assert fit(Module(), 4, tmp_path / "last.ckpt") == [
+            *head,
+            ("conv", 0.0112),
+            ("vector", 0.016),
+            ("hidden", 0.008),
+        ]
+        with pytest.raises(
+            ValueError, match=r"not of the module that configure_optimizers was given.*give it the whole"
+        ):
+            fit(Module(lambda module: module.head), 2)
+
     def test_the_module_itself_will_do(self, decoder):
         pytest.importorskip("lightning")
         from lightning.pytorch import LightningModule

@@ -150,6 +150,26 @@ def test_parameters_that_fsdp_has_sharded():
         sharded = list(model.parameters())
         assert watch(model, vectors()) == plain
         assert all(a is b for a, b in zip(model.parameters(), sharded, strict=True))
+        gradients = [torch.ones_like(p) for p in sharded]
+        for p, gradient in zip(sharded, gradients, strict=True):
+            p.grad = gradient.clone()
+        kept = [p.grad for p in sharded]
+
+        def meddle(module, args):  # what a model's forward may do to its sharded parameters
+            for i, p in enumerate(sharded):
+                p.grad.mul_(3)
+                p.grad = None if i else torch.zeros_like(p)
+                p.requires_grad_(i == 1)
+            module.register_parameter("another", nn.Parameter(torch.ones(2)))
+
+        hook = model.register_forward_pre_hook(meddle)
+        assert watch(model, vectors()).keys() <= plain.keys()
+        hook.remove()
+        assert all(a is b for a, b in zip(model.parameters(), sharded, strict=True))
+        assert all(p.requires_grad and p.grad is one for p, one in zip(sharded, kept, strict=True))
+        assert all(
+            torch.equal(p.grad.full_tensor(), one.full_tensor()) for p, one in zip(sharded, gradients, strict=True)
+        )
         optimizer = polargrad.PolarGrad(polargrad.parameter_groups(model, example=vectors()))
         for _ in range(2):
             optimizer.zero_grad()

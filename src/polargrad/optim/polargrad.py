@@ -150,13 +150,14 @@ class PolarGrad(torch.optim.Optimizer):
         check_values(defaults)
         self._ledger = SkipLedger()
         self._process_group, self._shard_momentum = process_group, shard_momentum
-        self._rules: list[Rule] = []
         self._unplaced()
         super().__init__(params, defaults)
         _ = self.executor
 
     def _unplaced(self) -> None:
-        """Nothing is known of where parameters are, nor of a step that failed."""
+        """Nothing is known of the groups and where their parameters are, nor of a step that failed."""
+        self._rules: list[Rule] = []
+        self._ruled: list[dict[str, Any]] = []  # the groups that these are the rules of
         self._executor: Executor | None = None
         self._placement: list[tuple[Any, ...]] = []
         # Of a step that failed: the gradients that were used up, as they were.
@@ -228,12 +229,10 @@ class PolarGrad(torch.optim.Optimizer):
                 group.pop(option, None)
             rule = resolve(group)
             check_parameters(group, rule)
-            self._rules.append(rule)
             if self._executor is not None:
                 _ = self.executor
         except (TypeError, ValueError):
             self.param_groups.pop()
-            del self._rules[len(self.param_groups) :]
             raise
 
     def _named(self, params: Any) -> Any:
@@ -251,9 +250,18 @@ class PolarGrad(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._unplaced()
-        for group in self.param_groups:
-            fill_options(group, self.defaults, strict=False)
-        self._rules = [resolve(group) for group in self.param_groups]
+        self._follow_groups()
+
+    def _follow_groups(self) -> None:
+        """Resolve the rules of groups that are new, by whatever way: some callbacks replace the whole list."""
+        known = {id(group): rule for group, rule in zip(self._ruled, self._rules, strict=True)}
+        if [*known] != [*map(id, self.param_groups)]:
+            for group in self.param_groups:
+                if id(group) not in known:
+                    fill_options(group, self.defaults, strict=False)
+                    known[id(group)] = resolve(group)
+            self._rules = [known[id(group)] for group in self.param_groups]
+            self._ruled = [*self.param_groups]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; momentum and running norms keep their own dtype where torch would take the parameter's.
@@ -358,6 +366,7 @@ class PolarGrad(torch.optim.Optimizer):
         Raises:
             ValueError: parameters that cannot be stepped, or whose state does not fit them any more.
         """
+        self._follow_groups()
         executor = executor_for(self._process_group, self.param_groups, self._shard_momentum)
         held = {id(p): p for p in self.state}
         present = {own[1] for own in placement}
@@ -386,6 +395,7 @@ class PolarGrad(torch.optim.Optimizer):
         Raises:
             ValueError: the changed option is refused; nothing was stepped.
         """
+        self._follow_groups()
         for index, group in enumerate(self.param_groups):
             try:
                 lr = group["lr"]

@@ -254,6 +254,7 @@ def _find(model: nn.Module, example: Any) -> Iterator[_Parameter]:
     if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
         raise ValueError(f"{lazy[0]} has no shape yet, since its module is lazy; run the model once first")
     uses, hints = _uses(model), _hints_of(model)
+    hints.owners.update((child, (part, name)) for part in model.modules() for name, child in part.named_children())
     watched = None if example is None else watch(model, example)
     for name, p in model.named_parameters():
         if p.requires_grad:
@@ -303,11 +304,12 @@ class _Hints(NamedTuple):
 def _hints_of(module: nn.Module) -> _Hints:
     """The hints of the module, or where it has none those of the outermost modules below it that have some."""
     hints = _Hints(set(), set(), set(), {})
-    hints.owners.update((child, (part, name)) for part in module.modules() for name, child in part.named_children())
     if not any(hasattr(module, name) for name in ("get_output_embeddings", "get_input_embeddings", "get_classifier")):
         for child in module.children():
-            for mine, theirs in zip(hints, _hints_of(child), strict=True):
-                mine.update(theirs)
+            below = _hints_of(child)
+            hints.heads.update(below.heads)
+            hints.positions.update(below.positions)
+            hints.declared.update(below.declared)
         return hints
     tables: set[nn.Module] = set()
     vocabularies: set[int] = set()

@@ -240,7 +240,9 @@ class _Watcher(TorchDispatchMode):
         self.originals: list[tuple[Tensor, Tensor]] = []  # what the pass writes into, and clones from before
         self._unwritten: dict[int, list[Tensor]] = {}
         for tensor in (t for p in model.parameters() for t in (p, p.grad) if t is not None):
-            self._unwritten.setdefault(_storage(tensor), []).append(tensor)
+            for own in (tensor, getattr(tensor, "_local_tensor", None)):  # the latter of a DTensor
+                if own is not None:
+                    self._unwritten.setdefault(_storage(own), []).append(own)
         self._weights: dict[tuple[Any, ...], list[_Weight]] = {}
         self._features: dict[tuple[Any, ...], list[_Feature]] = {}
         self._data: set[int] = set()
@@ -904,6 +906,8 @@ def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
         TypeError: an example of another type.
         ValueError: an example on which the model does not run.
     """
+    for module in _sharded(model):
+        cast(Any, module).reshard()  # as it is before a step, whose parameters are those of an optimizer
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.inference_mode(False):  # in which operators of autograd would not be seen
@@ -996,17 +1000,15 @@ def _by_argument(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 def _unchanged(model: nn.Module, watcher: _Watcher) -> Iterator[None]:
     """Put everything back that a forward pass changes: what it writes in place, replaces, adds, or draws at random."""
     plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    sharded = [module for module in plain if fsdp is not None and isinstance(module, fsdp.FSDPModule)]
-    # FSDP2 itself replaces parameters and what they hold.
-    kinds = ("_buffers", "_modules", "_non_persistent_buffers_set", *(() if sharded else ("_parameters",)))
+    sharded = _sharded(model)
+    kinds = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     numpy = sys.modules.get("numpy")
     with contextlib.ExitStack() as back:  # last first, and all of it, even if one fails
         # Buffers are cloned at once, since a batch norm does not declare that it writes; others when they are written.
         buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         back.callback(_write_back, buffers, watcher.originals)
-        for p in () if sharded else model.parameters():
+        for p in model.parameters():
             back.callback(_set_changed, p, "requires_grad", p.requires_grad)
             back.callback(_set_changed, p, "grad", p.grad)
             for tensor in (p, p.grad):
@@ -1017,7 +1019,7 @@ def _unchanged(model: nn.Module, watcher: _Watcher) -> Iterator[None]:
         for module in plain:
             back.callback(_set_changed, module, "training", module.training)
             back.callback(_refill, module, {kind: getattr(module, kind).copy() for kind in kinds}, set(vars(module)))
-        for module in sharded:
+        for module in reversed(sharded):
             back.callback(cast(Any, module).reshard)  # which a root module does not do after its forward
         for restore in (r for module in plain for value in vars(module).values() for r in _generators(value)):
             back.callback(restore)
@@ -1028,6 +1030,12 @@ def _unchanged(model: nn.Module, watcher: _Watcher) -> Iterator[None]:
         back.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # training says it again
         yield
+
+
+def _sharded(model: nn.Module) -> list[nn.Module]:
+    """The modules that FSDP2 has divided among ranks."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return [module for module in model.modules() if fsdp is not None and isinstance(module, fsdp.FSDPModule)]
 
 
 def _set_changed(owner: Any, name: str, value: Any) -> None:
