@@ -199,8 +199,73 @@ def test_a_state_without_covariances_is_refused():
     plain.step()
     state = plain.state_dict()
     state["param_groups"][0]["whitening"] = "two-sided"
-    with pytest.raises(ValueError, match=r"has 0 entries of left_covariance, where whitening='two-sided' keeps 9"):
+    with pytest.raises(ValueError, match=r"lacks left_covariance, which whitening='two-sided' keeps"):
         polargrad.PolarGrad([W], whitening="two-sided").load_state_dict(state)
+
+
+@pytest.mark.parametrize("key", ["left_covariance", "right_root"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda held: held.view(3, 3), r"of shape \(3, 3\), where its shape must be \(9,\): it was saved for another"),
+        (lambda held: torch.full_like(held, torch.inf), "holds NaN or infinity in"),
+        (lambda held: torch.full_like(held, torch.nan), "holds NaN or infinity in"),
+    ],
+    ids=["shape", "infinity", "NaN"],
+)
+def test_a_damaged_state_is_refused(key, damage, message):
+    W = torch.nn.Parameter(torch.eye(3))
+    optimizer = polargrad.PolarGrad([W], whitening="two-sided")
+    W.grad = torch.eye(3)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0][key] = damage(saved["state"][0][key])
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("options", "change"),
+    [
+        ({"whitening": "two-sided"}, {"stack": 2}),
+        ({"whitening": "one-sided"}, {"split": (4, 2)}),
+        ({"scale": "adaptive-nuclear"}, {"stack": 2}),
+        ({"normalize_rows": 0.9}, {"layout": "transposed"}),
+    ],
+    ids=str,
+)
+def test_a_parameter_split_otherwise_between_steps_is_refused(options, change):
+    W = torch.nn.Parameter(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+    optimizer = polargrad.PolarGrad([W], **{"scale": "rms", **options})
+    before = {key: optimizer.param_groups[0][key] for key in change}
+    W.grad = torch.ones(6, 4)
+    optimizer.step()
+    weights = W.detach().clone()
+    optimizer.param_groups[0].update(change)
+    with pytest.raises(ValueError, match=r"set those back, or make a new optimizer \(group 0; nothing was stepped\)"):
+        optimizer.step()
+    assert torch.equal(W, weights)
+    optimizer.param_groups[0].update(before)
+    optimizer.step()
+    assert not torch.equal(W, weights)
+
+
+@pytest.mark.parametrize("change", [("one-sided", "two-sided"), ("two-sided", None), (None, "two-sided")], ids=str)
+def test_whitening_may_be_changed_between_steps(change):
+    """What is new begins as it does in a fresh optimizer."""
+    W, V = (torch.nn.Parameter(torch.zeros(6, 4)) for _ in range(2))
+    optimizer = polargrad.PolarGrad([W], whitening=change[0], scale="rms", momentum=0.0)
+    W.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    optimizer.param_groups[0]["whitening"] = change[1]
+    fresh = polargrad.PolarGrad([V], whitening=change[1], scale="rms", momentum=0.0)
+    with torch.no_grad():
+        V.copy_(W)
+    V.grad = W.grad
+    optimizer.step()
+    fresh.step()
+    assert not torch.equal(V, torch.zeros_like(V))
+    torch.testing.assert_close(W, V, rtol=1e-5, atol=1e-6)
 
 
 def test_the_long_side_of_a_table_is_refused_and_the_short_one_is_not():

@@ -72,10 +72,12 @@ class AdamWRule:
                 self._move(lr, parameters[own], gradients[own], context, keep if masked else None)
                 context.done.append((context.group_index, tuple(members[i] for i in chosen[own])))
 
-    def check_state(self, parameter: Tensor, state: Mapping[str, Any], name: str, executor: Executor) -> None:
+    def check_state(
+        self, parameter: Tensor, state: Mapping[str, Any], name: str, executor: Executor, *, loaded: bool = True
+    ) -> None:
         """Refuse a loaded state whose tensors are missing or have other shapes than the parameter's own."""
         for key in ("exp_avg", "exp_avg_sq"):
-            check_state(state, {key: parameter.shape, "step": ()}, name)
+            check_state(state, {key: parameter.shape, "step": ()}, name, loaded=loaded)
 
     def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:
         """Give a parameter the state before its first step, zeros, where it is missing."""

@@ -445,28 +445,33 @@ class Batch:
         return self.fold(self.executor.local_slices(self.parameters, spread, momentum=momentum))
 
 
-def check_state(state: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], name: str) -> None:
+def check_state(
+    state: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], name: str, *, loaded: bool = True
+) -> None:
     """Refuse a loaded state that lacks the first of its tensors, or has one of another shape.
 
     Args:
         state: of a parameter; one that was never stepped has none.
         shapes: of the tensors; those of options that the saved groups did not have may be missing.
         name: of the parameter, for the message.
+        loaded: whether the state was loaded; one whose options were changed may lack the first tensor too.
 
     Raises:
         ValueError: the message names the parameter and both shapes.
     """
     required = next(iter(shapes))
     for key, shape in shapes.items() if state else ():
-        if key not in state and key != required:
+        if key not in state and not (loaded and key == required):
             continue
         found = state.get(key)
         if not isinstance(found, Tensor) or tuple(found.shape) != tuple(shape):
             what = f"of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
-            raise ValueError(
-                f"the state of {name} has {key} {what}, where its shape must be {tuple(shape)}: it was saved for "
-                "another model, or by another optimizer"
+            source = (
+                "it was saved for another model, or by another optimizer"
+                if loaded
+                else "it belongs to the options that the group had before; set those back, or make a new optimizer"
             )
+            raise ValueError(f"the state of {name} has {key} {what}, where its shape must be {tuple(shape)}: {source}")
 
 
 def default_workspace(parameters: Sequence[Any]) -> int:

@@ -405,6 +405,9 @@ class PolarGrad(torch.optim.Optimizer):
                     if group[option] != value:
                         rule = resolve(group)
                         check_parameters(group, rule)
+                        for position, p in enumerate(group["params"]):
+                            name, state = parameter_name(group, position), self.state.get(p, {})
+                            rule.check_state(p, state, name, self.executor, loaded=False)
                         self._rules[index] = rule
                         break
             except KeyError as error:

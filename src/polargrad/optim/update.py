@@ -46,7 +46,7 @@ from polargrad.optim.execution import (
 )
 from polargrad.optim.matrix_view import MatrixView, matrix_view
 from polargrad.optim.nonfinite import SkipLedger
-from polargrad.optim.whitening import Whitener, Whitening
+from polargrad.optim.whitening import AGE, Whitener, Whitening
 
 __all__ = [
     "MOMENTUM_ORDERS",
@@ -440,12 +440,18 @@ class PolarRule:
             self._shapes[shape] = Shape(view, lengths, factors)
         return self._shapes[shape]
 
-    def check_state(self, parameter: Tensor, state: Mapping[str, Any], name: str, executor: Executor) -> None:
-        """Refuse a loaded state whose tensors have other shapes than the parameter's own."""
+    def check_state(
+        self, parameter: Tensor, state: Mapping[str, Any], name: str, executor: Executor, *, loaded: bool = True
+    ) -> None:
+        """Refuse a state, loaded or from before options were changed, whose tensors have not the parameter's shapes."""
         view = self.shape_of(parameter.shape).view
-        numbers = dict.fromkeys((*self.scale.state, "row_weight", "whitening_age"), (view.count,))
-        check_state(state, {"momentum_buffer": parameter.shape, **numbers, "row_rms": view.row_shape}, name)
-        if self.whitening is not None and executor.owns(parameter):
+        whitens = self.whitening is not None and executor.owns(parameter)
+        numbers = dict.fromkeys((*self.scale.state, "row_weight", AGE), (view.count,))
+        shapes = {"momentum_buffer": parameter.shape, **numbers, "row_rms": view.row_shape}
+        if whitens:
+            shapes |= self.whitening.shapes(view)
+        check_state(state, shapes, name, loaded=loaded)
+        if whitens and loaded:
             self.whitening.check_state(view, state, name)
 
     def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:

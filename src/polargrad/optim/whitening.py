@@ -46,6 +46,9 @@ class Whitening(ABC):
     (float64 for float64 parameters); forming the roots takes about ten times s^2 numbers of 8 bytes besides. Roots come
     from an eigendecomposition in float64, which on a GPU reads its status from the device.
 
+    Covariances are of squares: in float32 a matrix whose gradient has entries above about 1e19 takes no step, and one
+    whose entries are all below 1e-22 is not whitened.
+
     Args:
         power: p in [0, 1/2].
         beta: decay of the covariances, in [0, 1).
@@ -129,18 +132,21 @@ class Whitening(ABC):
         if self.every > 1 and AGE not in state:
             state[AGE] = torch.zeros(view.count, dtype=torch.int64)
 
+    def shapes(self, view: MatrixView) -> dict[str, tuple[int]]:
+        """The shapes of covariances and roots in the state of a parameter."""
+        return {f"{side}_{kind}": (n,) for side, n in self.sizes(view).items() for kind in ("covariance", "root")}
+
     def check_state(self, view: MatrixView, state: Mapping[str, Any], name: str) -> None:
-        """Refuse a loaded state without covariances, or with those of another shape."""
-        for side, size in self.sizes(view).items() if state else ():
-            for key in (f"{side}_covariance", f"{side}_root"):
-                found = state.get(key)
-                entries = found.numel() if isinstance(found, Tensor) else 0
-                if entries != size:
-                    raise ValueError(
-                        f"{name} has {entries} entries of {key}, where whitening={self.name!r} keeps {size}; its state "
-                        "was saved without whitening, of another shape, or by a rank that does not own the matrix "
-                        "(polargrad.distributed.save keeps what all ranks own)"
-                    )
+        """Refuse a loaded state in which covariances are missing or not finite."""
+        for key in self.shapes(view) if state else ():
+            if key not in state:
+                raise ValueError(
+                    f"the state of {name} lacks {key}, which whitening={self.name!r} keeps; it was saved without "
+                    "whitening, or by a rank that does not own the matrix (polargrad.distributed.save keeps what all "
+                    "ranks own)"
+                )
+            if not bool(state[key].isfinite().all()):
+                raise ValueError(f"the state of {name} holds NaN or infinity in {key}; load an earlier one")
 
     def root(self, covariances: Tensor) -> Tensor:
         """(C / mean(C) + eps I)^{-p} of covariances (k, s, s), in their dtype; I where a covariance is zero.
