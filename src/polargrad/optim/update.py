@@ -752,9 +752,10 @@ class StepRule:
     """
 
     name: ClassVar[str]
-    # Whether ||D||_F^2 of each direction is measured, and whether gamma depends on several matrices.
+    # Whether ||D||_F^2 of each direction is measured, whether gamma depends on several matrices, and on the loss.
     needs_squared_lengths: ClassVar[bool] = False
     couples_matrices: ClassVar[bool] = False
+    needs_loss: ClassVar[bool] = False
 
     def size(self, lr: float | Tensor, norms: Norms) -> float | Tensor:
         """Gamma, one number or a tensor that broadcasts against (K,)."""
@@ -805,6 +806,7 @@ class Polyak(StepRule):
 
     name: ClassVar[str] = "polyak"
     couples_matrices: ClassVar[bool] = True
+    needs_loss: ClassVar[bool] = True
     minimum: float
 
     def __post_init__(self) -> None:

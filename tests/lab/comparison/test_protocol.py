@@ -9,7 +9,6 @@ import shutil
 import pytest
 
 from polargrad.lab.cli.main import main
-from polargrad.lab.comparison import protocol as module
 from polargrad.lab.comparison.coordinate_search import Coordinate, CoordinateSearch, coordinates_of
 from polargrad.lab.comparison.protocol import Protocol, ProtocolFindings, Setting, run_protocol, verdicts_of
 from polargrad.lab.recipes import spec_of
@@ -187,7 +186,7 @@ def test_a_protocol_runs_is_resumed_and_writes_its_page(texts, tmp_path, capsys)
 
 
 def test_the_command(texts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "MINI", tiny_spec(texts[0]).objective)
+    monkeypatch.setattr("polargrad.lab.cli.protocol.MINI", tiny_spec(texts[0]).objective)
     search, other = map(str, texts)
     out = tmp_path / "out"
     options = ["--steps", "3", "--tokens", "32", "--runs", "2", "--seeds", "2", "--data", search, "--text", other]

@@ -7,6 +7,7 @@ from torch import nn
 
 import polargrad
 from polargrad.lab.train import Constant, LoopConfig, MatrixProbe, StepDecay, WarmupLinearDecay, train
+from polargrad.lab.train.optimizers import CombinedOptimizer
 
 
 class Quadratic:
@@ -66,6 +67,19 @@ def test_the_loop_is_gradient_descent():
     _, records = run(objective, schedule=StepDecay(3, 0.9))
     assert torch.allclose(objective.module.weight.detach(), by_hand, atol=1e-6)
     assert [record["loss"] for record in of("step", records)] == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_step_rules_know_the_loss(combined):
+    """G has rank 1 and f = nu^2 / 2, so that Polyak's step, f / nu along the factor, halves the distance."""
+    objective = Quadratic()
+    rule = {"name": "polyak", "minimum": 0.0}
+    optimizer = polargrad.PolarGrad(objective.module.parameters(), lr=1.0, momentum=0.0, step_rule=rule, method="svd")
+    if combined:
+        objective.module.other = nn.Parameter(torch.ones(2))
+        optimizer = CombinedOptimizer([torch.optim.SGD([objective.module.other], lr=0.1), optimizer])
+    _, records = run(objective, optimizer, steps=3, eval_every=1)
+    assert [record["gap"] for record in of("eval", records)] == pytest.approx([3 / 4**k for k in range(4)], rel=1e-4)
 
 
 def test_records_of_steps():

@@ -10,7 +10,7 @@ from polargrad.lab.cli import report, terminal
 from polargrad.lab.cli.arguments import Jobs, Positional
 from polargrad.lab.comparison import protocol
 from polargrad.lab.options import option
-from polargrad.lab.recipes import spec_of
+from polargrad.lab.recipes import MINI, spec_of
 from polargrad.lab.run.spec import RunSpec
 
 __all__ = ["Protocol"]
@@ -81,4 +81,4 @@ class Protocol(Jobs):
             spec = RunSpec.from_json(Path(name).read_text(encoding="utf-8"))
         else:
             spec = spec_of(name)
-        return dataclasses.replace(spec, objective=dataclasses.replace(protocol.MINI, corpus=self.data), probe=())
+        return dataclasses.replace(spec, objective=dataclasses.replace(MINI, corpus=self.data), probe=())

@@ -45,7 +45,6 @@ from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
 
 __all__ = [
-    "MINI",
     "PROTOCOL",
     "Protocol",
     "ProtocolFindings",
@@ -61,8 +60,6 @@ FORMAT = 1
 # The track's threshold of .004 on the loss at a standard deviation of .0013 between its runs.
 SIGMAS = 0.004 / 0.0013
 
-# A step of 2,048 tokens takes about .09 seconds on one core of a Xeon with AVX-512, one of 16,384 about .75.
-MINI = LanguageModel(hidden_size=96, layers=2, heads=3, vocabulary=1024, sequence=64)
 WARMUP = 5
 
 

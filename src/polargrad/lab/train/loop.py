@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polargrad.lab.train.checkpoint import Checkpoint, Checkpoints, capture
 from polargrad.lab.train.config import LoopConfig
-from polargrad.lab.train.optimizers import evaluation_weights, switching_parts
+from polargrad.lab.train.optimizers import evaluation_weights, needs_loss, switching_parts
 from polargrad.lab.train.parallel import Parallel
 from polargrad.lab.train.progress import Progress
 from polargrad.lab.train.run_log import DeviceTimer, Record, RunLog, Summary
@@ -150,6 +150,7 @@ def train(
         else:
             saved = log.steps
 
+    takes_loss = needs_loss(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     status, reason = "failed", ""
     if progress is not None:
@@ -188,7 +189,11 @@ def train(
                 optimizer_begins = timer.stamp()
                 if config.clip_grad_norm is not None:
                     clip_gradients(parameters, config.clip_grad_norm)
-                optimizer.step()
+                if takes_loss:
+                    mean = parallel.mean(loss.clone())
+                    optimizer.step(lambda mean=mean: mean)
+                else:
+                    optimizer.step()
                 stamps = (start, backward_done, optimizer_begins, timer.stamp())
                 if look is not None and (stepped := getattr(look, "stepped", None)) is not None:
                     log.matrices(finished, stepped())

@@ -27,6 +27,7 @@ from polargrad.linalg.registry import Registry, unknown_name
 from polargrad.optim import PolarGrad
 from polargrad.optim.matrix_view import VIEW_OPTIONS
 from polargrad.optim.options import OPTIONS
+from polargrad.optim.update import STEP_RULES
 
 __all__ = [
     "OPTIMIZERS",
@@ -34,6 +35,7 @@ __all__ = [
     "build_optimizer",
     "evaluation_weights",
     "is_optimizer",
+    "needs_loss",
     "outside_rules",
     "switching_parts",
 ]
@@ -94,6 +96,20 @@ def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
         with torch.no_grad():
             for p, trained in held:
                 p.copy_(trained)
+
+
+def needs_loss(optimizer: Optimizer) -> bool:
+    """Whether a step rule of PolarGrad depends on the loss, so that `step` is to be called with a closure.
+
+    Example:
+        >>> rule = {"name": "capped-polyak", "minimum": 0.0}
+        >>> needs_loss(PolarGrad([Parameter(torch.eye(2))], momentum=0.0, step_rule=rule))
+        True
+    """
+    parts = optimizer.parts if isinstance(optimizer, CombinedOptimizer) else [optimizer]
+    groups = chain.from_iterable(part.param_groups for part in parts if isinstance(part, PolarGrad))
+    rules = [group["step_rule"] for group in groups if "step_rule" in group]
+    return any(STEP_RULES[rule["name"] if isinstance(rule, Mapping) else rule].needs_loss for rule in rules)
 
 
 def build_optimizer(groups: Sequence[Mapping[str, Any]], process_group: Any = None) -> Optimizer:
@@ -157,7 +173,7 @@ class CombinedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for part in self.parts:
-            part.step()
+            part.step(*[lambda: loss] if isinstance(part, PolarGrad) and closure is not None else [])
         return loss
 
     def state_dict(self) -> dict[str, Any]:
