@@ -445,14 +445,14 @@ class PolarRule:
     ) -> None:
         """Refuse a state, loaded or from before options were changed, whose tensors have not the parameter's shapes."""
         view = self.shape_of(parameter.shape).view
-        whitens = self.whitening is not None and executor.owns(parameter)
+        whitening = self.whitening if executor.owns(parameter) else None
         numbers = dict.fromkeys((*self.scale.state, "row_weight", AGE), (view.count,))
         shapes = {"momentum_buffer": parameter.shape, **numbers, "row_rms": view.row_shape}
-        if whitens:
-            shapes |= self.whitening.shapes(view)
+        if whitening is not None:
+            shapes |= whitening.shapes(view)
         check_state(state, shapes, name, loaded=loaded)
-        if whitens and loaded:
-            self.whitening.check_state(view, state, name)
+        if whitening is not None and loaded:
+            whitening.check_state(view, state, name)
 
     def add_state(self, parameter: Tensor, state: dict[str, Any], executor: Executor) -> None:
         """Give a parameter the state before its first step, zeros, where it is missing."""

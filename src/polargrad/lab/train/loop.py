@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
@@ -190,8 +191,8 @@ def train(
                 if config.clip_grad_norm is not None:
                     clip_gradients(parameters, config.clip_grad_norm)
                 if takes_loss:
-                    mean = parallel.mean(loss.clone())
-                    optimizer.step(lambda mean=mean: mean)
+                    known: Any = partial(parallel.mean, loss.clone())
+                    optimizer.step(known)
                 else:
                     optimizer.step()
                 stamps = (start, backward_done, optimizer_begins, timer.stamp())

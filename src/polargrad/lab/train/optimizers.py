@@ -172,8 +172,9 @@ class CombinedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        known: Any = None if closure is None else lambda: loss
         for part in self.parts:
-            part.step(*[lambda: loss] if isinstance(part, PolarGrad) and closure is not None else [])
+            part.step(known) if isinstance(part, PolarGrad) else part.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
