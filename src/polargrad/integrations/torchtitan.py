@@ -83,7 +83,7 @@ class OptimizersContainer(torch.optim.Optimizer):
             optimizer.zero_grad(set_to_none=set_to_none)
 
     def init_cache_state_dict(self) -> None:
-        """Nothing: torchtitan asks it of every container, for its fault-tolerant one, which keeps a state dict."""
+        """Do nothing; torchtitan calls it on every container, since its fault-tolerant one caches a state dict."""
 
     def state_dict(self) -> dict[str, Any]:
         """The flat state of all parts, complete before the first step too, as `torch.distributed.checkpoint` wants."""

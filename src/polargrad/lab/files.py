@@ -66,12 +66,14 @@ def explained(error: OSError, what: str = "") -> str:
 
 
 @contextlib.contextmanager
-def named_errors(path: Path) -> Iterator[None]:
-    """Errors of the system in the block name this file and say what to do."""
+def named_errors(what: str) -> Iterator[None]:
+    """Errors of the system in the block say `what` could not be done, such as "cannot write PATH", and the remedy."""
     try:
         yield
     except OSError as error:
-        raise type(error)(error.errno, explained(error, f"cannot write {path}")) from error
+        if error.errno is None:  # one of ours, which says so already
+            raise
+        raise type(error)(error.errno, explained(error, what)) from error
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -91,7 +93,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         OSError: as `write_file`.
     """
     part: Path | None = None
-    with named_errors(path):
+    with named_errors(f"cannot write {path}"):
         try:
             handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
             part = Path(name)

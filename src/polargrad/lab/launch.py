@@ -39,7 +39,7 @@ from polargrad.lab.train.config import Clipping, Intervals
 from polargrad.lab.train.schedules import SCHEDULES
 from polargrad.optim.roles import roles
 
-# Checkpoints of several processes, which there are none of.
+# Of options that only a dry run has.
 _DRY = Used("dry_run", why="options of a dry run")
 
 

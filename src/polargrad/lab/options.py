@@ -154,7 +154,7 @@ def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 
 def check_integer(name: str, value: Any, least: int = 1, most: int = LARGEST) -> None:
-    """Raise ValueError unless the value of an option is an integer from `least` to `most`; a bool is none.
+    """Raise ValueError unless the value of an option is an integer from `least` to `most`; a bool is not one.
 
     Example:
         >>> check_integer("steps", 0)

@@ -127,8 +127,10 @@ def largest_eigenvalue(G: Tensor) -> Tensor:
     return value
 
 
-def spectral_norm(X: Tensor) -> Tensor:
+def spectral_norm(X: Tensor, steps: int = _PRODUCTS) -> Tensor:
     """An estimate, from below, of ||X||_2 for each matrix of the batch X (k, m, n), by power iteration on X^H X.
+
+    Of 8 steps the estimate may be a few parts in ten too low, of 30 a part in a hundred.
 
     Example:
         >>> round(spectral_norm(torch.diag(torch.tensor([1.0, -4.0]))[None]).item(), 3)
@@ -140,7 +142,7 @@ def spectral_norm(X: Tensor) -> Tensor:
     vectors = _VECTORS if n <= _SMALL or torch.finfo(X.dtype).bits == 64 else 1
     V, _ = _unit_columns(_start(n, vectors, X.dtype, X.device).expand(X.shape[0], -1, -1))
     value = torch.zeros(X.shape[0], dtype=V.real.dtype, device=X.device)
-    for _ in range(_PRODUCTS):
+    for _ in range(steps):
         W, value = _unit_columns(X @ V)
         V, _ = _unit_columns(X.mH @ W)
     return value

@@ -175,14 +175,6 @@ def test_bad_numbers_of_processes_are_errors(tmp_path, options):
         workers.run_all(list, lambda name: None, tmp_path, **options)
 
 
-def test_what_is_no_comparison_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no comparison\.json"):
-        resume_comparison(tmp_path)
-    (tmp_path / COMPARISON).write_text("[")
-    with pytest.raises(ValueError, match="cannot be read"):
-        resume_comparison(tmp_path)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_comparison_of_two_jobs_survives_blows(text, tmp_path, blow):

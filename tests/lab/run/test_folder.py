@@ -2,7 +2,9 @@ import json
 
 import pytest
 
+from polargrad.lab.comparison import comparison, protocol
 from polargrad.lab.run.folder import RECORDS, SPEC, SUMMARY, RecordError, RunFolder, find_runs, read_run
+from polargrad.lab.studies.matrix import experiments
 from tests.runs import tiny_spec, written_run
 
 CURVE = [(0, 8.0), (2, 6.0), (4, 5.0)]
@@ -105,3 +107,22 @@ def test_runs_are_found_alone_and_in_a_comparison(tmp_path):
         find_runs(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         find_runs(tmp_path / "nowhere")
+
+
+PLANS = {
+    "comparison.json": comparison.resume_comparison,
+    "protocol.json": protocol.resume_protocol,
+    "experiment.json": experiments.resume_experiment,
+}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[" * 9999, "[]", "{}", '{"format": 1, "recipes": 3, "choices": 3}', '{"a": NaN}']
+)
+@pytest.mark.parametrize("name", PLANS)
+def test_a_damaged_plan_is_named(tmp_path, name, content):
+    with pytest.raises(FileNotFoundError, match=f"holds no {name[:-5]}: it has no {name}"):
+        PLANS[name](tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(RecordError, match=f"{name} .*restore it, or run"):
+        PLANS[name](tmp_path)

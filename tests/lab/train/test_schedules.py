@@ -71,7 +71,7 @@ def test_linear_decay_begins_at_the_last_forty_percent_and_would_end_at_zero():
         (lambda: WarmupLinearDecay(10, 7), "does not fit: 6 steps"),
         (lambda: WarmupLinearDecay(10, 0, -0.1), "decay_fraction"),
         (lambda: StepDecay(0, 0.5), "every"),
-        (lambda: StepDecay(5, 0.0), "factor 0"),
+        (lambda: StepDecay(5, 0.0), "factor must be a finite number above 0"),
         (lambda: StepDecay(5, 1.1), "factor"),
         (lambda: Cosine(10)(10), "make total larger"),
         (lambda: WarmupLinearDecay(10)(-1), "covers steps 0 to 9"),

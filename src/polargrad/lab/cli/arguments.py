@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import inspect
 import io
-import math
 import re
 import shutil
 import textwrap
@@ -98,17 +97,6 @@ def read(kind: type[Command], command: str, arguments: Sequence[str], default: C
         object.__setattr__(table, "written", frozenset(written))
     refuse_unused(made)
     return made
-
-
-def refuse_infinite(options: Any) -> None:
-    """Raise ValueError for an option that is NaN or infinite, which no option of ours may be."""
-    for entry in dataclasses.fields(options):
-        value = getattr(options, entry.name)
-        if dataclasses.is_dataclass(value):
-            refuse_infinite(value)
-        elif isinstance(value, float) and not math.isfinite(value):
-            flag = str(entry.metadata.get("flag", entry.name)).replace("_", "-")
-            raise ValueError(f"--{flag} is {value}; give a finite number")
 
 
 def _description(kind: type[Any]) -> str:

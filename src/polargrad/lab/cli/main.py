@@ -155,7 +155,7 @@ def _say(message: str, code: int) -> int:
 
 
 def _open_streams() -> None:
-    """Have streams that were closed, and that take names which are not text."""
+    """Replace streams that were closed, and let all of them print names that are not text."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

@@ -346,17 +346,16 @@ def cautions(runs: Sequence[Run]) -> list[str]:
 def sentence(one: Replicates, baseline: Replicates) -> str:
     """One run in a sentence, as in "muon reaches adamw's final loss in 61% of its steps and 66% of its time"."""
     final, reached = one.final.mean, one.reach(baseline)
+    ends = "without a final loss" if final is None else f"at {final:.3f}"
     if (step := diverged_at(one.runs[0])) is not None:
         return f"{one.name} diverged at step {step}."
     if one is baseline:
         if final is None:
             return f"{one.name} has no final loss to measure the others against."
-        return f"{one.name} ends at {final:.3f} after {one.steps} steps and {duration(one.seconds.mean or 0.0)}."
+        return f"{one.name} ends {ends} after {one.steps} steps and {duration(one.seconds.mean or 0.0)}."
     if what := not_comparable(one.runs[0], baseline.runs[0]):
-        ends = "without a final loss" if final is None else f"at {final:.3f}"
         return f"{one.name} ends {ends}; it is not held against {baseline.name}, whose {what} is another."
     if baseline.final.mean is None:
-        ends = "without a final loss" if final is None else f"at {final:.3f}"
         return f"{one.name} ends {ends}; {baseline.name} has no final loss to measure it against."
     if reached.step_ratio.mean is None or reached.time_ratio.mean is None:
         return f"{one.name} does not reach {baseline.name}'s final loss."

@@ -10,7 +10,6 @@ Runs of one seed see the same batches in the same order under every recipe.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from polargrad.lab.run.folder import (
     Run,
     create_folder,
     find_runs,
+    read_plan,
     read_run,
     refuse_existing,
     status_of,
@@ -233,14 +233,7 @@ def read_comparison(path: Path) -> Comparison:
         FileNotFoundError: if it is not the folder of a comparison.
         ValueError: if its file cannot be read.
     """
-    if not (path / COMPARISON).is_file():
-        raise FileNotFoundError(f"{path} is not a comparison: it has no {COMPARISON}")
-    try:
-        return Comparison.from_dict(json.loads((path / COMPARISON).read_bytes()))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{path / COMPARISON} cannot be read: {error}; restore it, or run the comparison again"
-        ) from error
+    return read_plan(path, COMPARISON, Comparison.from_dict)
 
 
 def final_losses(path: Path) -> dict[str, float | None]:

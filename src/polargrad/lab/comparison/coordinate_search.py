@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polargrad.lab.comparison.rate_search import FIXED_ROLES, SearchState
+from polargrad.lab.comparison.rate_search import SearchState, alike_roles
 from polargrad.lab.options import check_integer
 from polargrad.lab.run.spec import Plain, RunSpec
 
@@ -72,7 +72,7 @@ class Coordinate:
 
     @property
     def label(self) -> str:
-        """As in "embedding+head.betas[0]"."""
+        """The name in tables, such as "embedding+head.betas[0]"."""
         place = f"{'+'.join(self.roles)}." if self.roles else ""
         return f"{place}{self.option}{'' if self.index is None else f'[{self.index}]'}"
 
@@ -107,15 +107,11 @@ def coordinates_of(spec: RunSpec) -> tuple[Coordinate, ...]:
 
     Norms and biases keep the recipe's own values.
     """
-    alike: dict[str, list[str]] = {}
-    for role, options in spec.optimizer.items():
-        if role not in FIXED_ROLES:
-            alike.setdefault(repr(sorted(options.items())), []).append(role)
     found = []
     for option in MOVES:
         if hasattr(spec.schedule, option):
             found.append(Coordinate(option))
-        for roles in map(tuple, alike.values()):
+        for roles in alike_roles(spec):
             given: Any = spec.optimizer[roles[0]].get(option, ABSENT.get(option))
             if isinstance(given, tuple | list):
                 found += [Coordinate(option, roles, index) for index in range(len(given))]

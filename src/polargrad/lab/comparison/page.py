@@ -48,7 +48,7 @@ class Findings:
 
     @classmethod
     def read(cls, folder: Path) -> Findings:
-        """Of the runs that have ended in the folder of a comparison.
+        """The findings of the runs that have ended in the folder of a comparison.
 
         Raises:
             FileNotFoundError: if none has, or if the folder holds no comparison.

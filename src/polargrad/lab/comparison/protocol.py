@@ -11,7 +11,6 @@ judged by the steps in which it reaches the final loss of the tuned baseline.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -37,11 +36,12 @@ from polargrad.lab.run.folder import (
     Run,
     create_folder,
     find_runs,
+    read_plan,
     read_run,
     refuse_existing,
     write_json,
 )
-from polargrad.lab.run.spec import LanguageModel, RunSpec
+from polargrad.lab.run.spec import LanguageModel, RunSpec, from_plain, without_format
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
 
 __all__ = [
@@ -100,7 +100,7 @@ class Setting:
 
     @property
     def tag(self) -> str:
-        """As it stands in the names of runs."""
+        """The setting in the names of runs, such as "64x2048"."""
         return f"{self.steps}x{self.tokens}"
 
 
@@ -208,16 +208,11 @@ class Protocol:
         Raises:
             ValueError: a format of another version, or unknown keys.
         """
-        plain = dict(data)
-        if (written := plain.pop("format", None)) != FORMAT:
-            raise ValueError(f"the protocol has format {written!r}, this version reads {FORMAT}; use the other version")
-        try:
-            plain["recipes"] = tuple(map(RunSpec.from_dict, plain["recipes"]))
-            plain["settings"] = tuple(Setting(**setting) for setting in plain["settings"])
-            plain["seeds"] = tuple(plain["seeds"])
-            return cls(**plain)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this does not describe a protocol: {error}") from error
+        plain = without_format(data, "the protocol", FORMAT)
+        lists = {name: tuple(plain.get(name, ())) for name in ("recipes", "settings", "seeds")}
+        lists["recipes"] = tuple(map(RunSpec.from_dict, lists["recipes"]))
+        lists["settings"] = tuple(from_plain(Setting, setting, "a setting") for setting in lists["settings"])
+        return from_plain(cls, {**plain, **lists}, "a protocol")
 
 
 def run_protocol(protocol: Protocol, path: str | Path, **options: Any) -> Path:
@@ -270,10 +265,9 @@ def read_protocol(path: Path) -> Protocol:
 
     Raises:
         FileNotFoundError: if it holds none.
+        ValueError: if its file cannot be read.
     """
-    if not (path / PROTOCOL).is_file():
-        raise FileNotFoundError(f"{path} is not the folder of a protocol: it has no {PROTOCOL}")
-    return Protocol.from_dict(json.loads((path / PROTOCOL).read_bytes()))
+    return read_plan(path, PROTOCOL, Protocol.from_dict)
 
 
 def threshold(freedom: int) -> float:
@@ -357,7 +351,7 @@ class ProtocolFindings:
 
     @classmethod
     def read(cls, folder: Path) -> ProtocolFindings:
-        """Of the runs that have ended in a folder."""
+        """The findings of the runs that have ended in a folder."""
         protocol, losses = read_protocol(folder), final_losses(folder)
         runs = [read_run(path) for path in find_runs(folder) if path.name in losses]
         return cls(protocol, {run.spec.name: run for run in runs})
@@ -368,7 +362,7 @@ class ProtocolFindings:
         return {name: final_metric(run) for name, run in self.runs.items()}
 
     def state(self, recipe: RunSpec, setting: Setting) -> SearchState:
-        """Of a recipe's search."""
+        """The state of a recipe's search at a setting."""
         return self.protocol.search(recipe, setting).state(self.losses)
 
     def replicates(self, setting: Setting) -> dict[str, Replicates]:
@@ -382,7 +376,7 @@ class ProtocolFindings:
         return found
 
     def verdicts(self, setting: Setting) -> dict[str, Verdict]:
-        """Of each recipe but the baseline, where neither has a seed that diverged."""
+        """The verdict on each recipe but the baseline, where neither has a seed that diverged."""
         complete = {name: one for name, one in self.replicates(setting).items() if not one.diverged}
         baseline = complete.get(self.protocol.baseline)
         if baseline is None:
@@ -426,7 +420,7 @@ class ProtocolFindings:
         )
 
     def tuned(self, setting: Setting) -> Table:
-        """What the search of each recipe came to."""
+        """What the search of each recipe found: a row for each."""
         rows = []
         for recipe in self.protocol.recipes:
             base, state = self.protocol.search(recipe, setting).base, self.state(recipe, setting)
@@ -446,9 +440,9 @@ class ProtocolFindings:
                 UNKNOWN if lowest is None else f"{lowest:.4f}",
                 ", ".join(changed) or "the recipe's own values",
             ))  # fmt: skip
-        note = (
-            f"On {_text_of(self.protocol.recipes[0])} with seed {self.protocol.search_seed}, neither of which counts."
-        )
+        search = self.protocol.recipes[0].objective
+        assert isinstance(search, LanguageModel)
+        note = f"On {search.corpus} with seed {self.protocol.search_seed}, neither of which counts."
         return Table(("Recipe", "Runs", "Its own values", "Best", "Numbers that changed"), rows, note)
 
     def sentences(self) -> list[str]:
@@ -490,8 +484,3 @@ class ProtocolFindings:
         environments = {name: run.environment for name, run in list(self.runs.items())[:1]}
         title = f"The protocol: {', '.join(spec.name for spec in protocol.recipes)}"
         return write_page(page, title, [text, *self.sentences()], self.sections(), environments)
-
-
-def _text_of(spec: RunSpec) -> str:
-    assert isinstance(spec.objective, LanguageModel)
-    return spec.objective.corpus

@@ -88,12 +88,8 @@ class RateSearch(SearchOptions):
 
     @property
     def axes(self) -> list[Axis]:
-        """The rates of the roles that move together: those with equal options."""
-        alike: dict[str, list[str]] = {}
-        for role, options in self.base.optimizer.items():
-            if role not in FIXED_ROLES:
-                alike.setdefault(repr(sorted(options.items())), []).append(role)
-        return [Axis(tuple(roles), "lr", ()) for roles in alike.values()]
+        """The rates, of roles with equal options together."""
+        return [Axis(roles, "lr", ()) for roles in alike_roles(self.base)]
 
     @property
     def rungs(self) -> list[int]:
@@ -157,6 +153,15 @@ class RateSearch(SearchOptions):
             return math.inf if loss is None else loss, point
 
         return sorted(points, key=key)
+
+
+def alike_roles(spec: RunSpec) -> list[tuple[str, ...]]:
+    """The roles that a search moves, those with equal options together."""
+    alike: dict[str, list[str]] = {}
+    for role, options in spec.optimizer.items():
+        if role not in FIXED_ROLES:
+            alike.setdefault(repr(sorted(options.items())), []).append(role)
+    return list(map(tuple, alike.values()))
 
 
 def shortened(schedule: Schedule, full: int, steps: int) -> Schedule:

@@ -139,7 +139,7 @@ def compare(
         FileNotFoundError: a file that is named is not there.
         ValueError: a name that is not known, options that do not fit together, or an optimizer that cannot be made,
             stepped or resumed.
-        TypeError: an option that there is not.
+        TypeError: an unknown option.
         Interrupted: on Ctrl-C, when the runs under way are saved.
 
     Example:

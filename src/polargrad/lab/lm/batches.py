@@ -10,7 +10,7 @@ import numpy as np
 from polargrad.lab.lm.tokens import TokenFile
 from polargrad.lab.options import check_integer
 
-_SCANNED = 2**24  # tokens looked at at a time
+_SCANNED = 2**24  # tokens read at a time
 
 SHUFFLES = ("documents", "windows")
 

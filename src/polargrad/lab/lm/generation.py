@@ -1,4 +1,4 @@
-"""What a trained decoder writes, and the decoder in the format of Hugging Face."""
+"""Text that a trained decoder writes, and the export of the decoder in the format of Hugging Face."""
 
 from __future__ import annotations
 

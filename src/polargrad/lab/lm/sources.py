@@ -250,7 +250,7 @@ def _own_source(where: str, opener: Callable[..., Source], **options: str) -> So
     try:
         source = opener(**options)
     except Exception as error:
-        raise ValueError(f"{where} gave no source: {type(error).__name__}: {_first_line(error)}") from error
+        raise ValueError(f"{where} gave no source: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(source, Source):
         raise ValueError(f"{where} returned a {type(source).__name__}; return a polargrad.lab.lm.Source")
     return source
@@ -385,7 +385,7 @@ def hub_dataset(name: str, *, subset: str = "", split: str = "train", field: str
     """A data set of the Hugging Face hub, OWNER/NAME, by rows; without a subset its usual one of `KNOWN_DATASETS`.
 
     Raises:
-        FileNotFoundError: the name is none of a data set.
+        FileNotFoundError: the name is not one of a data set.
     """
     if not _HUB_NAME.fullmatch(name):
         raise FileNotFoundError(
@@ -428,25 +428,25 @@ def _stream(name: str, subset: str, split: str) -> Any:
         return datasets.load_dataset(name, subset or None, split=split, streaming=True)
     except DatasetNotFoundError as error:
         raise FileNotFoundError(
-            f"the data set {name!r} is not on the hub, or it needs a login (huggingface-cli login): "
-            f"{_first_line(error)}"
+            f"the data set {name!r} is not on the hub, or it needs a login (huggingface-cli login): {first_line(error)}"
         ) from error
     except OSError as error:  # every failure of the network is one
         raise _unreachable(name, error) from error
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"the data set {name!r} cannot be opened with subset {subset or None!r} and split {split!r}: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
 
 
 def _unreachable(name: str, error: BaseException) -> OSError:
     return ConnectionError(
-        f"the data set {name!r} cannot be reached ({_first_line(error)}). On a machine with a network: "
+        f"the data set {name!r} cannot be reached ({first_line(error)}). On a machine with a network: "
         f"`huggingface-cli download --repo-type dataset {name} --local-dir FOLDER`; then give FOLDER as the data here, "
         "or give text of your own"
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its kind where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

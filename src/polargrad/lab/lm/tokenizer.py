@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polargrad.lab.lm.cache import cache_folder, publish, verified_header
-from polargrad.lab.lm.sources import HELD_OUT, Source
+from polargrad.lab.lm.sources import HELD_OUT, Source, first_line
 from polargrad.lab.options import check_integer
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def load_tokenizer(where: str) -> Tokenizer:
     try:
         backend = Backend.from_file(str(path)) if path.is_file() else Backend.from_pretrained(where)
     except Exception as error:  # the library raises Exception itself
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if path.is_file():
             raise ValueError(f"{path} is not a tokenizer: {reason}") from error
         raise FileNotFoundError(

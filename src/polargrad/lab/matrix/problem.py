@@ -30,8 +30,8 @@ class Problem(ABC):
     A problem is one class in one file: its mathematics, the data that `draw` makes, its sizes, and the experiment that
     `polargrad run KIND` runs. `register` makes it known by its kind; a class outside of this package does the same.
 
-    A problem keeps its tensors as attributes, all of one dtype, so that `to` can carry it to another. Whatever is not
-    known of a problem is None.
+    A problem keeps its tensors as attributes, all of one dtype, so that `to` can carry it to another. What is not known
+    of a problem, such as its minimum, is None.
 
     Args:
         start: the initial point, name -> matrix, with the names in `matrices`.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from polargrad.geometry import GEOMETRIES
+from polargrad.lab.options import values_of
 from polargrad.lab.run.environment import environment
 from polargrad.lab.run.spec import LanguageModel, RunSpec, Text
 from polargrad.lab.train import MatrixProbe
@@ -87,7 +88,7 @@ def build(spec: RunSpec, parallel: Parallel | None = None) -> BuiltRun:
 
 
 def check(spec: RunSpec, parallel: Parallel | None = None, *, here: bool = True) -> None:
-    """Everything that can be known to be wrong with a run before any work: its model's skeleton holds no numbers.
+    """Refuse what is known to be wrong with a run before any work; its model is built without numbers for that.
 
     Args:
         spec: the run.
@@ -150,13 +151,10 @@ def build_objective(spec: RunSpec, parallel: Parallel | None = None) -> tuple[Ob
         The objective, and plain facts: the corpus, its checksum, the number of parameters.
 
     Raises:
-        ValueError: if the data does not suffice, as with a corpus shorter than one sequence, or cannot be divided among
-            the processes.
+        ValueError: the data does not suffice, as with a corpus shorter than one sequence.
     """
     if isinstance(spec.objective, LanguageModel):
         return _language_model(spec.objective, spec.seed, parallel or Parallel())
-    if parallel is not None and not parallel.is_single:
-        raise ValueError(f"{spec.name} is a matrix problem, which one process solves; leave --parallel out")
     return _matrix_problem(spec)
 
 
@@ -179,8 +177,7 @@ def _matrix_problem(spec: RunSpec) -> tuple[Objective, Mapping[str, Any]]:
 def _language_model(model: LanguageModel, seed: int, parallel: Parallel) -> tuple[Objective, Mapping[str, Any]]:
     from polargrad.lab import lm
 
-    parallel.check_batch(model.batch)
-    text = Text(**{entry.name: getattr(model, entry.name) for entry in fields(Text)})
+    text = Text(**values_of(Text, model))
     with parallel.main_process_first():  # which leaves the encoded text in the cache
         data, encoded, tokenizer = _corpus(text, model.vocabulary)
     decoder = model.build(seed=seed)
@@ -331,7 +328,7 @@ def outside_code(spec: RunSpec) -> dict[str, dict[str, Any]]:
 
 
 def _build_probe(spec: RunSpec, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> MatrixProbe | None:
-    """What measures the spec's probed matrices: gradients, of a model momenta and steps too; None if there are none."""
+    """The probe of the spec's matrices: of their gradients, in a model also of momenta and steps; None without any."""
     if not spec.probe:
         return None
     named = dict(module.named_parameters())

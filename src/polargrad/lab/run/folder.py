@@ -14,16 +14,17 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from polargrad.distributed.checkpoint import sync_folder
-from polargrad.lab.files import explained, json_text, new_file_mode, parse_json, read_json, write_file
+from polargrad.lab.files import json_text, named_errors, new_file_mode, parse_json, read_json, write_file
 from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.train import CheckpointPolicy
+
+T = TypeVar("T")
 
 SPEC, ENVIRONMENT, SETTINGS, RECORDS, SUMMARY, FIGURES, CHECKPOINTS, DISCARDED = (
     "spec.json",
@@ -41,10 +42,10 @@ PAGE = "report.html"  # of any folder
 ENDED = ("finished", "diverged")
 
 # What each kind of record must hold for figures and tables to be drawn from it. Other kinds are kept as they are.
-_FIGURE = (int, float, type(None))  # null where it was not finite
+_NUMBER = (int, float, type(None))  # null where it was not finite
 REQUIRED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
-    "step": {"step": int, "loss": _FIGURE, "seconds": _FIGURE, "optimizer_seconds": _FIGURE},
-    "eval": {"step": int, "seconds": _FIGURE},
+    "step": {"step": int, "loss": _NUMBER, "seconds": _NUMBER, "optimizer_seconds": _NUMBER},
+    "eval": {"step": int, "seconds": _NUMBER},
     "matrix": {"step": int, "role": str, "parameter": str},
     "event": {"step": int, "event": str},
     "sample": {"step": int, "prompt": str, "text": str},
@@ -123,10 +124,8 @@ class RunFolder:
         refuse_existing(self.path)
         make_folder(self.path.parent)
         # Filled under another name, so that a kill leaves a whole run folder or none.
-        try:
+        with named_errors(f"cannot make {self.path}"):
             made = Path(tempfile.mkdtemp(prefix=".new-", dir=self.path.parent))
-        except OSError as error:
-            raise type(error)(error.errno, explained(error, f"cannot make {self.path}")) from error
         try:
             made.chmod(new_file_mode(0o777))
             write_json(made / ENVIRONMENT, environment)
@@ -179,16 +178,14 @@ class RunFolder:
         """Append one record as one line and flush it, so that a killed run keeps all but the line it was writing.
 
         Raises:
-            ValueError: if a figure is NaN or infinite, which JSON has no word for; the training loop writes null and an
+            ValueError: a number is NaN or infinite, which JSON has no word for; the training loop writes null and an
                 event in its place.
         """
-        line = json_text(record, indent=None)
-        try:
-            self._records.write(line.encode())
+        line = json_text(record, indent=None).encode()
+        with named_errors(f"the records in {self.path} cannot be written"):
+            self._records.write(line)
             self._records.flush()
-            self._hash.update(line.encode())
-        except OSError as error:
-            raise OSError(error.errno, explained(error, f"the records in {self.path} cannot be written")) from error
+            self._hash.update(line)
 
     def position(self) -> int:
         """How many bytes of records are on the disk by now."""
@@ -241,9 +238,7 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -261,22 +256,19 @@ def create_folder(path: Path) -> None:
     """
     refuse_existing(path)
     make_folder(path.parent)
-    try:
-        path.mkdir()
-    except FileExistsError:
-        refuse_existing(path)  # another start was quicker
-        raise
-    except OSError as error:
-        raise type(error)(error.errno, explained(error, f"cannot make the folder {path}")) from error
+    with named_errors(f"cannot make the folder {path}"):
+        try:
+            path.mkdir()
+        except FileExistsError:
+            refuse_existing(path)  # another start was quicker
+            raise
     sync_folder(path.parent)
 
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, where they are missing."""
-    try:
+    with named_errors(f"cannot make the folder {path}"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise type(error)(error.errno, explained(error, f"cannot make the folder {path}")) from error
 
 
 def launch_token() -> str | None:
@@ -372,6 +364,28 @@ def read_spec(path: Path) -> RunSpec:
         raise RecordError(f"{path / SPEC} does not describe a run: {error}") from error
 
 
+def read_plan(folder: Path, name: str, make: Callable[[Mapping[str, Any]], T]) -> T:
+    """What the file of a comparison, a protocol or a matrix experiment says is to be run.
+
+    Args:
+        folder: the folder that holds the runs.
+        name: of the file.
+        make: returns the plan from what the file holds.
+
+    Raises:
+        FileNotFoundError: the folder has no such file.
+        RecordError: the file cannot be read, or does not describe a plan.
+    """
+    path, what = folder / name, name.removesuffix(".json")
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no {what}: it has no {name}")
+    data = _read_json(path)
+    try:
+        return make(data)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"{path} cannot be used: {error}; restore it, or run the {what} again") from error
+
+
 def read_environment(path: Path) -> dict[str, Any]:
     """Where a run began; empty if its folder does not say, or not readably."""
     try:
@@ -444,5 +458,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """A file, all of it or none."""
+    """Write plain data as JSON, the whole file or nothing."""
     write_file(path, json_text(data))

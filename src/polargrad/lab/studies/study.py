@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from polargrad.lab.files import json_text, named_errors
@@ -63,7 +62,7 @@ class StudyFolder:
         """Keep one record and write it as one line; NaN and infinity are written as null."""
         record = {"kind": kind, **metrics}
         self.records.append(record)
-        with named_errors(self.path / RECORDS):
+        with named_errors(f"cannot write {self.path / RECORDS}"):
             self._file.write(json_text(_finite(record), indent=None))
             self._file.flush()
 
@@ -75,9 +74,7 @@ class StudyFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

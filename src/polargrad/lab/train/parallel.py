@@ -175,7 +175,7 @@ class Parallel:
 
     @contextlib.contextmanager
     def lost_processes(self) -> Iterator[None]:
-        """What torch says in the block when a process is gone becomes one sentence.
+        """Turn what torch says in the block when a process is gone into one sentence.
 
         Raises:
             ConnectionError: a process died, or did not answer for `TIMEOUT`.

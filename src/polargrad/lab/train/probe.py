@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from polargrad.diagnostics import matrix_metrics
+from polargrad.linalg.bounds import spectral_norm
 
 # Names under which optimizers keep an average of the gradients.
 _MOMENTA = ("momentum_buffer", "exp_avg", "momentum")
+# Of the power iteration for the norm of a weight.
+_PRODUCTS = 30
 
 
 class MatrixProbe:
@@ -75,7 +78,8 @@ class MatrixProbe:
             parameter = self._parameters[name]
             weight = _full(parameter.detach())
             moved = (weight.float() - before.float()).square().mean().sqrt()
-            entry = {**self._names(name), "update_rms": float(moved), "weight_norm": spectral_norm(weight.float())}
+            norm = float(spectral_norm(weight.float()[None], steps=_PRODUCTS))
+            entry = {**self._names(name), "update_rms": float(moved), "weight_norm": norm}
             state = {} if self._optimizer is None else self._optimizer.state.get(parameter, {})
             momentum = next((state[key] for key in _MOMENTA if isinstance(state.get(key), Tensor)), None)
             if momentum is not None and momentum.shape == parameter.shape:
@@ -90,23 +94,3 @@ class MatrixProbe:
 def _full(tensor: Any) -> Tensor:
     """The whole tensor of a DTensor, for which every rank has to ask, or a plain tensor itself."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def spectral_norm(W: Tensor, steps: int = 30) -> float:
-    """||W||_2 of a matrix (m, n) by power iteration on W^T W, from below.
-
-    Args:
-        W: (m, n), real.
-        steps: products with W^T W.
-
-    Example:
-        >>> round(spectral_norm(torch.diag(torch.tensor([3.0, 1.0]))), 6)
-        3.0
-    """
-    positions = torch.arange(W.shape[1], dtype=W.dtype, device=W.device)
-    x = 1.0 + 0.5 * torch.cos(positions)  # orthogonal to nothing in particular
-    for _ in range(steps):
-        y = W.mT @ (W @ x)
-        size = torch.linalg.vector_norm(y)
-        x = torch.where(size > 0, y / size, x / torch.linalg.vector_norm(x))
-    return float(torch.linalg.vector_norm(W @ x))

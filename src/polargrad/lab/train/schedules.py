@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from polargrad.lab.options import check_integer, unknown_name
+from polargrad.lab.options import check_integer, check_value, unknown_name
+
+_SHARE = {"least": 0, "most": 1}
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Cosine(_WithWarmup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_share("final", self.final)
+        check_value("final", self.final, float, _SHARE)
         self._check_room(self.total)
 
     def _after_warmup(self, step: int) -> float:
@@ -135,7 +137,7 @@ class WarmupLinearDecay(_WithWarmup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_share("decay_fraction", self.decay_fraction)
+        check_value("decay_fraction", self.decay_fraction, float, _SHARE)
         self._check_room(self.total - self._decay_steps)
 
     @property
@@ -169,9 +171,7 @@ class StepDecay(Schedule):
 
     def __post_init__(self) -> None:
         check_integer("every", self.every)
-        _check_share("factor", self.factor)
-        if self.factor == 0.0:
-            raise ValueError("factor 0 would stop the training after the first steps; give one in (0, 1]")
+        check_value("factor", self.factor, float, {"above": 0, "most": 1})
 
     def __call__(self, step: int) -> float:
         return self.factor ** (step // self.every)
@@ -285,8 +285,3 @@ def schedule_from_dict(plain: dict[str, Any]) -> Schedule:
     except TypeError as error:
         allowed = [field.name for field in fields(kind)]
         raise ValueError(f"schedule {name!r} takes {allowed}; got {sorted(entries)}") from error
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must lie in [0, 1]; got {value!r}")

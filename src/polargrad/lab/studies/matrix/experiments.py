@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,7 +14,16 @@ from polargrad.lab.matrix import PROBLEMS, Problem, ProblemSpec
 from polargrad.lab.matrix.configurations import DECAY_EVERY, Experiment
 from polargrad.lab.matrix.training import ROLE
 from polargrad.lab.options import check_options, option
-from polargrad.lab.run.folder import EXPERIMENT, PAGE, Run, create_folder, read_run, refuse_existing, write_json
+from polargrad.lab.run.folder import (
+    EXPERIMENT,
+    PAGE,
+    Run,
+    create_folder,
+    read_plan,
+    read_run,
+    refuse_existing,
+    write_json,
+)
 from polargrad.lab.run.spec import MatrixOptions, RunSpec, from_plain
 from polargrad.lab.run.workers import run_all
 from polargrad.lab.studies.matrix.page import write_page
@@ -158,15 +166,16 @@ def resume_experiment(
 
     Raises:
         FileNotFoundError: the folder is not an experiment's.
-        ValueError: the experiment's problem is not registered here.
+        ValueError: its file cannot be read, or the experiment's problem is not registered here.
         Interrupted: as in `run_experiment`.
     """
     path = Path(path)
-    if not (path / EXPERIMENT).is_file():
-        raise FileNotFoundError(f"{path} has no {EXPERIMENT}; give a folder that `polargrad run` made")
-    record = json.loads((path / EXPERIMENT).read_text(encoding="utf-8"))
-    options = from_plain(ExperimentOptions, {**record["choices"], "jobs": jobs}, "an experiment")
-    specs = options.specs(ProblemSpec(record["experiment"]).problem)
+
+    def plan(record: Mapping[str, Any]) -> tuple[list[RunSpec], ExperimentOptions]:
+        options = from_plain(ExperimentOptions, {**record["choices"], "jobs": jobs}, "an experiment")
+        return options.specs(ProblemSpec(record["experiment"]).problem), options
+
+    specs, options = read_plan(path, EXPERIMENT, plan)
     return _carry_out(specs, path, options, progress)
 
 

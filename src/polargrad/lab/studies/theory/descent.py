@@ -86,7 +86,7 @@ class Step(NamedTuple):
         delta: ||U~||_F / sqrt(r) - 1.
         cosine: <G, U~> / (||G||_F ||U~||_F).
         deviation: of the optimizer's step from gamma <G, U~> U~, in units of the rounding that is allowed.
-        residuals: symmetry and definiteness of U~^T G in units of eps * dimension of the oracle's arithmetic, looked at
+        residuals: symmetry and definiteness of U~^T G in units of eps * dimension of the oracle's arithmetic, measured
             in steps 0, 1, 2, 4, 8, ...; else None
     """
 
@@ -245,15 +245,16 @@ def check(run: Descent) -> Check:
     product = 1.0
     for k, step in enumerate(run.steps):
         after = gaps[k + 1]
+        compared = not after <= quadratic.floor  # below it is rounding
         require("step", k, step.deviation, 1.0)
         product *= step.factor + rounding
-        if after > quadratic.floor or after != after:
+        if compared:
             require("rate", k, after, (step.factor + rounding) * step.gap)
             require("product", k, after, product * gaps[0])
         dimension = min(quadratic.minimizer.shape)
         if run.oracle.claim == "exact":
             exact = descent_factor(quadratic.kappa, step.rank)
-            if after > quadratic.floor or after != after:
+            if compared:
                 require("exact rate", k, after, (exact + rounding) * step.gap)
                 spread = (1.0 + step.gradient_kappa) ** 2 / (4.0 * step.gradient_kappa)
                 by_gradient = descent_factor(quadratic.kappa, spread)
