@@ -41,7 +41,7 @@ def is_reference(name: object) -> bool:
 
 
 def load(reference: str) -> tuple[str, Any]:
-    """What a reference names, and the reference as another process finds it: a file with its absolute path.
+    """The thing that a reference names, and the reference as another process finds it: a file by its absolute path.
 
     A file is loaded once, and again when its content has changed, or that of modules beside it which it imports.
 
@@ -212,7 +212,7 @@ def announced(group: str) -> dict[str, str]:
 
 
 def described(found: Any) -> str:
-    """What something is, in messages.
+    """A description of something, for messages.
 
     Example:
         >>> described(load)

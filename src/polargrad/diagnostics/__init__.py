@@ -1,4 +1,4 @@
-"""What gradients, momenta and updates look like as matrices: metrics, and a recorder of those that a step computes."""
+"""Metrics of gradients, momenta and updates as matrices, and a recorder of those that a step computes."""
 
 from polargrad.diagnostics.metrics import matrix_metrics
 from polargrad.diagnostics.recorder import Recorder

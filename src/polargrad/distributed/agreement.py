@@ -88,7 +88,7 @@ class Agreement:
         return all(other[3] for other in table)
 
     def _describe(self, groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-        """Each parameter; with a sum of its values where ranks have copies, which must be the same."""
+        """A line for each parameter, with the sum of its values where ranks have copies, which must be the same."""
         lines = {"the number of parameter groups": str(len(groups))}
         for index, group in enumerate(groups):
             lines[f"the number of parameters of group {index}"] = str(len(group["params"]))

@@ -169,7 +169,7 @@ class Saved:
 
         Args:
             first: number of the first file to look at, in the order of their names.
-            step: every how manieth file after it is looked at.
+            step: from there on every `step`-th file is looked at.
         """
         names = sorted(self.files)[first::step]
         with ThreadPoolExecutor(max_workers=max(1, min(8, len(names)))) as pool:

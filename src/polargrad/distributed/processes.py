@@ -153,7 +153,7 @@ class ManyProcesses(Executor):
         return self._momentum_layouts[parameter] is not self._layouts[parameter]
 
     def zeros(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
-        """Like the parameter, or a DTensor of some of its rows."""
+        """A new momentum buffer: like the parameter, or a DTensor of some of its rows."""
         if not self._is_momentum_sharded(parameter):
             return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
         size = self._momentum_layouts[parameter].tiles[self._communicator.here].size
@@ -247,7 +247,7 @@ class ManyProcesses(Executor):
     def compute_directions(
         self, requests: Iterable[DirectionRequest], lmo: LMO, workspace: int
     ) -> Iterator[Directions]:
-        """Each request in three phases: while one is computed, the next is sent and the last comes back."""
+        """The directions in three phases: while one request is computed, the next is sent and the last comes back."""
         waiting: deque[Generator[None, None, Directions]] = deque()
         for request in requests:
             job = self._job(request, lmo, workspace)
@@ -302,7 +302,7 @@ def _result(job: Generator[None, None, Directions]) -> Directions:
         next(job)
     except StopIteration as done:
         return done.value
-    raise AssertionError("a request has three moments")
+    raise AssertionError("a request has three phases")
 
 
 def _joint_mesh(parameters: Sequence[Any]) -> Any:

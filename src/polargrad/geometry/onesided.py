@@ -32,7 +32,7 @@ def _inverse_square_root(S: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _OneSided(Geometry):
-    """What both sides have in common."""
+    """A polar factor through the Gram matrix of one side, the shorter one."""
 
     reduction: ClassVar[Reduction | None] = "gram"
 
@@ -61,7 +61,7 @@ class _OneSided(Geometry):
 
     @property
     def peak_memory(self) -> float:
-        """Everything is formed in float64, and the eigendecomposition of a Gram matrix is several times its size."""
+        """The most memory: all is formed in float64, and an eigendecomposition takes several times its Gram matrix."""
         return 12.0
 
 

@@ -67,16 +67,16 @@ class Spectral(Geometry):
         return float(min(m, n))
 
     def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
-        """Those of the polar method on m >= n."""
+        """Floating-point operations of the polar method on m >= n."""
         return self.resolved_method(dtype).operations(max(m, n), min(m, n), dtype)
 
     def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """That of the polar method."""
+        """The dtype in which the polar method works."""
         return self.resolved_method(dtype).working_dtype(dtype)
 
     @property
     def peak_memory(self) -> float:
-        """That of the polar method."""
+        """The most memory that the polar method holds at once."""
         return self.resolved_method(torch.float64).peak_memory
 
     def lmo(self, G: Tensor) -> Tensor:
@@ -84,5 +84,5 @@ class Spectral(Geometry):
         return polar_factor(G, self.resolved_method(G.dtype))
 
     def lmo_above(self, G: Tensor, norm_floor: float | Tensor) -> Tensor:
-        """The same where ||G||_F is at least `norm_floor`; below it goes to zero with G."""
+        """The polar factor where ||G||_F is at least `norm_floor`; below, a direction that goes to zero with G."""
         return polar_factor(G, self.resolved_method(G.dtype), norm_floor=norm_floor)

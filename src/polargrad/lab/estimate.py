@@ -356,7 +356,7 @@ def optimizer_step(
 
 
 def _requests(count: int, world: int) -> int:
-    """In how many requests the executor asks for the directions of `count` parameters that are alike."""
+    """The number of requests in which the executor asks for directions of `count` parameters that are alike."""
     return -(-count // max(world, -(-count // 4)))
 
 

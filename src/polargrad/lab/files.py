@@ -45,7 +45,7 @@ _REMEDIES = {
 
 
 def explained(error: OSError, what: str = "") -> str:
-    """What an error of the system was about, and what to do.
+    """An error of the system in words: what it was about, and what to do.
 
     Args:
         error: the error.
@@ -119,7 +119,7 @@ def new_file_mode(everything: int = 0o666) -> int:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         ValueError: it cannot be read as JSON, nested too deeply included; the message does not name it.

@@ -238,7 +238,7 @@ class Launch:
         return dataclasses.replace(made, **changed)
 
     def language_model(self) -> LanguageModel:
-        """What is minimized; device "auto" becomes the accelerator where there is one.
+        """The objective; device "auto" becomes the accelerator where there is one.
 
         Raises:
             ValueError: values that do not fit together.

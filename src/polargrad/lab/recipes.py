@@ -206,7 +206,7 @@ def recipe(name: str) -> Recipe:
 
 
 def split_reference(name: str) -> tuple[str, str]:
-    """Where a class is, and the recipe of the roles that it does not step; "" if it steps all, or is no reference.
+    """The place of a class, and the recipe of the roles that it does not step; "" if it steps all, or for a plain name.
 
     Example:
         >>> split_reference("c++/mine.py:Mine+muon+polargrad"), split_reference("muon+polargrad")
@@ -265,7 +265,7 @@ def by_role(
 
 
 def everywhere(options: Options, *, hidden: float) -> Optimizer:
-    """One rule for every role, which the optimizers of other libraries want."""
+    """One rule for every role, as optimizers of other libraries need it."""
     at = {lr: {**options, "lr": lr} for lr in (hidden, 3e-2, 1e-2)}
     return by_role(at[hidden], at[3e-2], positions=at[1e-2], vectors=at[3e-2])
 
@@ -364,7 +364,7 @@ register(
 
 @dataclass(frozen=True)
 class NamedComparison:
-    """What `polargrad compare NAME` stands for.
+    """The comparison that `polargrad compare NAME` runs.
 
     Args:
         description: one line for people.
@@ -383,7 +383,7 @@ class NamedComparison:
     model: LanguageModel | None = None
 
     def observed(self, spec: RunSpec) -> RunSpec:
-        """One of its recipes, evaluated and measured as often as the comparison wants."""
+        """A run of one of its recipes, evaluated and measured every `look_every` steps."""
         loop = dataclasses.replace(spec.loop, eval_every=self.look_every, probe_every=self.look_every)
         if self.model is not None:
             return dataclasses.replace(spec, objective=self.model, probe=(), loop=loop)

@@ -88,7 +88,7 @@ class Auto(PolarMethod):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Choice:
-        """What would run for the matrix (or batch) A, or for a shape, and why.
+        """The algorithm that would run for the matrix (or batch) A, or for a shape, and why.
 
         Args:
             A: a tensor, or a shape (*batch, m, n).
@@ -180,7 +180,7 @@ class Auto(PolarMethod):
         return max(full, min(_FLOOR, float(self.accuracy)))
 
     def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
-        """Those of the algorithm that it would take on a CPU."""
+        """Operations of the algorithm that it would take on a CPU."""
         return self.explain((m, n), dtype).method.operations(m, n, self.working_dtype(dtype))
 
     def iterate(self, X: Tensor) -> IterationResult:

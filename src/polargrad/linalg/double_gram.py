@@ -59,7 +59,7 @@ class _Spectrum(NamedTuple):
         return float((self.smallest / self.largest).min())
 
     def size(self) -> Tensor:
-        """What to divide by for singular values up to 1, (k, 1, 1)."""
+        """The divisor that brings singular values to at most 1, (k, 1, 1)."""
         return (_UPPER_MARGIN * self.largest)[:, None, None]
 
     def lower(self) -> float:
@@ -114,7 +114,7 @@ class DoubleGram(PolarMethod):
         return IterationResult(torch.cat([part.unitary for part in parts]), steps=max(part.steps for part in parts))
 
     def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
-        """Of a matrix of full rank and a condition number of 1000 on a CPU."""
+        """Operations for a matrix of full rank and a condition number of 1000 on a CPU."""
         work = self.working_dtype(dtype)
         if m < TALL * n:
             return operations.cholesky(n) + halley_operations(m, n, _TYPICAL_LOWER_BOUND, work)

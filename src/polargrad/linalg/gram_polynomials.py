@@ -92,7 +92,7 @@ class GramPolynomials(PolarMethod):
         return 1.0 - _DEVIATION, 1.0 + _DEVIATION
 
     def rounding(self, dtype: torch.dtype, n: int) -> float:
-        """That of single precision: what G does not resolve of a float64 X turns U by the square root of its eps."""
+        """The rounding of single precision: what G does not resolve of a float64 X turns U by the root of its eps."""
         single = torch.complex64 if dtype.is_complex else torch.float32
         return super().rounding(single, n)
 

@@ -66,7 +66,7 @@ class PolarMethod(ABC):
     run goes by them.
     """
 
-    name: ClassVar[str]  # a subclass that gives none is called as its class
+    name: ClassVar[str]  # the name of the class where a subclass gives none
     # Whether NaN and infinity make all of their own matrix's factor NaN, leave the others of the batch alone and raise
     # nothing, as in a sequence of products: then nobody has to replace them beforehand.
     confines_nonfinite: ClassVar[bool] = False
@@ -90,7 +90,7 @@ class PolarMethod(ABC):
         return result._replace(unitary=result.unitary * attenuation(X, floor).to(X.dtype))
 
     def on(self, device: torch.device) -> PolarMethod:
-        """The same algorithm with what it leaves to the device decided; here nothing is left."""
+        """The same algorithm with all decided that depends on the device; here nothing does."""
         return self
 
     def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -106,7 +106,7 @@ class PolarMethod(ABC):
         return 1.0, 1.0
 
     def rounding(self, dtype: torch.dtype, n: int) -> float:
-        """What rounding of work in `dtype` adds to |sigma_i(U) - 1| for n columns."""
+        """The part of |sigma_i(U) - 1| that rounding in `dtype` adds for n columns."""
         return 4.0 * torch.finfo(dtype).eps * n
 
     def tolerance(self, dtype: torch.dtype, n: int) -> float:

@@ -115,7 +115,7 @@ def _halley_step(X: Tensor, a: float, b: float, c: float) -> Tensor:
 
 
 def _step_operations(m: int, n: int, c: float, work: torch.dtype) -> float:
-    """Of a Halley step of weight c: by QR, or a Gram matrix, its Cholesky factor and two solves."""
+    """Operations of a Halley step of weight c: by QR, or a Gram matrix, its Cholesky factor and two solves."""
     if c > _CHOLESKY_WEIGHT and (work == double_precision(work) or c > _DOUBLE_CHOLESKY_WEIGHT):
         return operations.qr(m + n, n) + operations.product(m, n)
     return operations.gram(m, n) + operations.cholesky(n) + operations.product(m, n)
@@ -314,7 +314,7 @@ class QDWH(PolarMethod):
         return self.rounding(dtype, n)
 
     def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
-        """Of a tall matrix or in float64 a QR factorization first; then the Halley steps, and products to finish."""
+        """A QR factorization of a tall matrix or in float64; then the Halley steps, and products to finish."""
         work = self.working_dtype(dtype)
         total, rows = 0.0, m
         if m >= TALL * n or work == double_precision(work):

@@ -19,7 +19,7 @@ class Registry(MutableMapping[str, T]):
 
     Args:
         kind: what the things are, in errors.
-        wanted: the same with what a thing has to be, for code from outside that is none.
+        wanted: the same with what a thing has to be, for errors about code from outside.
         fits: whether code from outside can be one; None: the registry takes none.
         group: entry points of this group are things too, imported when chosen.
 

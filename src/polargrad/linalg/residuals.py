@@ -85,11 +85,11 @@ def _ratios(A: Tensor, U: Tensor) -> Residuals:
     nuclear = sigma.sum(-1)
     inner = K.diagonal(dim1=-2, dim2=-1).real.sum(-1)
     lowest = torch.linalg.eigvalsh(H)[..., 0]
-    figures = (
+    metrics = (
         torch.linalg.matrix_norm(U.mH @ U - eye),
         torch.linalg.matrix_norm(K - K.mH) / safe,
         (-lowest).clamp_min(0.0) / torch.where(norm > 0, sigma[..., 0], 1.0),
         torch.linalg.matrix_norm(A - U @ H) / safe,
         (inner - nuclear).abs() / torch.where(norm > 0, nuclear, 1.0),
     )
-    return Residuals(*(torch.where(finite, figure / unit, math.nan) for figure in figures))
+    return Residuals(*(torch.where(finite, metric / unit, math.nan) for metric in metrics))

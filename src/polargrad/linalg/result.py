@@ -1,4 +1,4 @@
-"""What a polar decomposition returns: factors, a status per matrix, and figures of the iteration."""
+"""The result of a polar decomposition: factors, a status for each matrix, and metrics of the iteration."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Status(IntEnum):
 
     @property
     def advice(self) -> str:
-        """One sentence for the user."""
+        """What to do about it, in a sentence for the user."""
         return {
             Status.CONVERGED: "The unitary factor reached the accuracy of its method.",
             Status.STEP_LIMIT: "The steps ended before U^H U was a projector to the method's tolerance: the matrix is "
             "singular or more ill-conditioned than the method reaches, or max_steps is small. Raise max_steps, or use "
             "method='auto' with accuracy='full'; stats holds 'orthogonality' as measured and 'bounds' as known.",
-            Status.NON_FINITE: "The matrix holds NaN or infinity: its factors are NaN. Mend the input.",
+            Status.NON_FINITE: "The matrix holds NaN or infinity: its factors are NaN. Correct the input.",
             Status.BREAKDOWN: "The iteration met a singular system: use method='qdwh' or 'svd'.",
         }[self]
 

@@ -511,7 +511,7 @@ def _default_group() -> Any:
 
 
 def shared_group(group: Any) -> Any:
-    """What stands for a process group where an optimizer is copied or pickled; None for None."""
+    """A stand-in for a process group where an optimizer is copied or pickled; None for None."""
     return None if group is None else _SharedGroup(group)
 
 

@@ -52,7 +52,7 @@ class SkipLedger:
             self._counts[key] = skipped
 
     def read(self) -> tuple[int, list[tuple[int, int]]]:
-        """All skips so far; and those parameters that were skipped since the last reading, as (group, position)."""
+        """The number of skips so far, and the parameters skipped since the last reading, as (group, position)."""
         skips: dict[tuple[int, int], int] = {}
         for (group, positions), counts in self._counts.items():
             for position, count in zip(positions, counts.tolist(), strict=True):

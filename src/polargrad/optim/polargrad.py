@@ -155,7 +155,7 @@ class PolarGrad(torch.optim.Optimizer):
         _ = self.executor
 
     def _unplaced(self) -> None:
-        """Nothing is known of the groups and where their parameters are, nor of a step that failed."""
+        """Forget the groups, where their parameters are, and the step that failed."""
         self._rules: list[Rule] = []
         self._ruled: list[dict[str, Any]] = []  # the groups that these are the rules of
         self._executor: Executor | None = None
@@ -417,7 +417,7 @@ class PolarGrad(torch.optim.Optimizer):
         return self._rules
 
     def _parameters(self) -> Iterator[tuple[Tensor, Rule]]:
-        """Each parameter with its rule."""
+        """Every parameter with the rule that steps it."""
         for group, rule in zip(self.param_groups, self._current_rules(), strict=True):
             for p in group["params"]:
                 yield p, rule

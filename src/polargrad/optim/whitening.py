@@ -164,7 +164,7 @@ class Whitening(ABC):
 
 @dataclass(frozen=True)
 class TwoSided(Whitening):
-    """Both sides.
+    """Whitening of both sides.
 
     Example:
         >>> TwoSided().sides(8, 4)
@@ -179,7 +179,7 @@ class TwoSided(Whitening):
 
 @dataclass(frozen=True)
 class OneSided(Whitening):
-    """The shorter side, that of the inputs where both are equal; in a table of tokens never that of the vocabulary.
+    """Whitening of the shorter side, the inputs where both are equal; in a table of tokens never the vocabulary.
 
     Example:
         >>> OneSided().sides(8, 4), OneSided().sides(4, 8)

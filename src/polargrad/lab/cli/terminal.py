@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _Plain:
-    """What stands in for a console where rich is not installed."""
+    """A console for where rich is not installed."""
 
     def print(self, text: object) -> None:
         print(text)
@@ -52,7 +52,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def rates(spec: RunSpec) -> str:
-    """Each role with its learning rate."""
+    """The learning rates as text: each role with its own."""
     return ", ".join(f"{role} {rate:g}" for role, rate in spec.learning_rates.items())
 
 

@@ -313,7 +313,7 @@ _COMPARED: Mapping[str, Callable[[Run], Any]] = {
 
 
 def not_comparable(one: Run, other: Run) -> str:
-    """In what two runs differ that their losses cannot be held against each other; empty if in nothing.
+    """The differences for which the losses of two runs cannot be compared, in words; empty if there are none.
 
     Runs of one comparison may differ in length: `--minutes` gives each recipe as many steps as it has time for.
     """

@@ -45,7 +45,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonOptions(SearchOptions):
-    """What takes the place of each recipe: a grid, or the recipe at the rates that a search finds.
+    """How each recipe is varied: over a grid, or to the rates that a search finds.
 
     Args:
         sweep: values of ROLE.OPTION, rates or warmup; may be given several times

@@ -137,7 +137,7 @@ class Grid:
         return [role for role in roles if any(condition_number(run, role) is not None for run in self.runs)]
 
     def rows(self, recipe: str | None = None) -> list[GridRow]:
-        """One for each recipe and each setting of the other axes."""
+        """A row for each recipe and each setting of the other axes."""
         found: dict[tuple[str, str], list[Replicates]] = {}
         for cell in self.cells:
             if recipe in (None, cell.name):

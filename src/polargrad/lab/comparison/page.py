@@ -134,7 +134,7 @@ class Findings:
         return found + [f"{n}: {_search_state(state)}" for n, state in self.searches.items() if not state.bracketed]
 
     def results(self, *, for_terminal: bool = False) -> Table:
-        """One row for each run or recipe; for a terminal in fewer columns and lines."""
+        """A table with a row for each run or recipe; for a terminal with fewer columns and lines."""
         baseline = analysis.baseline_of(self.shown)
         objective, name = self.runs[0].spec.objective, baseline.name
         lowest = min((one.final.mean for one in self.shown if one.final.mean is not None), default=None)

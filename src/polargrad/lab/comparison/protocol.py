@@ -339,7 +339,7 @@ def verdicts_of(baseline: Sequence[float], others: Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class ProtocolFindings:
-    """What a protocol found, as far as it has run.
+    """The results of a protocol, as far as it has run.
 
     Args:
         protocol: which.
@@ -385,7 +385,7 @@ class ProtocolFindings:
         return verdicts_of(baseline.final.values, others)
 
     def results(self, setting: Setting) -> Table:
-        """One row for each recipe."""
+        """A table of the runs that count, with a row for each recipe."""
         found, verdicts, name = self.replicates(setting), self.verdicts(setting), self.protocol.baseline
         rows = []
         lowest = min((one.final.mean for one in found.values() if one.final.mean is not None), default=None)
@@ -420,7 +420,7 @@ class ProtocolFindings:
         )
 
     def tuned(self, setting: Setting) -> Table:
-        """What the search of each recipe found: a row for each."""
+        """A table of what each recipe's search found."""
         rows = []
         for recipe in self.protocol.recipes:
             base, state = self.protocol.search(recipe, setting).base, self.state(recipe, setting)

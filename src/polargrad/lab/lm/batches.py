@@ -1,4 +1,4 @@
-"""Which windows of a token file a step trains on: a function of the seed and the step's number."""
+"""The windows of a token file that a step trains on: a function of the seed and the step's number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where documents come from: files, data sets of the Hugging Face hub, the standard library.
+"""Sources of documents: files, data sets of the Hugging Face hub, the standard library.
 
 A source can be read from any document onwards, in a fixed order, so that work on it can be resumed. Only data is read:
 no code that comes with a data set is run.

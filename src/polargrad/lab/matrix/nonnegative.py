@@ -107,7 +107,7 @@ class NonnegativeFactorization(Factorization):
 
 @register
 class SoftplusFactorization(NonnegativeFactorization):
-    """The same f(X, Y) with X and Y the softplus of free parameters, so that nothing is projected.
+    """f(X, Y) = ||X Y^T - M||_F^2 / (p q) with X and Y the softplus of free parameters, so that nothing is projected.
 
     Args:
         M: (p, q), nonnegative.
@@ -142,4 +142,4 @@ class SoftplusFactorization(NonnegativeFactorization):
         return {key: F.softplus(value) for key, value in point.items()}
 
     def project(self, parameters: Matrices) -> None:
-        """Nothing: the parameters are free."""
+        """Do nothing: the parameters are free."""

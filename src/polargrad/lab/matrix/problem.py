@@ -97,7 +97,7 @@ class Problem(ABC):
         """The value f at a point, on all data: a differentiable scalar."""
 
     def step_value(self, point: Matrices, step: int) -> Tensor:
-        """What step `step`, counted from 0, differentiates: f, or its part on a batch that (seed, step) determine."""
+        """The value that step `step`, counted from 0, differentiates: f, or its part on a batch by (seed, step)."""
         return self.value(point)
 
     def gradients(self, point: Matrices, step: int | None = None) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ class AlternatingGradientDescent(_Alternating):
 
 
 class AlternatingNewton(_Alternating):
-    """The same with the inverse of each matrix's block of the Hessian before its gradient. With one, Newton's method.
+    """X <- X - lr H_X^{-1} grad_X f, then the same for Y, with H_X the block of the Hessian. With one, Newton's method.
 
     Args:
         problem: whose `newton_direction` is taken.

@@ -55,7 +55,7 @@ class BuiltRun:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What a checkpoint must agree with: all that runs, on which data, and with which code from outside."""
+        """What a checkpoint must agree with: the specification, the data and the code from outside."""
         data = {key: self.environment.get(key) for key in ("corpus_checksum", "tokenizer_checksum")}
         return {**self.spec.content, **data, "code": code_checksums(self.environment)}
 
@@ -216,7 +216,7 @@ def _language_model(model: LanguageModel, seed: int, parallel: Parallel) -> tupl
 
 @lru_cache(maxsize=2)
 def _corpus(text: Text, vocabulary: int) -> tuple[Mapping[str, Any], EncodedCorpus, Tokenizer]:
-    """What to record of a corpus, its tokens, and their tokenizer; the runs of a comparison read and check it once."""
+    """Facts of a corpus for the records, its tokens and tokenizer; the runs of a comparison read and check it once."""
     from polargrad.lab import lm
     from polargrad.lab.lm.sources import STANDARD_LIBRARY
 
@@ -294,7 +294,7 @@ def code_checksums(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def outside_code(spec: RunSpec) -> dict[str, dict[str, Any]]:
-    """Where the code from outside of the package is that a run uses, and its checksum, by the name in the spec.
+    """The code from outside of the package that a run uses: file and checksum by the name in the spec.
 
     Code here is an optimizer, a geometry, a polar method, a matrix problem or a source of text. Of what its file
     imports, modules beside it are looked at; see `polargrad.outside.origin`.

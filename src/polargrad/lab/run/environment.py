@@ -1,4 +1,4 @@
-"""Where a run ran: versions, machine, commit. Nothing that tells of the person: no paths, no user, no host name."""
+"""The environment of a run: versions, machine, commit; no paths, no user and no host name."""
 
 from __future__ import annotations
 

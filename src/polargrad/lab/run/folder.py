@@ -58,7 +58,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds, read back.
+    """The content of a run folder, read back.
 
     Args:
         path: the folder.
@@ -272,7 +272,7 @@ def make_folder(path: Path) -> None:
 
 
 def launch_token() -> str | None:
-    """What one torchrun and its restarts have in common and no other has; None without torchrun."""
+    """A token that one torchrun and its restarts share, and no other has; None without torchrun."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     if run is None:
         return None
@@ -351,7 +351,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def read_spec(path: Path) -> RunSpec:
-    """What a run folder says ran in it; raises what `read_run` raises."""
+    """The spec of a run folder. Raises what `read_run` raises."""
     if not (path / SPEC).is_file():
         raise FileNotFoundError(
             f"{path} is not a run folder: it has no {SPEC}; give a folder that `polargrad run` made"
@@ -365,7 +365,7 @@ def read_spec(path: Path) -> RunSpec:
 
 
 def read_plan(folder: Path, name: str, make: Callable[[Mapping[str, Any]], T]) -> T:
-    """What the file of a comparison, a protocol or a matrix experiment says is to be run.
+    """The plan in the file of a comparison, a protocol or a matrix experiment: what is to be run.
 
     Args:
         folder: the folder that holds the runs.
@@ -387,7 +387,7 @@ def read_plan(folder: Path, name: str, make: Callable[[Mapping[str, Any]], T]) -
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """Where a run began; empty if its folder does not say, or not readably."""
+    """The environment in which a run began; empty if its folder has none that can be read."""
     try:
         return _read_json(path / ENVIRONMENT)
     except (OSError, RecordError):

@@ -196,7 +196,7 @@ def train_unrecorded(spec: RunSpec) -> list[dict[str, Any]]:
 
 
 def serve(parallel: Parallel) -> None:
-    """What every other rank does while rank 0 makes runs: the same steps, on its part of the data and of the model.
+    """Take part in the runs of rank 0, on every other rank: the same steps, on its part of the data and of the model.
 
     Raises:
         ValueError: what is wrong on this rank alone.
@@ -315,6 +315,6 @@ def _event(folder: RunFolder, step: int, name: str, message: str) -> None:
 
 
 def _machine(where: Mapping[str, Any]) -> dict[str, Any]:
-    """What the last bits of a result depend on."""
+    """The facts that the last bits of a result depend on."""
     versions = ("polargrad", "commit", "python", "torch", "transformers", "tokenizers")
     return {key: where.get(key) for key in (*versions, "platform", "cpu", "device", "threads", "parallel", "mesh")}

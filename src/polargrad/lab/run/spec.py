@@ -371,7 +371,7 @@ def _check_role(role: Any, options: Any) -> None:
 
 
 def _freeze(value: Any, where: str) -> Any:
-    """The same plain data, immutable; a value that JSON cannot hold is refused with its place."""
+    """Make plain data immutable; a value that JSON cannot hold is refused with its place."""
     if isinstance(value, Mapping):
         if odd := [key for key in value if not isinstance(key, str)]:
             raise ValueError(f"{where} has the key {odd[0]!r}; keys are strings")

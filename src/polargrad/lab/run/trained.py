@@ -66,7 +66,7 @@ def trained(path: str | Path) -> Trained:
 
 
 def model_card(found: Trained, name: str) -> str:
-    """What an exported model is, in Markdown: on what it was trained, for how long, and its loss."""
+    """The card of an exported model, in Markdown: on what it was trained, for how long, and its loss."""
     run, model = found.run, found.run.spec.objective
     assert isinstance(model, LanguageModel)
     ends = [record.get(model.metric) for record in run.of_kind("eval") if record["step"] == found.step]

@@ -151,7 +151,7 @@ class _Worker:
 
 
 def _serve(connection: Connection, path: Path, threads: int) -> None:
-    """What a worker does: takes specs, makes their runs, answers None or the error."""
+    """The work of a process: take specs, make their runs, answer None or the error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes on what it means
     torch.set_num_threads(threads)
     specs: queue.SimpleQueue[RunSpec | None] = queue.SimpleQueue()

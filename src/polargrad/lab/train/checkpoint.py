@@ -84,7 +84,7 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """The folder of the checkpoint."""
         return self.saved.folder
 
     @property

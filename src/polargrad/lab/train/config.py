@@ -1,4 +1,4 @@
-"""What a person sets of the training loop."""
+"""Options of the training loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from polargrad.lab.options import check_options, option
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """What is measured how often.
+    """Intervals between evaluations, reads of the loss, and diagnostics.
 
     Args:
         eval_every: steps between evaluations; 0: only before the first step and after the last.

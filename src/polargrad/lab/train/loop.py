@@ -40,7 +40,7 @@ class Objective(Protocol):
 
     @property
     def unit(self) -> str:
-        """What a step consumes: "token", "sample" or "iteration"."""
+        """The unit of what a step consumes: "token", "sample" or "iteration"."""
         ...
 
     @property

@@ -116,7 +116,7 @@ def build_optimizer(groups: Sequence[Mapping[str, Any]], process_group: Any = No
     """The optimizer of parameter groups with a "rule" each: one, or a `CombinedOptimizer` of one for each kind.
 
     A class from outside gets the options that its constructor names. One that differs between roles has to be an option
-    of its parameter groups. On small matrices it is tried whether it goes on from its own state dict as if it had not
+    of its parameter groups. A trial on small matrices checks that it goes on from its own state dict as if it had not
     been stopped.
 
     Args:

@@ -55,7 +55,7 @@ class ExperimentOptions(MatrixOptions):
         check_options(self)
 
     def problem_spec(self, problem: type[Problem]) -> ProblemSpec:
-        """What is minimized.
+        """The problem that is minimized.
 
         Raises:
             ValueError: settings that the problem does not have.

@@ -73,7 +73,7 @@ class Response:
 
     @property
     def local_slopes(self) -> list[float]:
-        """The same exponent between neighbouring gradients."""
+        """The exponent between neighbouring gradients."""
         g, u = self.gradient_norms, self.update_norms
         return [log_slope(g[i : i + 2], u[i : i + 2]) for i in range(len(g) - 1)]
 
