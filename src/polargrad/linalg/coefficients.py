@@ -7,7 +7,6 @@ import math
 __all__ = [
     "CUBIC",
     "MUON_QUINTIC",
-    "POLAR_EXPRESS",
     "QUINTIC",
     "Coefficients",
     "check_coefficients",
@@ -26,19 +25,6 @@ MUON_QUINTIC: tuple[Coefficients, ...] = ((3.4445, -4.7750, 2.0315),)
 # Every minimax schedule ends in them.
 CUBIC: tuple[Coefficients, ...] = ((1.5, -0.5, 0.0),)
 QUINTIC: tuple[Coefficients, ...] = ((1.875, -1.25, 0.375),)
-
-# Amsel, Persson, Musco, Gower, The Polar Express (arXiv 2505.16932): the published table for singular values in
-# [1e-3, 1], before the safety factor. `minimax.composition(1e-3, 8)` generates it.
-POLAR_EXPRESS: tuple[Coefficients, ...] = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
-    (1.875, -1.25, 0.375),
-)
 
 
 def check_coefficients(coefficients: object) -> None:
