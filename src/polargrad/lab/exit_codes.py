@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import signal
 
-__all__ = ["exit_code"]
-
 _BAD_INPUT = (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError, RecursionError)
 
 

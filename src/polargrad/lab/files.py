@@ -13,18 +13,6 @@ from typing import Any
 
 from polargrad.distributed.checkpoint import sync_folder
 
-__all__ = [
-    "NO_ROOM",
-    "explained",
-    "json_text",
-    "named_errors",
-    "new_file_mode",
-    "parse_json",
-    "read_json",
-    "replace_file",
-    "write_file",
-]
-
 # Errors that say that something is too large for what is left: of the disk, of a quota, of a limit on files.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WORDS = {

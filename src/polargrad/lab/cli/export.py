@@ -8,8 +8,6 @@ from pathlib import Path
 from polargrad.lab.cli.arguments import Positional
 from polargrad.lab.options import Options
 
-__all__ = ["Export"]
-
 
 @dataclass(frozen=True)
 class Export(Options):

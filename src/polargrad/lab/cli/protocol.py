@@ -13,8 +13,6 @@ from polargrad.lab.options import option
 from polargrad.lab.recipes import MINI, spec_of
 from polargrad.lab.run.spec import RunSpec
 
-__all__ = ["Protocol"]
-
 RECIPES = ("muon+adamw", "adamw", "muon+polargrad", "muon+normalized-rows", "whitened-muon+adamw")
 
 

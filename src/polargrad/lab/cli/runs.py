@@ -14,8 +14,6 @@ from polargrad.lab.comparison.rows import TextFormat, formatted, row_of
 from polargrad.lab.options import Options, option
 from polargrad.lab.run.folder import RECORDS, SPEC, RecordError, read_run
 
-__all__ = ["Runs"]
-
 
 @dataclass(frozen=True)
 class Runs(Options):

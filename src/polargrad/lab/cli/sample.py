@@ -8,8 +8,6 @@ from pathlib import Path
 from polargrad.lab.cli.arguments import Positional
 from polargrad.lab.options import Options, option
 
-__all__ = ["Sample"]
-
 
 @dataclass(frozen=True)
 class Sample(Options):

@@ -15,8 +15,6 @@ from polargrad.lab.comparison.rate_search import SearchState, alike_roles
 from polargrad.lab.options import check_integer
 from polargrad.lab.run.spec import Plain, RunSpec
 
-__all__ = ["Coordinate", "CoordinateSearch", "coordinates_of"]
-
 # The smallest part of a whole move that a search goes by.
 FINEST = 0.25
 

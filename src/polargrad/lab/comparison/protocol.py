@@ -44,17 +44,6 @@ from polargrad.lab.run.folder import (
 from polargrad.lab.run.spec import LanguageModel, RunSpec, from_plain, without_format
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
 
-__all__ = [
-    "PROTOCOL",
-    "Protocol",
-    "ProtocolFindings",
-    "Setting",
-    "Verdict",
-    "resume_protocol",
-    "run_protocol",
-    "verdicts_of",
-]
-
 FORMAT = 1
 
 # The track's threshold of .004 on the loss at a standard deviation of .0013 between its runs.

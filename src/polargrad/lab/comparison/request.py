@@ -20,7 +20,6 @@ from polargrad.lab.run.spec import RunSpec
 if TYPE_CHECKING:
     from polargrad.lab.train import Progress
 
-__all__ = ["Results", "compare", "request"]
 
 Named = str | RunSpec | Recipe | type[torch.optim.Optimizer]
 

@@ -11,8 +11,6 @@ from typing import Any, Literal
 from polargrad.lab.comparison.analysis import best_evaluation, final_metric
 from polargrad.lab.run.folder import Run
 
-__all__ = ["TextFormat", "formatted", "row_of"]
-
 TextFormat = Literal["csv", "json", "md"]
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from polargrad.lab.lm.tokenizer import Tokenizer
 
-__all__ = ["export", "sample"]
-
 
 @torch.no_grad()
 def sample(

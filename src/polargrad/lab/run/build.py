@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from polargrad.lab.lm import EncodedCorpus, Tokenizer
     from polargrad.lab.train import Objective
 
-__all__ = ["BuiltRun", "build", "build_objective", "build_optimizer", "check", "outside_code", "torch_device"]
-
 
 @dataclass(frozen=True)
 class BuiltRun:

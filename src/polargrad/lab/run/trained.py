@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from polargrad.lab.lm import Tokenizer
 
-__all__ = ["Trained", "model_card", "trained"]
-
 
 @dataclass(frozen=True)
 class Trained:

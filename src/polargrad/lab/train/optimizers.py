@@ -29,17 +29,6 @@ from polargrad.optim.matrix_view import VIEW_OPTIONS
 from polargrad.optim.options import OPTIONS
 from polargrad.optim.update import STEP_RULES
 
-__all__ = [
-    "OPTIMIZERS",
-    "CombinedOptimizer",
-    "build_optimizer",
-    "evaluation_weights",
-    "is_optimizer",
-    "needs_loss",
-    "outside_rules",
-    "switching_parts",
-]
-
 
 def is_optimizer(found: Any) -> bool:
     """Whether something is an optimizer class."""
