@@ -253,7 +253,7 @@ def test_another_library_s_optimizer_has_a_state_and_no_price():
     assert found.optimizer.operations == (0.0, 0.0)
     matrix = next(cost for cost in found.optimizer.costs if cost.name.endswith("mlp.up_proj.weight"))
     assert matrix.state == 8 * 64 * 32 + 8 * (64**2 + 32**2)
-    with pytest.raises(ValueError, match="pytorch_optimizer:SOAP knows of one process"):
+    with pytest.raises(ValueError, match="pytorch_optimizer:SOAP works on one process"):
         of("soap", (2, 1, 1))
 
 

@@ -287,7 +287,7 @@ def _step_of(
     outside = outside_rules(optimizer)
     (world,) = {layout.world for layout in layouts.values()}
     if outside and world > 1:
-        raise ValueError(f"{outside[0]} knows of one process; give one device")
+        raise ValueError(f"{outside[0]} works on one process; give one device")
     ours = [group for group in groups if group.get("rule", "polar") not in outside]
     step = OptimizerStep((), world, 0, machine)
     if ours:

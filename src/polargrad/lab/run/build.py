@@ -110,7 +110,7 @@ def check(spec: RunSpec, parallel: Parallel | None = None, *, here: bool = True)
         _check_memory(model, module, parallel)
     optimizer = build_optimizer(spec, module)
     if parallel is not None and not parallel.is_single and (outside := outside_rules(spec.optimizer)):
-        raise ValueError(f"{outside[0]} knows of one process; leave --parallel out")
+        raise ValueError(f"{outside[0]} works on one process; leave --parallel out")
     _build_probe(spec, module, optimizer)
 
 

@@ -126,7 +126,7 @@ def build_optimizer(groups: Sequence[Mapping[str, Any]], process_group: Any = No
         parts.append(PolarGrad(ours, process_group=process_group))
     for rule in dict.fromkeys(_rule(group) for group in groups if _rule(group) not in OURS):
         if process_group is not None:
-            raise ValueError(f"{rule} knows of one process; leave --parallel out")
+            raise ValueError(f"{rule} works on one process; leave --parallel out")
         parts.append(_outside(rule, [group for group in groups if _rule(group) == rule]))
     return parts[0] if len(parts) == 1 else CombinedOptimizer(parts)
 
