@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import math
-import random
 import re
 import sys
 import warnings
@@ -21,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from polargrad.optim.matrix_view import layout_options
+from polargrad.optim.restore import has_storage, restored, sharded_modules, view_key
 
 __all__ = ["Usage", "watch"]
 
@@ -188,19 +187,8 @@ class Usage(NamedTuple):
     tells: str
 
 
-def _key(tensor: Tensor) -> tuple[Any, ...]:
-    """What views of the same numbers share: autograd hands on other objects than an operator has returned."""
-    if not _has_storage(tensor):
-        return (id(tensor),)
-    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
-
-
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if _has_storage(tensor) else id(tensor)
-
-
-def _has_storage(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return tensor.untyped_storage()._cdata if has_storage(tensor) else id(tensor)
 
 
 def _moved(operator: Any, place: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -258,7 +246,7 @@ class _Watcher(TorchDispatchMode):
             if id(p) in numbers
         }
         for i, p in enumerate(parameters):
-            self._weights[_key(p)] = [_Weight(i, torch.empty(p.shape, device="meta"))]
+            self._weights[view_key(p)] = [_Weight(i, torch.empty(p.shape, device="meta"))]
         for tensor in example:
             self._data.add(_storage(tensor))
             if not tensor.is_floating_point():
@@ -273,15 +261,15 @@ class _Watcher(TorchDispatchMode):
         for attribute, p in module._parameters.items():
             number = self.places.get((module, attribute))
             if number is not None and p is not None and p is not self.parameters[number]:
-                self._weights[_key(p)] = [_Weight(number, torch.empty(p.shape, device="meta"))]
+                self._weights[view_key(p)] = [_Weight(number, torch.empty(p.shape, device="meta"))]
 
     # What is known of a tensor
 
     def weights(self, tensor: Any) -> list[_Weight]:
-        return self._weights.get(_key(tensor), []) if isinstance(tensor, Tensor) else []
+        return self._weights.get(view_key(tensor), []) if isinstance(tensor, Tensor) else []
 
     def features(self, tensor: Any) -> list[_Feature]:
-        return self._features.get(_key(tensor), []) if isinstance(tensor, Tensor) else []
+        return self._features.get(view_key(tensor), []) if isinstance(tensor, Tensor) else []
 
     def is_data(self, tensor: Any) -> bool:
         return isinstance(tensor, Tensor) and _storage(tensor) in self._data
@@ -330,7 +318,7 @@ class _Watcher(TorchDispatchMode):
         name = name if space == "aten" or name == "grouped_mm_fallback" else func._schema.name
         pointwise = torch.Tag.pointwise in func.tags
         for out in (*outputs, *written):
-            self._features.pop(_key(out), None)
+            self._features.pop(view_key(out), None)
             if data:
                 self._data.add(_storage(out))
             if any(_storage(t) in self._made for t in inputs):
@@ -401,9 +389,9 @@ class _Watcher(TorchDispatchMode):
 
     def _set(self, out: Tensor, weights: Sequence[_Weight], features: Sequence[_Feature]) -> None:
         if weights:
-            self._weights[_key(out)] = list(weights)
+            self._weights[view_key(out)] = list(weights)
         if features:
-            self._features[_key(out)] = list(features)
+            self._features[view_key(out)] = list(features)
 
     def _move(self, piece: Any, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """The pieces of the results of an operator that only moves numbers."""
@@ -906,7 +894,7 @@ def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
         TypeError: an example of another type.
         ValueError: an example on which the model does not run.
     """
-    for module in _sharded(model):
+    for module in sharded_modules(model):
         cast(Any, module).reshard()  # as it is before a step, whose parameters are those of an optimizer
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -916,7 +904,7 @@ def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
         watcher = _Watcher(model, [p for _, p in named], [t for _, t in given])
         tokens = {id(t) for name, t in given if not _PLACES.fullmatch(name)}
         watcher.are_places(t for _, t in given if id(t) not in tokens)
-        with _unchanged(model, watcher), _plain_operators():
+        with restored(model, watcher.originals), _plain_operators():
             hooks = [m.register_forward_pre_hook(watcher.adopt) for m in {module for module, _ in watcher.places}]
             try:
                 with torch.enable_grad(), watcher:
@@ -994,105 +982,6 @@ def _by_argument(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         return {"": args} | kwargs
     extra = {name: bound.pop(name) for name in [*bound] if kinds[name] is inspect.Parameter.VAR_KEYWORD}
     return bound | next(iter(extra.values()), {})
-
-
-@contextlib.contextmanager
-def _unchanged(model: nn.Module, watcher: _Watcher) -> Iterator[None]:
-    """Put everything back that a forward pass changes: what it writes in place, replaces, adds, or draws at random."""
-    plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    sharded = _sharded(model)
-    kinds = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    numpy = sys.modules.get("numpy")
-    with contextlib.ExitStack() as back:  # last first, and all of it, even if one fails
-        # Buffers are cloned at once, since a batch norm does not declare that it writes; others when they are written.
-        buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-        back.callback(_write_back, buffers, watcher.originals)
-        for p in model.parameters():
-            back.callback(_set_changed, p, "requires_grad", p.requires_grad)
-            back.callback(_set_changed, p, "grad", p.grad)
-            for tensor in (p, p.grad):
-                if tensor is not None:
-                    back.callback(_point_back, tensor, tensor.data, _key(tensor))
-        for buffer, _ in buffers:
-            back.callback(_point_back, buffer, buffer.data, _key(buffer))
-        for module in plain:
-            back.callback(_set_changed, module, "training", module.training)
-            back.callback(_refill, module, {kind: getattr(module, kind).copy() for kind in kinds}, set(vars(module)))
-        for module in reversed(sharded):
-            back.callback(cast(Any, module).reshard)  # which a root module does not do after its forward
-        for restore in (r for module in plain for value in vars(module).values() for r in _generators(value)):
-            back.callback(restore)
-        back.callback(random.setstate, random.getstate())
-        if numpy is not None:
-            back.callback(numpy.random.set_state, numpy.random.get_state())
-        back.enter_context(torch.random.fork_rng(devices=list(devices)))
-        back.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # training says it again
-        yield
-
-
-def _sharded(model: nn.Module) -> list[nn.Module]:
-    """The modules that FSDP2 has divided among ranks."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    return [module for module in model.modules() if fsdp is not None and isinstance(module, fsdp.FSDPModule)]
-
-
-def _set_changed(owner: Any, name: str, value: Any) -> None:
-    if getattr(owner, name) is not value:
-        setattr(owner, name, value)
-
-
-def _point_back(tensor: Tensor, data: Tensor, key: tuple[Any, ...]) -> None:
-    if _key(tensor) != key:
-        tensor.data = data
-
-
-def _refill(module: nn.Module, members: dict[str, Any], attributes: set[str]) -> None:
-    """Put back what a module holds, and remove new attributes that would hide it."""
-    for kind, before in members.items():
-        container = getattr(module, kind)
-        container.clear()
-        container.update(before)
-        for name in vars(module).keys() & set(before) - attributes:
-            del vars(module)[name]
-
-
-def _write_back(*written: Iterable[tuple[Tensor, Tensor]]) -> None:
-    with contextlib.ExitStack() as back:
-        for tensor, original in (pair for pairs in written for pair in pairs):
-            back.callback(_copy_back, tensor, original)
-
-
-@torch.no_grad()
-def _copy_back(tensor: Tensor, original: Tensor) -> None:
-    strided = tensor.layout is torch.strided
-    try:
-        same = not tensor.is_meta and torch.equal(tensor, original)
-    except RuntimeError:  # a layout or type whose numbers torch does not compare
-        same = False
-    if not same:
-        for d in range(tensor.ndim if strided else 0):  # of an expanded tensor, the numbers that there are
-            if tensor.stride(d) == 0 and tensor.shape[d]:
-                tensor, original = tensor.narrow(d, 0, 1), original.narrow(d, 0, 1)
-        tensor.copy_(original)
-
-
-def _generators(value: Any) -> Iterator[Callable[[], Any]]:
-    """What puts back a random generator, or those in a list or dict."""
-    numpy = sys.modules.get("numpy")
-    if isinstance(value, torch.Generator):
-        yield functools.partial(value.set_state, value.get_state())
-    elif isinstance(value, random.Random):
-        yield functools.partial(value.setstate, value.getstate())
-    elif numpy is not None and isinstance(value, numpy.random.RandomState):
-        yield functools.partial(value.set_state, value.get_state())
-    elif numpy is not None and isinstance(value, numpy.random.Generator):
-        yield functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
-    elif isinstance(value, list | tuple | dict):
-        for one in value.values() if isinstance(value, dict) else value:
-            if not isinstance(one, list | tuple | dict):
-                yield from _generators(one)
 
 
 @contextlib.contextmanager
