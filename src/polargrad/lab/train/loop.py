@@ -157,7 +157,7 @@ def train(
     if progress is not None:
         progress.start(config.steps, objective.unit)
     notify = (lambda: _announce_stop(single)) if progress is not None else None
-    with _training(module), rates.restored(), StopRequest(notify, again=single) as stop:
+    with _mode(module, training=True), rates.restored(), StopRequest(notify, again=single) as stop:
         try:
             if resume is None:
                 _evaluate(objective, optimizer, log, parallel)
@@ -290,20 +290,16 @@ def _announce_stop(single: bool) -> None:
 
 def _evaluate(objective: Objective, optimizer: torch.optim.Optimizer, log: RunLog, parallel: Parallel) -> None:
     parallel.check_copies(objective.module)
-    was_training = objective.module.training
-    objective.module.eval()
-    try:
-        with evaluation_weights(optimizer), torch.no_grad():
-            metrics = objective.evaluate()
-    finally:
-        objective.module.train(was_training)
+    with _mode(objective.module, training=False), evaluation_weights(optimizer), torch.no_grad():
+        metrics = objective.evaluate()
     log.evaluation(metrics)
 
 
 @contextlib.contextmanager
-def _training(module: torch.nn.Module) -> Iterator[None]:
+def _mode(module: torch.nn.Module, *, training: bool) -> Iterator[None]:
+    """Have a module train or evaluate, and afterwards what it did before."""
     was_training = module.training
-    module.train()
+    module.train(training)
     try:
         yield
     finally:
