@@ -153,8 +153,8 @@ def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise ValueError(f"{name} must be {' '.join(('a finite number', allowed)).rstrip()}; got {value!r}")
 
 
-def check_integer(name: str, value: Any, least: int = 1, most: int = LARGEST) -> None:
-    """Raise ValueError unless the value of an option is an integer from `least` to `most`; a bool is not one.
+def check_integer(name: str, value: Any, least: int = 1) -> None:
+    """Raise ValueError unless the value of an option is an integer from `least` to `LARGEST`; a bool is not one.
 
     Example:
         >>> check_integer("steps", 0)
@@ -164,8 +164,8 @@ def check_integer(name: str, value: Any, least: int = 1, most: int = LARGEST) ->
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
-    if value > most:
-        raise ValueError(f"{name} must be an integer of at most {most}; got {value}")
+    if value > LARGEST:
+        raise ValueError(f"{name} must be an integer of at most {LARGEST}; got {value}")
 
 
 def values_of(kind: type[Any], options: Any) -> dict[str, Any]:

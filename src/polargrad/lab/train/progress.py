@@ -246,20 +246,18 @@ def _clock(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def tokenization_progress(
-    name: str, stream: TextIO | None = None, every: float = 10.0
-) -> Iterator[Callable[[int, int], None]]:
-    """Show how much of a text is encoded: one line, rewritten, on a terminal, plain lines elsewhere; none if at once.
+def tokenization_progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Show on stderr how much of a text is encoded; nothing if it is encoded at once.
+
+    On a terminal one line is written again and again, elsewhere a line every 10 seconds.
 
     Args:
-        name: of the text.
-        stream: where to write; None: stderr.
-        every: seconds between two lines where the stream is not a terminal.
+        name: name of the text.
 
     Returns:
-        What is called with the numbers of documents and tokens so far.
+        A function to call with the numbers of documents and tokens so far.
     """
-    output: TextIO = sys.stderr if stream is None else stream
+    output = sys.stderr
     watched, began, shown = output.isatty(), time.monotonic(), 0.0
     last: tuple[int, int] | None = None
 
@@ -270,7 +268,7 @@ def tokenization_progress(
     def progress(documents: int, tokens: int) -> None:
         nonlocal shown, last
         last, now = (documents, tokens), time.monotonic()
-        if now - shown >= (0.1 if watched else every):
+        if now - shown >= (0.1 if watched else 10.0):
             shown = now
             output.write(f"\r{line(documents, tokens)}" if watched else line(documents, tokens) + "\n")
             output.flush()
