@@ -255,13 +255,12 @@ class PolarGrad(torch.optim.Optimizer):
     def _follow_groups(self) -> None:
         """Resolve the rules of groups that are new, by whatever way: some callbacks replace the whole list."""
         known = {id(group): rule for group, rule in zip(self._ruled, self._rules, strict=True)}
-        if [*known] != [*map(id, self.param_groups)]:
-            for group in self.param_groups:
-                if id(group) not in known:
-                    fill_options(group, self.defaults, strict=False)
-                    known[id(group)] = resolve(group)
-            self._rules = [known[id(group)] for group in self.param_groups]
-            self._ruled = [*self.param_groups]
+        for group in self.param_groups:
+            if id(group) not in known:
+                fill_options(group, self.defaults, strict=False)
+                known[id(group)] = resolve(group)
+        self._rules = [known[id(group)] for group in self.param_groups]
+        self._ruled = list(self.param_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; momentum and running norms keep their own dtype where torch would take the parameter's.
@@ -395,7 +394,8 @@ class PolarGrad(torch.optim.Optimizer):
         Raises:
             ValueError: the changed option is refused; nothing was stepped.
         """
-        self._follow_groups()
+        if list(map(id, self._ruled)) != list(map(id, self.param_groups)):
+            self._follow_groups()
         for index, group in enumerate(self.param_groups):
             try:
                 lr = group["lr"]
