@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -10,18 +11,20 @@ from pathlib import Path
 import pytest
 
 import polargrad
+from polargrad.lab.openmp import SPINS
 
 SOURCE = Path(polargrad.__file__).parent
 # Each layer and the others that it may import besides itself.
 LIBRARY = ("outside", "linalg", "geometry", "optim", "diagnostics", "distributed")
 TRAIN = (*LIBRARY, "lab.options", "lab.files", "lab.exit_codes", "lab.train")
-RUN = (*TRAIN, "lab.lm", "lab.matrix", "lab.run")
+RUN = (*TRAIN, "lab.openmp", "lab.lm", "lab.matrix", "lab.run")
 ALLOWED = {
     **{layer: LIBRARY[:position] for position, layer in enumerate(LIBRARY)},
     "integrations": TRAIN,
     "lab.options": ("linalg",),
     "lab.files": LIBRARY,
     "lab.exit_codes": (),
+    "lab.openmp": (),
     "lab.train": TRAIN,
     "lab.lm": TRAIN,
     "lab.matrix": TRAIN,
@@ -122,13 +125,21 @@ def test_a_relative_import_is_seen(tmp_path, monkeypatch):
 
 
 def test_importing_the_package_leaves_the_laboratory_alone():
-    script = "import sys, polargrad; print(*{name.split('.')[0] for name in sys.modules})"
+    script = "import sys, polargrad; polargrad.PolarGrad; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = set(
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     )
     assert "polargrad" in loaded
     # torch itself imports numpy where it is installed; mpmath is slow to import and wanted by few calls
     assert not (LABORATORY - {"numpy"} | {"mpmath"}) & loaded
+
+
+def test_an_optimizer_alone_knows_many_processes():
+    script = (
+        "import sys, torch; from polargrad.optim.polargrad import PolarGrad; p = torch.nn.Parameter(torch.eye(2));"
+        "p.grad = torch.eye(2); PolarGrad([p]).step(); assert 'polargrad.distributed.processes' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_the_bridges_leave_their_frameworks_alone():
@@ -140,24 +151,30 @@ def test_the_bridges_leave_their_frameworks_alone():
     assert not (LABORATORY - {"numpy"}) & loaded
 
 
-def test_what_is_imported_later_is_found_and_listed():
-    for name in ("integrations", "lab"):
-        assert getattr(polargrad, name).__name__ == f"polargrad.{name}"
-        assert name in dir(polargrad)
-    assert polargrad.__version__
-    with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
-        _ = polargrad.nosuch
-
-
-@pytest.mark.parametrize("package", ["lab", "lab.lm", "lab.matrix"])
-def test_every_public_name_of_the_laboratory_is_there(package):
-    module = importlib.import_module(f"polargrad.{package}")
+@pytest.mark.parametrize("package", ["polargrad", "polargrad.lab", "polargrad.lab.lm", "polargrad.lab.matrix"])
+def test_every_public_name_is_there(package):
+    module = importlib.import_module(package)
     assert module.__all__
     for name in module.__all__:
         assert getattr(module, name) is not None
         assert name in dir(module)
-    with pytest.raises(AttributeError, match=f"module 'polargrad.{package}' has no attribute 'nosuch'"):
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nosuch'"):
         _ = module.nosuch
+    assert polargrad.__version__
+
+
+@pytest.mark.parametrize("chosen", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}], ids=str)
+def test_a_command_sets_how_threads_wait_before_torch_is_there(chosen):
+    """Else OpenMP's library has read the environment already."""
+    script = (
+        "import os, sys, polargrad.__main__ as entry, polargrad.lab.cli; assert 'torch' not in sys.modules;"
+        "before = dict(os.environ); entry.yield_cores(); assert 'torch' not in sys.modules;"
+        "print({k: v for k, v in os.environ.items() if before.get(k) != v}); sys.argv = ['', '--version'];"
+        "sys.exit(entry.main())"
+    )
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=kept | chosen)
+    assert done.stdout.splitlines()[0] == str({} if chosen else {"GOMP_SPINCOUNT": str(SPINS)})
 
 
 def test_a_release_has_one_version():

@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
-from polargrad import diagnostics, distributed, geometry
-from polargrad.linalg import PolarMethod, PolarResult, Status, polar, polar_factor
-from polargrad.optim import PolarGrad, describe_groups, parameter_groups
+from polargrad.later import import_later
 
 if TYPE_CHECKING:
+    from polargrad import diagnostics as diagnostics
+    from polargrad import distributed as distributed
+    from polargrad import geometry as geometry
     from polargrad import integrations as integrations
     from polargrad import lab as lab
+    from polargrad import linalg as linalg
+    from polargrad import optim as optim
+    from polargrad.linalg import PolarMethod as PolarMethod
+    from polargrad.linalg import PolarResult as PolarResult
+    from polargrad.linalg import Status as Status
+    from polargrad.linalg import polar as polar
+    from polargrad.linalg import polar_factor as polar_factor
+    from polargrad.optim import PolarGrad as PolarGrad
+    from polargrad.optim import describe_groups as describe_groups
+    from polargrad.optim import parameter_groups as parameter_groups
 
     __version__: str
 
-__all__ = [
-    "PolarGrad",
-    "PolarMethod",
-    "PolarResult",
-    "Status",
-    "describe_groups",
-    "diagnostics",
-    "distributed",
-    "geometry",
-    "parameter_groups",
-    "polar",
-    "polar_factor",
-]
 
-# Imported when first asked for, so that `import polargrad` stays quick.
-_LATER = ("integrations", "lab")
+# Nothing is imported yet, so that the command line can set what torch reads from the environment when it is imported.
+_PUBLIC = {
+    **{name: name for name in ("diagnostics", "distributed", "geometry", "integrations", "lab", "linalg", "optim")},
+    **dict.fromkeys(("PolarMethod", "PolarResult", "Status", "polar", "polar_factor"), "linalg"),
+    **dict.fromkeys(("PolarGrad", "describe_groups", "parameter_groups"), "optim"),
+    "__version__": "version",
+}
 
+__all__ = sorted(set(_PUBLIC) - {"__version__"})  # pyright: ignore[reportUnsupportedDunderAll]
 
-def __getattr__(name: str) -> object:
-    if name in _LATER:
-        return importlib.import_module(f"polargrad.{name}")
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("polargrad")
-    raise AttributeError(f"module 'polargrad' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER, "__version__"})
+__getattr__, __dir__ = import_later(__name__, _PUBLIC)

@@ -8,6 +8,7 @@ norms of every matrix. Where these were computed, and what was sent for it, only
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -517,6 +518,8 @@ def shared_group(group: Any) -> Any:
 
 Maker = Callable[[Any, Sequence[Mapping[str, Any]], bool], "Executor | None"]
 _MAKERS: list[Maker] = []
+# Registers the executors of many processes; all that is known of it here is its name.
+_MANY_PROCESSES = "polargrad.distributed"
 
 
 def register_executor(maker: Maker) -> Maker:
@@ -533,6 +536,7 @@ def executor_for(process_group: Any, groups: Sequence[Mapping[str, Any]], shard_
         groups: the parameter groups.
         shard_momentum: whether each rank keeps a part of the momentum of parameters that all ranks have copies of.
     """
+    importlib.import_module(_MANY_PROCESSES)
     for maker in _MAKERS:
         executor = maker(process_group, groups, shard_momentum)
         if executor is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polargrad.lab import import_later
+from polargrad.later import import_later
 
 # The module of each public name, imported when the name is first used: a spec needs the sizes of a decoder alone.
 _PUBLIC = {

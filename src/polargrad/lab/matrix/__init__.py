@@ -6,8 +6,8 @@ name of theirs is first used, so that a run imports its own problem alone.
 
 from __future__ import annotations
 
-from polargrad.lab import import_later
 from polargrad.lab.matrix.problem import PROBLEMS, Problem, ProblemSpec, register
+from polargrad.later import import_later
 
 # Kind -> file and class, in the order in which problems are listed: the paper's first.
 _PROBLEMS = {
