@@ -52,6 +52,16 @@ def test_so_it_does_in_other_dtypes(dtype, momentum_dtype):
         assert held(SHAPES, dtype, workspace=ALL, momentum_dtype=momentum_dtype, **options) <= ALL
 
 
+@pytest.mark.parametrize("whitening", [{"name": "two-sided", "every": 1}, {"name": "one-sided", "every": 3}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_so_it_does_with_covariances(whitening, dtype):
+    """Each parameter's new covariances and roots are forgotten when it has stepped."""
+    options = {"whitening": whitening, "scale": "rms", "nesterov": True, "method": "newton-schulz"}
+    for shape in ((8, 64), (32, 32), (64, 8)):
+        for workspace in (held([shape], dtype, **options) * 2, held([shape] * 8, dtype, **options)):
+            assert held([shape] * 24, dtype, workspace=workspace, **options) <= workspace
+
+
 def test_without_a_bound_it_holds_more():
     for method in ("newton-schulz", "auto"):
         assert held(SHAPES * 4, nesterov=True, method=method, workspace=2**40) > ALL

@@ -407,7 +407,7 @@ def _polar_cost(
         busy = set(owners) or set(range(world))
         work = tuple(own + extra if rank in busy else own for rank, own in enumerate(work))
         state = max(tile + held * (rank in busy) for rank, tile in enumerate(tiles))
-        workspace += rule.whitening.peak_memory * 4.0 * max(max(m, n) ** 2 for _, m, n in view.batches)
+        workspace += rule.whitening.workspace(view, dtype)
     return ParameterCost(name, role, layout, strategy, work, traffic, workspace, float(state))
 
 

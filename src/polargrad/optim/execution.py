@@ -415,6 +415,12 @@ class Batch:
         """Have values copied into state by `write`."""
         self.writes.append(partial(torch._foreach_copy_, list(targets), list(values)))
 
+    def decide(self) -> None:
+        """Make the calls that waited for the final `keep`, and forget them: they hold what is to be written."""
+        for prepare in self.undecided:
+            prepare()
+        self.undecided.clear()
+
     def write(self) -> None:
         """Make the writes that were put off, when nothing can fail any more."""
         for write in self.writes:

@@ -196,8 +196,7 @@ class PolarRule:
         lmo = GeometryLMO(self.geometry, self.step_rule.needs_squared_lengths, floor, self.scale.uses_dual_norm)
         object.__setattr__(self, "lmo", lmo)
         # Besides what the oracle holds there are the matrices that it is applied to and the stack of them.
-        held = self.geometry.peak_memory + 2.0 + (0.0 if self.whitening is None else self.whitening.peak_memory)
-        bound = max(1, int(self.workspace / held))
+        bound = max(1, int(self.workspace / (self.geometry.peak_memory + 2.0)))
         object.__setattr__(self, "stack_bytes", bound)
 
     @property
@@ -230,10 +229,12 @@ class PolarRule:
             alike.setdefault((p.shape, p.dtype, p.device, executor.bucket_key(p)), []).append(i)
         batches = []
         for (shape, dtype, device, _), members in alike.items():
-            entry = max(4, (self.momentum_dtype or dtype).itemsize)
-            most = max(1, self.stack_bytes // (shape.numel() * entry))
-            most = min(most, executor.max_bucket(len(members)))
+            kept = self.momentum_dtype or dtype
             view, masked = self.shape_of(shape).view, self.capturable or device.type != "cpu"
+            size = shape.numel() * max(4, kept.itemsize)
+            if self.whitening is not None:
+                size += self.whitening.workspace(view, kept) * self.stack_bytes / self.workspace
+            most = min(max(1, int(self.stack_bytes // size)), executor.max_bucket(len(members)))
             for start in range(0, len(members), most):
                 chosen = members[start : start + most]
                 parameters, own = [], []
@@ -313,8 +314,7 @@ class PolarRule:
         sizes = [batch.count for batch, _ in together]
         lengths = length.split(sizes) if isinstance(length, Tensor) else [length] * len(sizes)
         for (batch, found), part in zip(together, lengths, strict=True):
-            for prepare in batch.undecided:
-                prepare()
+            batch.decide()
             self.move(lr, batch, found.local, part)
             batch.write()
             context.done.append((context.group_index, batch.positions))

@@ -43,11 +43,11 @@ class Whitening(ABC):
     """Which sides are whitened, and how.
 
     For each whitened side of length s the state holds s^2 entries of the covariance and s^2 of its root, in float32
-    (float64 for float64 parameters); forming the roots takes about ten times s^2 numbers of 8 bytes besides. Roots come
-    from an eigendecomposition in float64, which on a GPU reads its status from the device.
+    (float64 for float64 parameters); `workspace` is what a step holds besides. Roots come from an eigendecomposition in
+    float64, which on a GPU reads its status from the device.
 
     Covariances are of squares: in float32 a matrix whose gradient has entries above about 1e19 takes no step, and one
-    whose entries are all below 1e-22 is not whitened.
+    whose entries are all below about 1e-19 is whitened less or not at all.
 
     Args:
         power: p in [0, 1/2].
@@ -82,11 +82,6 @@ class Whitening(ABC):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{option} must be a positive integer, got {value!r}")
 
-    @property
-    def peak_memory(self) -> float:
-        """The most memory that whitening holds at once, in sizes of a square matrix with at least 4 bytes an entry."""
-        return 16.0
-
     @abstractmethod
     def sides(self, m: int, n: int) -> tuple[str, ...]:
         """The sides of a matrix (m, n) that are whitened: "left" (rows, outputs), "right" (columns, inputs)."""
@@ -112,6 +107,17 @@ class Whitening(ABC):
             for side in self.sides(m, n):
                 found[side] += k * (m if side == "left" else n) ** 2
         return {side: size for side, size in found.items() if size}
+
+    def workspace(self, view: MatrixView, dtype: torch.dtype) -> int:
+        """Bytes that a step holds to whiten one parameter: its new covariances and roots, and what forms one of them.
+
+        Example:
+            >>> from polargrad.optim.matrix_view import matrix_view
+            >>> OneSided().workspace(matrix_view((768, 3072)), torch.float32) / 768**2
+            60.0
+        """
+        entry, squares = statistics_dtype(dtype).itemsize, self.sizes(view).values()
+        return 2 * entry * sum(squares) + (3 * entry + 40) * max(squares, default=0)
 
     def operations(self, m: int, n: int) -> float:
         """Floating-point operations of a step for one matrix (m, n), those of roots spread over the steps between."""
