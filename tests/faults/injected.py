@@ -1,9 +1,11 @@
-"""The command line with faults: signals that hit chosen ranks after chosen steps.
+"""The command line with faults: signals that hit chosen ranks at chosen moments.
 
-    FAULTS=RANK:STEP:SIGNAL:ATTEMPT,... python -m tests.faults.injected COMMAND ...
+    FAULTS=RANK:MOMENT:SIGNAL:ATTEMPT,... python -m tests.faults.injected COMMAND ...
 
-The signal is sent once so many steps were begun, in the attempt (torchrun's count of restarts) that is given. With
-EVERY_STEP=1 a run is saved after every step, with WIDE=1 its model is made in float64.
+A moment is the number of steps that the process has begun, such as 5; 5.37 is as much later as 0.37 of the time from
+one such beginning to the next, the save between them included; 5w is when this rank has written its part of a
+checkpoint and not yet synced it. The attempt is torchrun's count of restarts. With EVERY_STEP=1 a run is saved after
+every step.
 """
 
 from __future__ import annotations
@@ -11,30 +13,53 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 
-import torch
-
+from polargrad.distributed import checkpoint
 from polargrad.lab.cli.main import main
-from polargrad.lab.run import build
 from polargrad.lab.train import CheckpointPolicy, loop
 
 
 def install(faults: str) -> None:
     """Have the training loop of this process hit by its share of the faults."""
     rank, attempt = os.environ.get("RANK", "0"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    planned = {}
+    planned, in_writing, begun = {}, [], []
     for fault in filter(None, faults.split(",")):
-        whom, step, name, when = fault.split(":")
+        whom, moment, name, when = fault.split(":")
         if (whom, when) == (rank, attempt):
-            planned[int(step)] = getattr(signal, name)
-    real = loop.differentiate
+            step, part = int(float(moment.rstrip("w"))), float(moment.rstrip("w")) % 1
+            planned[step] = (getattr(signal, name), part, moment.endswith("w"))
+    differentiate, fsync = loop.differentiate, os.fsync
 
-    def differentiate(objective, step):
-        if step in planned:
-            os.kill(os.getpid(), planned.pop(step))
-        return real(objective, step)
+    def hit(number, delay):
+        time.sleep(delay)
+        os.kill(os.getpid(), number)
 
-    loop.differentiate = differentiate
+    def differentiate_or_die(objective, step):
+        number, part, writing = planned.pop(len(begun), (None, 0.0, False))
+        begun.append(time.monotonic())
+        if writing:
+            in_writing.append(number)
+        elif part:
+            threading.Thread(target=hit, args=(number, part * (begun[-1] - begun[-2])), daemon=True).start()
+        elif number:
+            os.kill(os.getpid(), number)
+        return differentiate(objective, step)
+
+    class Os:
+        """The module `os` as the writing of checkpoints sees it."""
+
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def fsync(self, handle):
+            if in_writing:
+                os.kill(os.getpid(), in_writing.pop())
+            fsync(handle)
+
+    loop.differentiate = differentiate_or_die
+    checkpoint.os = Os()
 
 
 def save_every_step() -> None:
@@ -42,16 +67,13 @@ def save_every_step() -> None:
     CheckpointPolicy.__init__.__defaults__ = (1, *CheckpointPolicy.__init__.__defaults__[1:])
 
 
-def compute_widely() -> None:
-    """Have language models made in float64."""
-    real = build.LanguageModel.build
-    build.LanguageModel.build = lambda model, **options: real(model, **options).to(torch.float64)
-
-
-if __name__ == "__main__":
+def faulty_main(arguments: list[str]) -> int:
+    """The command line, with the faults of the environment."""
     install(os.environ.get("FAULTS", ""))
     if os.environ.get("EVERY_STEP"):
         save_every_step()
-    if os.environ.get("WIDE"):
-        compute_widely()
-    sys.exit(main())
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(faulty_main(sys.argv[1:]))

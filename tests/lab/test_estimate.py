@@ -36,13 +36,11 @@ def of_model(model, mesh, name="muon+polargrad", tokens=16384, machine=None):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon+adamw", "muon+polargrad", "muon+normalized-rows", "rownorm"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
 def test_weights_and_state_are_counted_exactly(name, precision):
     found = of(name, precision=precision)
     model = LanguageModel(**SMALL, precision=precision)
-    built = model.build()
-    if precision == "bfloat16":
-        built.to(torch.bfloat16)
+    built = model.build().to(model.dtype)
     options = {role: options for role, options in recipe(name).optimizer.items() if role not in ("conv", "expert")}
     spec = RunSpec("x", model, {role: options[role] for role in ("hidden", "embedding", "head", "vector")})
     optimizer = build_optimizer(spec, built)

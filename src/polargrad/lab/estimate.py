@@ -3,13 +3,13 @@
 `polargrad plan`, `polargrad pretrain --dry-run` and `--minutes` all ask it. Needs no process group and no storage:
 parameters are on the meta device, and there may be a thousand ranks. On a mesh D x S x T of copies, shards and
 tensor-parallel ranks, with P parameters of w bytes on a rank, t tokens of a part of its batch, L layers of width h and
-MLP width f, vocabulary V, activations of a bytes (2 in bfloat16, also mixed; else 4)::
+MLP width f, vocabulary V, activations of a bytes (2 in bfloat16, also mixed; 4; 8)::
 
     weights, gradients   2 w P
     optimizer            a momentum (and sizes of rows) or AdamW's two moments of what the rank holds
     activations          a t L (8 h + k f), k = 4 for a gated MLP and 2 for a plain one; with activation checkpointing
                          a t (L h + 8 h + k f)
-    logits               t V (2 a + 12): as computed, in float32, their log-softmax, and the gradients of both
+    logits               t V (2 a + 3 max(4, a)): as computed, in float32, their log-softmax, and the gradients of both
     workspace            what the polar factor of the largest matrix holds, when activations and logits are gone
 
     forward, backward    (6 N + 12 L h s) / T operations a token, N the parameters that multiply (no lookup table), s
@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from polargrad.distributed.cost import (
@@ -224,12 +223,10 @@ def estimate(
         tokens = model.batch * model.sequence // ranks
     else:
         parts = 1
-    module: nn.Module = model.build(device="meta")
-    if model.precision == "bfloat16":
-        module = nn.Module.to(module, torch.bfloat16)
+    module = nn.Module.to(model.build(device="meta"), model.dtype)
     layouts = _mesh_layouts(module, mesh)
-    width = 2 if model.precision == "bfloat16" else 4
-    activation = 4 if model.precision == "float32" else 2
+    width = model.dtype.itemsize
+    activation = 2 if model.precision == "bfloat16-mixed" else width
     gated_mlp = (2 if model.family == "gpt2" else 4) * (model.mlp or 0) * model.experts_per_token
     # Tensor-parallel ranks divide what lies inside attention and MLP, and each hold the residual stream.
     block = 4 * model.hidden_size + (4 * model.hidden_size + gated_mlp) / tensor_ranks
@@ -240,7 +237,7 @@ def estimate(
         tokens=tokens * ranks,
         weights=2.0 * width * sum(max(tile.numel for tile in layout.tiles) for layout in layouts.values()),
         activations=activation * tokens / parts * kept,
-        logits=tokens / parts * model.vocabulary * (2 * activation + 12),
+        logits=tokens / parts * model.vocabulary * (2 * activation + 3 * max(4, activation)),
         passes=_passes(model, module, tokens / tensor_ranks),
         optimizer=_step_of(module, optimizer, layouts, machine or Machine()),
         unpriced=" and ".join(outside_rules(optimizer)) or None,

@@ -60,19 +60,20 @@ def test_the_comparison_of_gradients_can_fail(spec):
 
 
 @pytest.mark.parametrize(
-    ("precision", "weights", "same"),
+    ("precision", "weights", "of_loss", "same"),
     [
-        ("float32", torch.float32, True),
-        ("bfloat16-mixed", torch.float32, False),
-        ("bfloat16", torch.bfloat16, False),
+        ("float32", torch.float32, torch.float32, True),
+        ("bfloat16-mixed", torch.float32, torch.float32, False),
+        ("bfloat16", torch.bfloat16, torch.float32, False),
+        ("float64", torch.float64, torch.float64, True),
     ],
 )
-def test_precision_is_of_weights_and_of_the_forward_pass(spec, precision, weights, same):
+def test_precision_is_of_weights_and_of_the_forward_pass(spec, precision, weights, of_loss, same):
     exact, _ = gradients(spec)
     objective, _ = build_objective(changed(spec, precision=precision))
     assert {p.dtype for p in objective.module.parameters()} == {weights}
     loss = objective.loss(0)
-    assert loss.dtype == torch.float32
+    assert loss.dtype == of_loss
     assert loss.item() == pytest.approx(exact, rel=0.02)
     assert (loss.item() == pytest.approx(exact, rel=1e-6)) is same
     loss.backward()

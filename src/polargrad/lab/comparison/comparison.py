@@ -20,7 +20,7 @@ from polargrad.lab.comparison.rate_search import RateSearch, SearchOptions, Sear
 from polargrad.lab.comparison.sweep import Axis, GridPoint, grid_points, parse_axis
 from polargrad.lab.options import Used, check_options, option, values_of
 from polargrad.lab.run import workers
-from polargrad.lab.run.build import check
+from polargrad.lab.run.build import check, pinned
 from polargrad.lab.run.folder import (
     COMPARISON,
     ENDED,
@@ -175,6 +175,7 @@ def run_comparison(
     """
     path = Path(path)
     refuse_existing(path)
+    comparison = dataclasses.replace(comparison, recipes=tuple(map(pinned, comparison.recipes)))
     for spec in comparison.pending({}):
         check(spec, options.get("parallel"))
     create_folder(path)

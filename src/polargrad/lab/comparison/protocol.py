@@ -29,7 +29,7 @@ from polargrad.lab.options import check_integer
 from polargrad.lab.report.curves import loss_figures
 from polargrad.lab.report.page import UNKNOWN, Cell, Section, Table, write_page
 from polargrad.lab.run import workers
-from polargrad.lab.run.build import build_objective
+from polargrad.lab.run.build import build_objective, pinned
 from polargrad.lab.run.folder import (
     PAGE,
     PROTOCOL,
@@ -213,6 +213,10 @@ def run_protocol(protocol: Protocol, path: str | Path, **options: Any) -> Path:
     """
     path = Path(path)
     refuse_existing(path)
+    from polargrad.lab.lm.sources import at_commit
+
+    recipes, text = tuple(map(pinned, protocol.recipes)), at_commit(protocol.text)
+    protocol = dataclasses.replace(protocol, recipes=recipes, text=text)
     for setting in protocol.settings:
         search = protocol.search(protocol.recipes[0], setting).base
         for spec in (search, protocol.counted(protocol.recipes[0], setting, search)[0]):

@@ -15,6 +15,7 @@ from torch import Tensor
 from polargrad.lab.lm.batches import WindowBatches, window_count
 from polargrad.lab.lm.tokens import TokenFile
 from polargrad.lab.options import check_integer
+from polargrad.linalg.precision import at_least_single
 
 if TYPE_CHECKING:
     from polargrad.lab.lm.tokenizer import Tokenizer
@@ -158,5 +159,6 @@ class LanguageModelObjective:
         dtype = self._autocast
         with contextlib.nullcontext() if dtype is None else torch.autocast(windows.device.type, dtype=dtype):
             output = self._forward(input_ids=windows[:, :-1])
-        loss = F.cross_entropy(output.logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+        logits = output.logits.flatten(0, 1)
+        loss = F.cross_entropy(logits.to(at_least_single(logits.dtype)), windows[:, 1:].flatten())
         return loss, getattr(output, "aux_loss", None)

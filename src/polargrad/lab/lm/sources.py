@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import importlib.util
 import inspect
 import itertools
 import json
@@ -17,13 +18,15 @@ import re
 import sys
 import sysconfig
 import tokenize
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from polargrad.lab.lm.cache import sha256_of
+from polargrad.lab.files import read_json
+from polargrad.lab.lm.cache import cache_folder, publish, sha256_of
 from polargrad.linalg.registry import Registry
 from polargrad.outside import is_reference
 
@@ -31,7 +34,8 @@ STANDARD_LIBRARY = "standard-library"
 HELD_OUT = 0.05
 SUFFIXES = (".txt", ".py", ".md", ".jsonl")
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Kinds of file that `datasets` reads without a script.
 _HUB_SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt")
 # Folders beside the standard library, and its own tests, which would dominate the text.
@@ -127,15 +131,15 @@ def open_source(where: str, *, subset: str = "", split: str = "train", field: st
 
     Args:
         where: one of `SOURCES`, such as "standard-library"; a file, folder or glob of .txt, .py, .md or .jsonl files;
-            a folder of .parquet, .arrow, .json or .csv files; OWNER/NAME of a data set of the hub; or a function that
-            returns a source, as FILE.py:FUNCTION or package.module:FUNCTION. A path that is called like a source is
-            written ./PATH.
+            a folder of .parquet, .arrow, .json or .csv files; OWNER/NAME of a data set of the hub, or of a branch, a
+            tag or a commit of it as OWNER/NAME@COMMIT; or a function that returns a source, as FILE.py:FUNCTION or
+            package.module:FUNCTION. A path that is called like a source is written ./PATH.
         subset: subset of a data set that has several.
         split: split of a data set.
         field: the entry of a JSON object or row that holds the text.
 
     Returns:
-        The source. Nothing of a hub data set is read yet.
+        The source. Of a hub data set nothing but its newest commit is asked for yet.
 
     Raises:
         FileNotFoundError: neither a path nor a data set.
@@ -143,23 +147,11 @@ def open_source(where: str, *, subset: str = "", split: str = "train", field: st
         ImportError: a data set is asked for and `datasets` is not installed.
 
     Example:
-        >>> open_source("fineweb-edu").name
-        'HuggingFaceFW/fineweb-edu, sample-10BT, train'
+        >>> open_source("HuggingFaceFW/fineweb-edu@" + 40 * "0").name
+        'HuggingFaceFW/fineweb-edu@000000000000, sample-10BT, train'
     """
-    path, options = Path(where).expanduser(), {"subset": subset, "split": split, "field": field}
-    if where in SOURCES and not is_reference(where):
-        opener = SOURCES[where]
-        having = set(inspect.signature(opener).parameters)
-    elif not path.exists() and (":" in where or SOURCES.is_announced(where)):
-        opener = SOURCES[SOURCES.key(where)]
-        having = set(inspect.signature(opener).parameters)
-        opener = partial(_own_source, where, opener)
-    elif path.is_dir() and _is_dataset(path):
-        opener, having = partial(_local_dataset, path, where), set(options)
-    elif not path.exists() and not glob.glob(str(path), recursive=True):
-        opener, having = partial(hub_dataset, where), set(options)
-    else:
-        opener, having = partial(text_files, where), {"field"}
+    options = {"subset": subset, "split": split, "field": field}
+    opener, having = _opener(where)
     if ("subset" not in having and subset) or ("split" not in having and split != "train"):
         raise ValueError(
             f"subset {subset!r} and split {split!r} choose a part of a data set, and {where!r} is not one: leave them "
@@ -168,6 +160,49 @@ def open_source(where: str, *, subset: str = "", split: str = "train", field: st
     if "field" not in having and field != "text":
         raise _no_field(field, where)
     return opener(**{name: value for name, value in options.items() if name in having})
+
+
+def _opener(where: str) -> tuple[Callable[..., Source], set[str]]:
+    """The function that opens what `open_source` is given, and those of its options that it has."""
+    path, options = Path(where).expanduser(), {"subset", "split", "field"}
+    if where in SOURCES and not is_reference(where):
+        opener = SOURCES[where]
+        return opener, set(inspect.signature(opener).parameters)
+    if not path.exists() and (":" in where or SOURCES.is_announced(where)):
+        opener = SOURCES[SOURCES.key(where)]
+        return partial(_own_source, where, opener), set(inspect.signature(opener).parameters)
+    if path.is_dir() and _is_dataset(path):
+        return partial(_local_dataset, path, where), options
+    if not path.exists() and not glob.glob(str(path), recursive=True):
+        return partial(hub_dataset, where), options
+    return partial(text_files, where), {"field"}
+
+
+def at_commit(where: str) -> str:
+    """A data set of the hub as OWNER/NAME@COMMIT, by its newest commit where none is named; other sources as they are.
+
+    Raises:
+        OSError, ValueError: see `hub_dataset`.
+
+    Example:
+        >>> at_commit("standard-library")
+        'standard-library'
+    """
+    opener, _ = _opener(where)
+    if not isinstance(opener, partial) or opener.func is not hub_dataset:
+        return where
+    return "@".join(_name_and_commit(opener.args[0]))
+
+
+def at_newest(where: str, text: str) -> bool:
+    """Whether `where` names a data set of the hub without a commit, and `text` a commit of the same.
+
+    Example:
+        >>> at_newest("owner/essays", "owner/essays@" + 40 * "0"), at_newest("owner/poems", "owner/essays@v2")
+        (True, False)
+    """
+    name, _, commit = text.partition("@")
+    return bool(commit) and name == KNOWN_DATASETS.get(where, (where,))[0]
 
 
 def text_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, field: str = "text") -> Source:
@@ -382,30 +417,71 @@ KNOWN_DATASETS = {
 
 
 def hub_dataset(name: str, *, subset: str = "", split: str = "train", field: str = "text") -> Source:
-    """A data set of the Hugging Face hub, OWNER/NAME, by rows; without a subset its usual one of `KNOWN_DATASETS`.
+    """A data set of the Hugging Face hub, OWNER/NAME or OWNER/NAME@COMMIT, by rows.
+
+    Without a subset its usual one of `KNOWN_DATASETS`; without a commit the newest, as the hub names it now or, without
+    a network, named it last. Rows and identity are of that commit, whatever becomes of the data set.
 
     Raises:
         FileNotFoundError: the name is not one of a data set.
+        ValueError: it has no such branch, tag or commit.
+        ConnectionError: the hub cannot be reached, and never named a commit here.
+        ImportError: `datasets` is not installed.
     """
-    if not _HUB_NAME.fullmatch(name):
+    name, commit = _name_and_commit(name)
+    subset = subset or dict(KNOWN_DATASETS.values()).get(name, "")
+    identity = _identity("hub", name, commit, subset, split, field)
+    return Source(_named(f"{name}@{commit[:12]}", subset, split), identity, _rows(name, subset, split, field, commit))
+
+
+def _name_and_commit(text: str) -> tuple[str, str]:
+    """OWNER/NAME, and the commit that the text or else the hub names."""
+    parts = _HUB_NAME.fullmatch(text)
+    if parts is None:
         raise FileNotFoundError(
-            f"there is no file or folder {name!r}, and it is not a data set's name; give a path, OWNER/NAME of a data "
+            f"there is no file or folder {text!r}, and it is not a data set's name; give a path, OWNER/NAME of a data "
             f"set on the hub, or one of {', '.join(SOURCES)}"
         )
-    subset = subset or dict(KNOWN_DATASETS.values()).get(name, "")
-    identity = _identity("hub", name, subset, split, field)
-    return Source(_named(name, subset, split), identity, _rows(name, subset, split, field))
+    name, revision = parts.groups(default="")
+    if _COMMIT.fullmatch(revision):
+        return name, revision
+    if importlib.util.find_spec("datasets") is None:
+        raise _no_datasets(name)
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    last = cache_folder() / "hub" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+    try:
+        commit = str(HfApi().dataset_info(name, revision=revision or None, timeout=10).sha)
+    except RevisionNotFoundError as error:
+        raise ValueError(
+            f"the data set {name!r} has no {revision!r}; give a branch, a tag or a commit of it"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise _not_on_hub(name, error) from error
+    except Exception as error:  # failures of the network have no class in common
+        try:
+            commit = _COMMIT.fullmatch(read_json(last)["commit"])[0]  # pyright: ignore[reportOptionalSubscript]
+        except (OSError, ValueError, LookupError, TypeError):
+            raise _unreachable(name, error) from error
+        warnings.warn(f"the hub cannot be reached; {text} is read as of {commit}", RuntimeWarning, stacklevel=2)
+    else:
+        with contextlib.suppress(OSError):  # an aid for days without a network, and no more
+            publish(last, lambda part: part.write_text(json.dumps({"commit": commit})))
+    return name, commit
 
 
 for _short, (_name, _) in KNOWN_DATASETS.items():
     SOURCES.add(_short, partial(hub_dataset, _name))
 
 
-def _rows(name: str, subset: str, split: str, field: str) -> Callable[[int], Iterator[Document]]:
+def _rows(
+    name: str, subset: str, split: str, field: str, commit: str | None = None
+) -> Callable[[int], Iterator[Document]]:
     """Reads a data set row by row and keeps nothing of it."""
 
     def read(skip: int) -> Iterator[Document]:
-        rows = _stream(name, subset, split)
+        rows = _stream(name, subset, split, commit)
         rows = rows.skip(skip) if skip else rows
         try:
             for number, row in enumerate(rows, start=skip):
@@ -416,20 +492,18 @@ def _rows(name: str, subset: str, split: str, field: str) -> Callable[[int], Ite
     return read
 
 
-def _stream(name: str, subset: str, split: str) -> Any:
+def _stream(name: str, subset: str, split: str, commit: str | None) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(f"reading {name} needs datasets; pip install 'polargrad[data]'") from error
+        raise _no_datasets(name) from error
     from datasets.exceptions import DatasetNotFoundError
 
     try:
         # `datasets` itself refuses data sets that come with a script of their own: none of their code runs.
-        return datasets.load_dataset(name, subset or None, split=split, streaming=True)
+        return datasets.load_dataset(name, subset or None, split=split, streaming=True, revision=commit)
     except DatasetNotFoundError as error:
-        raise FileNotFoundError(
-            f"the data set {name!r} is not on the hub, or it needs a login (huggingface-cli login): {first_line(error)}"
-        ) from error
+        raise _not_on_hub(name, error) from error
     except OSError as error:  # every failure of the network is one
         raise _unreachable(name, error) from error
     except (ValueError, RuntimeError) as error:
@@ -439,14 +513,19 @@ def _stream(name: str, subset: str, split: str) -> Any:
         ) from error
 
 
+def _no_datasets(name: str) -> ImportError:
+    return ImportError(f"reading {name} needs datasets; pip install 'polargrad[data]'")
+
+
+def _not_on_hub(name: str, error: BaseException) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"the data set {name!r} is not on the hub, or it needs a login (huggingface-cli login): {first_line(error)}"
+    )
+
+
 def _unreachable(name: str, error: BaseException) -> OSError:
     return ConnectionError(
         f"the data set {name!r} cannot be reached ({first_line(error)}). On a machine with a network: "
         f"`huggingface-cli download --repo-type dataset {name} --local-dir FOLDER`; then give FOLDER as the data here, "
         "or give text of your own"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its kind where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

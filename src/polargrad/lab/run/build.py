@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -114,6 +114,21 @@ def check(spec: RunSpec, parallel: Parallel | None = None, *, here: bool = True)
     _build_probe(spec, module, optimizer)
 
 
+def pinned(spec: RunSpec) -> RunSpec:
+    """The run with the commit that a data set of the hub has now, which a folder keeps; others as they are.
+
+    Raises:
+        OSError, ValueError: the data set is not there, or the hub cannot be reached.
+    """
+    model = spec.objective
+    if not isinstance(model, LanguageModel):
+        return spec
+    from polargrad.lab.lm.sources import at_commit
+
+    where = at_commit(model.corpus)
+    return spec if where == model.corpus else replace(spec, objective=replace(model, corpus=where))
+
+
 @lru_cache(maxsize=2)
 def _skeleton(model: LanguageModel) -> torch.nn.Module:
     """The model without numbers; the runs of a comparison share it."""
@@ -122,7 +137,7 @@ def _skeleton(model: LanguageModel) -> torch.nn.Module:
 
 def _check_memory(model: LanguageModel, module: torch.nn.Module, parallel: Parallel | None) -> None:
     """Refuse a model whose weights and gradients, or a batch whose tokens, are larger than all of the memory."""
-    size = 2 * sum(p.numel() for p in module.parameters()) * (2 if model.precision == "bfloat16" else 4)
+    size = 2 * sum(p.numel() for p in module.parameters()) * model.dtype.itemsize
     room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**62
     if (parallel is None or parallel.is_single) and torch.device(model.device).type == "cuda":
         room = torch.cuda.get_device_properties(torch.device(model.device)).total_memory
@@ -181,8 +196,7 @@ def _language_model(model: LanguageModel, seed: int, parallel: Parallel) -> tupl
     decoder = model.build(seed=seed)
     module = cast(torch.nn.Module, decoder)  # whose `to` is better typed
     facts = {**data, "parameters": sum(parameter.numel() for parameter in module.parameters()), **parallel.metadata()}
-    if model.precision == "bfloat16":
-        module.to(torch.bfloat16)
+    module.to(model.dtype)
     if parallel.is_single:
         module.to(torch_device(model.device))
     if model.activation_checkpointing:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from polargrad.lab.files import explained
-from polargrad.lab.run.build import BuiltRun, build, code_checksums
+from polargrad.lab.run.build import BuiltRun, build, code_checksums, pinned
 from polargrad.lab.run.folder import (
     CHECKPOINTS,
     ENDED,
@@ -27,7 +27,7 @@ from polargrad.lab.run.folder import (
     status_of,
     write_settings,
 )
-from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.run.tracking import watching
 from polargrad.lab.train import Checkpoint, CheckpointError, CheckpointPolicy, Checkpoints, train
 from polargrad.lab.train.checkpoint import differences
@@ -93,6 +93,7 @@ def run(
     path = Path(path)
     refuse_existing(path)
     options = RunSettings(policy or CheckpointPolicy(), page, tensorboard, track)
+    spec = pinned(spec)
     _tell_others(parallel, spec, path, options)
     built = build(spec, parallel)
     folder = RunFolder(path, spec, built.environment, options)
@@ -129,7 +130,7 @@ def resume(
     """
     path = Path(path)
     held = read_spec(path)
-    if spec is not None and (different := differences(held.to_dict(), spec.to_dict())):
+    if spec is not None and (different := differences(held.to_dict(), _as_pinned(spec, held).to_dict())):
         raise CheckpointError(
             f"{path} is of another configuration: {'; '.join(different)}. Resume with the configuration it was made "
             "with, or give another --out"
@@ -224,6 +225,17 @@ def serve(parallel: Parallel) -> None:
         summary = _train(built, record=lambda record: None, checkpoints=saved, resume=checkpoint)
         if summary.status == "interrupted":
             messages.receive()  # rank 0 says so
+
+
+def _as_pinned(spec: RunSpec, held: RunSpec) -> RunSpec:
+    """A spec, on the commit that a run is on where the spec names none of the same data set."""
+    asked, text = spec.objective, held.objective
+    if isinstance(asked, LanguageModel) and isinstance(text, LanguageModel):
+        from polargrad.lab.lm.sources import at_newest
+
+        if at_newest(asked.corpus, text.corpus):
+            return dataclasses.replace(spec, objective=dataclasses.replace(asked, corpus=text.corpus))
+    return spec
 
 
 def _tell_others(parallel: Parallel | None, spec: RunSpec, path: Path, options: RunSettings) -> None:

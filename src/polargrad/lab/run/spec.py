@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
+
 from polargrad.lab.files import json_text, parse_json
 from polargrad.lab.lm.models import Architecture
 from polargrad.lab.options import check_integer, option, unknown_name
@@ -35,7 +37,8 @@ class Text:
 
     Args:
         corpus: "standard-library" (the sources of the running Python); a file, folder or glob of .txt, .md, .py or
-            .jsonl; a data set of the Hugging Face hub by name, or a folder in its format.
+            .jsonl; a data set of the Hugging Face hub by name (OWNER/NAME, or OWNER/NAME@COMMIT), or a folder in its
+            format. What runs is written down with its commit.
         subset: subset of a hub data set that has several; empty: its default.
         split: split of a hub data set.
         field: entry of a JSON line or of a hub data set's row that holds the text.
@@ -63,7 +66,7 @@ class Computation:
         batch: sequences in a step.
         accumulation: parts that a batch is differentiated in, to save memory; a divisor of `batch`.
         precision: "float32"; "bfloat16-mixed": forward and backward in bfloat16 where torch deems it safe, weights and
-            updates in float32; "bfloat16": weights too.
+            updates in float32; "bfloat16": weights too; "float64": weights and losses, to compare runs to many digits.
         activation_checkpointing: compute each block's activations again in the backward pass instead of keeping them.
         compiled: forward and backward through `torch.compile`.
         device: cpu or cuda; in a launch file or a flag also auto.
@@ -71,10 +74,15 @@ class Computation:
 
     batch: int = 16
     accumulation: int = 1
-    precision: Literal["float32", "bfloat16-mixed", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16-mixed", "bfloat16", "float64"] = "float32"
     activation_checkpointing: bool = False
     compiled: bool = option(False, flag="compile")
     device: str = "cpu"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(self.precision, torch.float32)
 
 
 @dataclass(frozen=True)
