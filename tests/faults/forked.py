@@ -1,6 +1,6 @@
 """Ranks forked from a process that has imported everything already: many short runs on several processes, quickly.
 
-Reads a task a line (JSON: ranks, arguments, faults, output), starts the command line on so many ranks, which find each
+Reads a task a line (JSON, see `Ranks.run`), starts the command line on so many ranks, which find each
 other as under torchrun, and answers with their exit codes; those that do not end in time are ended by SIGQUIT.
 """
 
@@ -32,9 +32,18 @@ class Ranks:
             text=True,
         )
 
-    def run(self, ranks, output, *arguments, faults=""):
-        """The exit codes of the ranks, of which -9 is death by SIGKILL, and what they said."""
+    def run(self, ranks, output, *arguments, faults="", folders=()):
+        """The exit codes of the ranks, of which -9 is death by SIGKILL, and what they said.
+
+        Args:
+            ranks: how many.
+            output: a new file for what they say.
+            *arguments: of the command line.
+            faults: see `injected`.
+            folders: the working folder of each rank; the test's own by default.
+        """
         task = {"ranks": ranks, "output": str(output), "arguments": [*map(str, arguments)], "faults": faults}
+        task["folders"] = [*map(str, folders)] or [os.getcwd()] * ranks
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline()), output.read_text()
@@ -71,6 +80,7 @@ def serve() -> None:
                     for name, value in {**where, "RANK": rank, "LOCAL_RANK": rank}.items():
                         os.environ[name] = str(value)
                 os.environ["FAULTS"] = task["faults"]
+                os.chdir(task["folders"][rank])
                 try:
                     code = faulty_main(task["arguments"])
                 except BaseException:

@@ -1,15 +1,18 @@
-"""The command line with faults: signals that hit chosen ranks at chosen moments.
+"""The command line with faults: signals and errors that hit chosen ranks at chosen moments.
 
-    FAULTS=RANK:MOMENT:SIGNAL:ATTEMPT,... python -m tests.faults.injected COMMAND ...
+    FAULTS=RANK:MOMENT:FAULT:ATTEMPT,... python -m tests.faults.injected COMMAND ...
 
 A moment is the number of steps that the process has begun, such as 5; 5.37 is as much later as 0.37 of the time from
 one such beginning to the next, the save between them included; 5w is when this rank has written its part of a
-checkpoint and not yet synced it. The attempt is torchrun's count of restarts. With EVERY_STEP=1 a run is saved after
-every step.
+checkpoint and not yet synced it. A fault is a signal, an error of the system such as ENOSPC, or the class of another
+error; SIGSTOP lasts a second. The attempt is torchrun's count of restarts. With EVERY_STEP=1 a run is saved after every
+step.
 """
 
 from __future__ import annotations
 
+import builtins
+import errno
 import os
 import signal
 import sys
@@ -21,6 +24,20 @@ from polargrad.lab.cli.main import main
 from polargrad.lab.train import CheckpointPolicy, loop
 
 
+def hit(name: str, delay: float = 0.0) -> None:
+    """Have a fault happen to this process."""
+    time.sleep(delay)
+    if hasattr(errno, name):
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+    if not name.startswith("SIG"):
+        raise getattr(builtins, name)("injected")
+    if name == "SIGSTOP" and not os.fork():
+        time.sleep(1.0)
+        os.kill(os.getppid(), signal.SIGCONT)
+        os._exit(0)
+    os.kill(os.getpid(), getattr(signal, name))
+
+
 def install(faults: str) -> None:
     """Have the training loop of this process hit by its share of the faults."""
     rank, attempt = os.environ.get("RANK", "0"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -29,22 +46,18 @@ def install(faults: str) -> None:
         whom, moment, name, when = fault.split(":")
         if (whom, when) == (rank, attempt):
             step, part = int(float(moment.rstrip("w"))), float(moment.rstrip("w")) % 1
-            planned[step] = (getattr(signal, name), part, moment.endswith("w"))
+            planned[step] = (name, part, moment.endswith("w"))
     differentiate, fsync = loop.differentiate, os.fsync
 
-    def hit(number, delay):
-        time.sleep(delay)
-        os.kill(os.getpid(), number)
-
     def differentiate_or_die(objective, step):
-        number, part, writing = planned.pop(len(begun), (None, 0.0, False))
+        name, part, writing = planned.pop(len(begun), (None, 0.0, False))
         begun.append(time.monotonic())
         if writing:
-            in_writing.append(number)
+            in_writing.append(name)
         elif part:
-            threading.Thread(target=hit, args=(number, part * (begun[-1] - begun[-2])), daemon=True).start()
-        elif number:
-            os.kill(os.getpid(), number)
+            threading.Thread(target=hit, args=(name, part * (begun[-1] - begun[-2])), daemon=True).start()
+        elif name:
+            hit(name)
         return differentiate(objective, step)
 
     class Os:
@@ -55,7 +68,7 @@ def install(faults: str) -> None:
 
         def fsync(self, handle):
             if in_writing:
-                os.kill(os.getpid(), in_writing.pop())
+                hit(in_writing.pop())
             fsync(handle)
 
     loop.differentiate = differentiate_or_die

@@ -6,17 +6,21 @@ import errno
 import os
 import pickle
 import random
+import resource
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from polargrad.distributed.checkpoint import CheckpointDamaged, load, save
+from polargrad.lab.files import explained
 from polargrad.lab.lm import load_tokenizer, open_source, tokenize, train_bpe
 from polargrad.lab.run import runner
 from polargrad.lab.run.folder import RunFolder, read_run
 from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.train import CheckpointPolicy
 from tests.faults.small import EVERY_STEP, SPEC, goes_on, losses, stopped
 from tests.runs import tiny_text
 
@@ -145,6 +149,110 @@ def test_writes_that_fail(tmp_path, monkeypatch, place, after, number):
     if not path.exists():
         return
     assert goes_on(path, whole) == "went on"
+
+
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
+HOOKED = []
+
+
+class Disk:
+    """A disk on which the n-th change of names and files fails, or all from there on; by an audit hook, put in once."""
+
+    def __init__(self, folder):
+        self.folder, self.number, self.fails = str(folder), 0, lambda _: False
+        if not HOOKED:
+            sys.addaudithook(lambda event, arguments: HOOKED[-1] and HOOKED[-1].event(event, arguments))
+        HOOKED[:] = [None]
+
+    def event(self, event, arguments):
+        opened = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if not (opened or event in CHANGES) or not str(arguments[0]).startswith(self.folder):
+            return
+        self.number += 1
+        if self.fails(self.number):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), arguments[0])
+
+    def during(self, act):
+        """Do something on this disk; its error, if it is one of the system."""
+        HOOKED[:] = [self]
+        try:
+            act()
+        except OSError as error:
+            return error
+        finally:
+            HOOKED[:] = [None]
+        return None
+
+
+def litter(folder):
+    return [path for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".part"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("lasting", [False, True])
+def test_every_change_of_a_run_on_a_disk_that_fails_there(tmp_path, record_property, lasting):
+    policy = CheckpointPolicy(every_steps=3)
+    whole = losses(runner.run(SPEC, tmp_path / "whole", policy=policy))
+    counted = Disk(tmp_path / "counted")
+    assert counted.during(lambda: runner.run(SPEC, tmp_path / "counted" / "run", policy=policy)) is None
+    assert counted.number > 30
+    for at in range(1, counted.number + 1):
+        disk, path = Disk(tmp_path / str(at)), tmp_path / str(at) / "run"
+        disk.fails = (lambda n, at=at: n >= at) if lasting else (lambda n, at=at: n == at)
+        failure = disk.during(lambda path=path: runner.run(SPEC, path, policy=policy))
+        assert failure is None or "the disk is full; free some space" in explained(failure), at
+        if path.exists():
+            if read_run(path).status != "finished":
+                assert goes_on(path, whole) == "went on"
+            assert losses(read_run(path)) == whole
+        elif path.parent.exists():
+            # What could not be made could not always be removed either.
+            assert lasting or not litter(path.parent), at
+    record_property("faults", counted.number)
+
+
+@pytest.mark.faults
+def test_files_that_may_grow_only_so_far(tmp_path, record_property):
+    policy, limits = CheckpointPolicy(every_steps=3), [0, 1, 60, 200, 400, 800, 1500, 2500, 4000, 6000, 8000, 12000]
+    whole = losses(runner.run(SPEC, tmp_path / "whole", policy=policy))
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    failed = 0
+    for limit in limits:
+        path, failure = tmp_path / str(limit) / "run", None
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+        try:
+            runner.run(SPEC, path, policy=policy)
+        except OSError as error:
+            failure = error
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+        failed += failure is not None
+        assert failure is None or "larger than is allowed; raise the limit" in explained(failure), limit
+        assert not litter(path.parent)
+        if path.exists():
+            if read_run(path).status != "finished":
+                assert goes_on(path, whole) == "went on"
+            assert losses(read_run(path)) == whole
+    assert 3 < failed < len(limits)  # the least and the largest limits
+    record_property("faults", len(limits))
+
+
+@pytest.mark.faults
+def test_every_change_of_a_cache_on_a_disk_that_fails_there(tmp_path, record_property):
+    source = open_source(str(tiny_text(tmp_path)))
+    act = lambda cache: tokenize(source, train_bpe(source, 280, cache=cache), cache=cache)  # noqa: E731
+    whole = act(tmp_path / "whole").train.checksum
+    counted = Disk(tmp_path / "counted")
+    assert counted.during(lambda: act(tmp_path / "counted")) is None
+    assert counted.number > 10
+    for at in range(1, counted.number + 1):
+        disk, cache = Disk(tmp_path / str(at)), tmp_path / str(at)
+        disk.fails = lambda n, at=at: n == at
+        failure = disk.during(lambda cache=cache: act(cache))
+        assert failure is None or "the disk is full; free some space" in explained(failure), at
+        assert not litter(cache), at
+        assert act(cache).train.checksum == whole
+    record_property("faults", counted.number)
 
 
 class Planted:

@@ -132,6 +132,50 @@ def test_kills_at_random_moments(spec, forked, tmp_path, number):
     assert_unbroken(out, whole)
 
 
+@pytest.mark.parametrize(
+    ("faults", "codes", "said"),
+    [
+        ("1:5:SIGSTOP:0", [0, 0], ""),
+        ("1:5w:ENOSPC:0", [0, 0], ""),  # an older checkpoint makes room
+        ("1:5w:EIO:0", [0, 0], ""),  # the next checkpoint comes after the next step
+        ("0:5w:EIO:0", [0, 0], ""),
+        ("1:5:MemoryError:0", [1, 1], "polargrad, rank 1: MemoryError: injected"),
+        ("0:5:MemoryError:0", [1, 1], "polargrad: MemoryError: injected"),
+        ("1:5:ValueError:0", [1, 2], "polargrad, rank 1: injected"),
+        ("0:5:ENOSPC:0", [1, 1], "polargrad: the disk is full; free some space, then `polargrad resume"),
+        ("1:5:SIGHUP:0,1:5.1:SIGHUP:0", [129, 129], "continues after step"),
+        ("0:5:SIGINT:0,1:6:SIGTERM:0", [130, 130], "continues after step"),
+    ],
+)
+def test_one_process_in_trouble(spec, forked, tmp_path, faults, codes, said):
+    path, whole = spec
+    out = tmp_path / "run"
+    found, output = forked.run(2, tmp_path / "said", "run", path, "--parallel", "ddp", "--out", out, faults=faults)
+    assert found == codes, output
+    assert said in output
+    assert "Traceback" not in output
+    if any(codes):
+        found, output = forked.run(1, tmp_path / "later", "resume", out)
+        assert found == [0], output
+    assert_unbroken(out, whole)
+
+
+def test_processes_with_other_texts_are_refused(spec, forked, tmp_path):
+    data = json.loads(spec[0].read_text())
+    data["objective"]["corpus"] = "text.txt"
+    (tmp_path / "spec.json").write_text(json.dumps(data))
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        path = tiny_text(folder)
+        path.write_text(path.read_text() + "bon bon bon\n" * number)
+    begin = ("run", tmp_path / "spec.json", "--parallel", "ddp", "--out", tmp_path / "run")
+    codes, said = forked.run(2, tmp_path / "said", *begin, folders=folders)
+    assert codes == [1, 2], said
+    assert "polargrad, rank 1: this process is not like the first: corpus_checksum was" in said
+    assert not read_run(tmp_path / "run").of_kind("step")
+
+
 COMMANDS = ("pretrain", "compare")
 
 
@@ -145,9 +189,10 @@ def of_user(spec, name):
         return ("compare", folder / "run1.json", folder / "run2.json"), "run2", STEPS + 5
     model = json.loads(spec[0].read_text())["objective"]
     sizes = [f"--{size}={model[size]}" for size in ("layers", "heads", "mlp", "vocabulary", "sequence", "batch")]
-    how = ("--hidden-size=16", "--precision=float64", "--set", "hidden.method=svd", "--eval-every=4", "--device=cpu")
+    sizes.append(f"--kv-heads={model['kv_heads']}")
+    how = ("--hidden-size=16", "--precision=float64", "--eval-every=4", "--device=cpu")
     text = ("--data", model["corpus"], "--steps", STEPS, "--checkpoint-every=1", "--evaluation-windows=8")
-    return ("pretrain", "--model=demo", "--recipe=muon+polargrad", *sizes, *how, *text), ".", 5
+    return ("pretrain", "--model=demo", "--recipe=polargrad", *sizes, *how, *text), ".", 5
 
 
 @pytest.fixture(scope="module")

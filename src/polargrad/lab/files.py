@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -117,11 +118,30 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON as plain data; nesting too deep to be read is a ValueError like every other fault."""
+    """JSON as plain data, its numbers finite; what cannot be read, or is nested too deeply, is a ValueError.
+
+    Example:
+        >>> parse_json('{"lr": 1e999}')
+        Traceback (most recent call last):
+        ...
+        ValueError: it holds the number 1e999
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_integer)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"it holds the number {text:.40}")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20:  # 2^64 has as many digits
+        raise ValueError(f"it holds the number {text:.40}")
+    return int(text)
 
 
 def json_text(data: Mapping[str, Any], indent: int | None = 2) -> str:

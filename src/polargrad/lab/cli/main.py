@@ -7,8 +7,11 @@ import dataclasses
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 import polargrad
 from polargrad.lab.exit_codes import exit_code
@@ -91,12 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"polargrad {polargrad.__version__}")
         return 0
     try:
-        dispatch(given)
-        sys.stdout.flush()
+        with _stoppable():
+            dispatch(given)
+            sys.stdout.flush()
     except SystemExit as end:
         return exit_code(end)
     except KeyboardInterrupt as interruption:
-        return _say(str(interruption) or "interrupted before anything was recorded", exit_code(interruption))
+        return _say(str(interruption) or "interrupted", exit_code(interruption))
     except BrokenPipeError:
         # The reader went away, as in `polargrad list | head -1`; nothing more may be written, at exit either.
         with contextlib.suppress(OSError, ValueError):
@@ -107,6 +111,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _say(*_explained(error))
     return 0
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP at a moment when no run is under way."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"stopped by {name}")
+        self.signal = name
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing half-written stays behind.
+
+    Of several processes each ends at once, which may be waiting where no handler runs.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stopped(signal.Signals(number).name)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    here = threading.current_thread() is threading.main_thread() and os.environ.get("WORLD_SIZE", "1") == "1"
+    changed = [number for number in numbers if here and signal.getsignal(number) == signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def dispatch(arguments: Sequence[str]) -> None:

@@ -355,7 +355,7 @@ def _documents_in(file: Path, field: str) -> Iterator[Document]:
                 place = f"{name}:{number}"
                 try:
                     entry = json.loads(line)
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{place} is not JSON ({error}); give one JSON object a line") from error
                 yield Document(place, _text_of(entry, field, place))
 
@@ -467,7 +467,7 @@ def _name_and_commit(text: str) -> tuple[str, str]:
         warnings.warn(f"the hub cannot be reached; {text} is read as of {commit}", RuntimeWarning, stacklevel=2)
     else:
         with contextlib.suppress(OSError):  # an aid for days without a network, and no more
-            publish(last, lambda part: part.write_text(json.dumps({"commit": commit})))
+            publish(last, lambda part: part.write_text(json.dumps({"commit": commit})) and None)
     return name, commit
 
 
@@ -529,3 +529,8 @@ def _unreachable(name: str, error: BaseException) -> OSError:
         f"`huggingface-cli download --repo-type dataset {name} --local-dir FOLDER`; then give FOLDER as the data here, "
         "or give text of your own"
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -341,13 +341,9 @@ def read_run(path: str | Path) -> Run:
         RecordError: if a file cannot be read, with its name, the line and what to do.
     """
     path = Path(path)
-    return Run(
-        path=path,
-        spec=read_spec(path),
-        environment=read_environment(path),
-        records=tuple(read_records(path / RECORDS)),
-        summary=_read_json(path / SUMMARY) if (path / SUMMARY).is_file() else None,
-    )
+    spec, where = read_spec(path), read_environment(path)
+    summary = _read_json(path / SUMMARY) if (path / SUMMARY).is_file() else None
+    return Run(path, spec, where, tuple(_read_records(path / RECORDS, ended=summary is not None)), summary)
 
 
 def read_spec(path: Path) -> RunSpec:
@@ -410,8 +406,8 @@ def find_runs(path: str | Path) -> list[Path]:
     return found
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Every record of a file, in order.
+def _read_records(path: Path, *, ended: bool) -> list[dict[str, Any]]:
+    """Every record of a file, in order; without the line that a run was writing when it was stopped and never ended.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -419,8 +415,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; without its records a run cannot be reported, run it again")
-    records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    records, lines = [], path.read_bytes().splitlines(keepends=True)
+    if not ended and lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(_parse(line))
         except ValueError as error:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 # Length of the text that a finished run records.
 SAMPLED_TOKENS = 64
+_VERSIONS = ("polargrad", "commit", "python", "torch", "transformers", "tokenizers")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -151,7 +152,7 @@ def resume(
         )
     checkpoint = Checkpoints(path / CHECKPOINTS, built.configuration).newest()
     position = 0 if checkpoint is None else checkpoint.caller.get("records")
-    if not isinstance(position, int):
+    if type(position) is not int or position < 0:
         raise CheckpointError(f"{path / CHECKPOINTS} does not say where its records end; use another checkpoint")
     if policy is not None:
         write_settings(path, options)
@@ -219,7 +220,13 @@ def serve(parallel: Parallel) -> None:
         except Exception:
             messages.receive()  # where rank 0 failed alike, it has said why, and this ends here
             raise
-        found = messages.receive()["checkpoint"]
+        told = messages.receive()
+        if different := differences(told["facts"], _facts(built)):
+            raise ValueError(
+                f"this process is not like the first: {'; '.join(different[:3])}; start all of them with the same "
+                "text, code and versions"
+            )
+        found = told["checkpoint"]
         checkpoint = None if found is None else Checkpoint.open(path / found, built.configuration)
         saved = Checkpoints(path, built.configuration, CheckpointPolicy(**task["policy"]), parallel=parallel)
         summary = _train(built, record=lambda record: None, checkpoints=saved, resume=checkpoint)
@@ -261,7 +268,8 @@ def _execute(
         return "begins again: there is no checkpoint" if step is None else f"continues after step {step}"
 
     if parallel.messages is not None:
-        parallel.messages.send({"checkpoint": None if checkpoint is None else checkpoint.path.name})
+        name = None if checkpoint is None else checkpoint.path.name
+        parallel.messages.send({"checkpoint": name, "facts": _facts(built)})
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder)
         watch = stack.enter_context(watching(built.spec, path, board=options.tensorboard, track=options.track))
@@ -326,7 +334,13 @@ def _event(folder: RunFolder, step: int, name: str, message: str) -> None:
     folder.record({"kind": "event", "step": step, "event": name, "message": message})
 
 
+def _facts(built: BuiltRun) -> dict[str, Any]:
+    """What every process of a run must have alike."""
+    names = ("corpus_checksum", "tokenizer_checksum", *_VERSIONS)
+    facts = {name: built.environment.get(name) for name in names}
+    return {"run": built.spec.content_hash, **facts, **code_checksums(built.environment)}
+
+
 def _machine(where: Mapping[str, Any]) -> dict[str, Any]:
     """The facts that the last bits of a result depend on."""
-    versions = ("polargrad", "commit", "python", "torch", "transformers", "tokenizers")
-    return {key: where.get(key) for key in (*versions, "platform", "cpu", "device", "threads", "parallel", "mesh")}
+    return {key: where.get(key) for key in (*_VERSIONS, "platform", "cpu", "device", "threads", "parallel", "mesh")}

@@ -346,16 +346,17 @@ def processes(mode: str | None, mesh: str | None = None) -> Iterator[Parallel]:
         )
     sizes = mesh_sizes(mode, world, mesh)
     device = _device()
-    store, rank, world = next(torch.distributed.rendezvous("env://"))
-    # torchrun keeps the store when it starts its processes anew; what the earlier ones wrote must not be read.
-    store = torch.distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    torch.distributed.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT
-    )
-    messages = Messages(store)
+    rank, messages = int(os.environ.get("RANK", "0")), None
     try:
-        control = cast(torch.distributed.ProcessGroup, torch.distributed.new_group(backend="gloo", timeout=TIMEOUT))
-        axes = torch.distributed.device_mesh.init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
+        with _meeting():
+            store, rank, world = next(torch.distributed.rendezvous("env://"))
+            # torchrun keeps the store when it starts its processes anew; what earlier ones wrote must not be read.
+            store = torch.distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+            messages = Messages(store)
+            control = cast(torch.distributed.ProcessGroup, torch.distributed.new_group(backend="gloo", timeout=TIMEOUT))
+            axes = torch.distributed.device_mesh.init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
         parallel = Parallel(mode, sizes, axes, device, control, messages)
         with parallel.lost_processes():
             yield parallel
@@ -363,11 +364,27 @@ def processes(mode: str | None, mesh: str | None = None) -> Iterator[Parallel]:
             messages.end(0)
         torch.distributed.barrier(control)  # the store may be rank 0's own
     except BaseException as error:
-        if rank == 0:  # last of all: torchrun ends the processes that are left once the first is gone
+        # Last of all: torchrun ends the processes that are left once the first is gone.
+        if rank == 0 and messages is not None:
             atexit.register(messages.end, exit_code(error))
         raise
     finally:
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _meeting() -> Iterator[None]:
+    """What torch says in the block when the processes do not find each other becomes one sentence."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        reason = re.sub(r"^\[.*?\]\s*", "", (str(error).strip().splitlines() or [type(error).__name__])[0])[:160]
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ConnectionError(
+            f"the processes did not find each other at {where} ({reason}); MASTER_ADDR and MASTER_PORT must name a "
+            "free port of the first process's machine, and GLOO_SOCKET_IFNAME, where it is set, a network interface"
+        ) from error
 
 
 def _device() -> torch.device:
