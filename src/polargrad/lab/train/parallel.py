@@ -11,6 +11,7 @@ import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -117,13 +118,13 @@ class Parallel:
         if self.mesh is None:
             return module
         if self.mode == "ddp":
-            # Buffers are functions of the configuration here, equal on every rank.
-            return torch.nn.parallel.DistributedDataParallel(
-                module,
-                process_group=self.mesh["replicate"].get_group(),
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+            group = self.mesh["replicate"].get_group()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+                # Buffers are functions of the configuration here, equal on every rank.
+                return torch.nn.parallel.DistributedDataParallel(
+                    module, process_group=group, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         if self.sizes[2] > 1:
             from torch.distributed.tensor.parallel import parallelize_module
 
