@@ -213,7 +213,7 @@ def test_every_change_of_a_run_on_a_disk_that_fails_there(tmp_path, record_prope
 
 @pytest.mark.faults
 def test_files_that_may_grow_only_so_far(tmp_path, record_property):
-    policy, limits = CheckpointPolicy(every_steps=3), [0, 1, 60, 200, 400, 800, 1500, 2500, 4000, 6000, 8000, 12000]
+    policy, limits = CheckpointPolicy(every_steps=3), [0, 1, 60, 200, 400, 800, 1500, 2500, 4000, 6000, 8000, 10**6]
     whole = losses(runner.run(SPEC, tmp_path / "whole", policy=policy))
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     failed = 0

@@ -65,7 +65,7 @@ def command(ranks, *arguments, faults="", restarts=0):
 
 def finished(process, code=0):
     """What a process said, once it has ended with a code; None: any but 0."""
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=900)
     assert process.returncode == code if code is not None else process.returncode, said
     return said
 

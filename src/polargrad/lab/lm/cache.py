@@ -30,7 +30,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def publish(path: Path, write: Callable[[Path], None], **facts: Any) -> dict[str, Any]:
+def publish(path: Path, write: Callable[[Path], object], **facts: Any) -> dict[str, Any]:
     """Write a file so that readers see either none or all of it.
 
     The content goes to a temporary file in the same folder and is renamed into place; the header beside it, which

@@ -467,7 +467,7 @@ def _name_and_commit(text: str) -> tuple[str, str]:
         warnings.warn(f"the hub cannot be reached; {text} is read as of {commit}", RuntimeWarning, stacklevel=2)
     else:
         with contextlib.suppress(OSError):  # an aid for days without a network, and no more
-            publish(last, lambda part: part.write_text(json.dumps({"commit": commit})) and None)
+            publish(last, lambda part: part.write_text(json.dumps({"commit": commit})))
     return name, commit
 
 
