@@ -14,7 +14,19 @@ from polargrad.lab.run.environment import environment
 from polargrad.linalg import SVD, Auto, GramPolynomials, polar_factor
 from polargrad.linalg.double_gram import DoubleGram
 
-SIDES = ((3, 3), (16, 16), (32, 32), (64, 64), (128, 128), (192, 192), (256, 256), (256, 64), (1024, 256), (512, 32))
+# (m, n), alone and 32 of them, or the batch sizes after the two.
+SIDES = (
+    (3, 3, 1, 32, 100_000, 1_000_000),
+    (16, 16),
+    (32, 32),
+    (64, 64),
+    (128, 128),
+    (192, 192),
+    (256, 256),
+    (256, 64),
+    (1024, 256),
+    (512, 32),
+)
 METHODS = {"auto": Auto(), "svd": SVD(), "double-gram": DoubleGram(), "gram-polynomials": GramPolynomials()}
 
 
@@ -35,8 +47,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print({key: value for key, value in environment().items() if key in ("cpu", "torch", "cpu_capability")})
     print(f"{'shape':>16} {'torch svd':>10} " + " ".join(f"{name:>16}" for name in METHODS))
-    for m, n in SIDES:
-        for k in (1, 32):
+    for m, n, *counts in SIDES:
+        for k in counts or (1, 32):
             A = torch.randn(k, m, n, generator=torch.Generator().manual_seed(0))
             svd = milliseconds(lambda A=A: torch.linalg.svd(A, full_matrices=False))
             ratios = (milliseconds(lambda A=A, f=f: polar_factor(A, f)) / svd for f in METHODS.values())

@@ -320,3 +320,21 @@ def test_a_norm_floor_for_real_and_complex_matrices(method, dtype):
         torch.testing.assert_close(below, 1e-4 * U)
     same = polar_factor(A, method, norm_floor=1e4 * size.max())
     torch.testing.assert_close(same, polar_factor(A, method, norm_floor=1e4 * float(size.max())))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 16])
+def test_the_cut_off_of_single_precision_is_where_the_docs_have_it(n):
+    """Directions from sqrt(n) / 2 eps sigma_max on, at most 4, are kept, and what is below is left out."""
+    eps = torch.finfo(torch.float32).eps
+    ratios = torch.logspace(-1, 1, 40, dtype=torch.float64) * eps * min(4.0, n**0.5 / 2)
+    A = torch.diag_embed(torch.cat([torch.ones(40, n - 1, dtype=torch.float64), ratios[:, None]], 1))
+    turn = torch.arange(n).roll(1)  # a permutation and a power of two round nothing
+    A = (2.0**-7 * A[:, turn]).float()
+    for U in (polar_factor(A), torch.stack([polar_factor(a) for a in A])):
+        rank = U.square().sum((-2, -1)).round()
+        assert torch.equal(rank == n, ratios > eps * min(4.0, n**0.5 / 2))
+
+
+def test_a_nested_tensor_is_refused():
+    with pytest.raises(TypeError, match="dense"):
+        polar_factor(torch.nested.nested_tensor([torch.randn(3, 2), torch.randn(4, 2)], layout=torch.jagged))

@@ -6,7 +6,17 @@ import threading
 import pytest
 import torch
 
-from polargrad.linalg import NewtonSchulz, Status, available_methods, polar, polar_factor
+from polargrad.linalg import (
+    NewtonSchulz,
+    Status,
+    available_methods,
+    inverse_sqrt,
+    lowdin,
+    nearest_rotation,
+    orthogonal_procrustes,
+    polar,
+    polar_factor,
+)
 from polargrad.linalg.double_gram import DoubleGram
 from polargrad.linalg.precision import at_least_single, double_precision, is_lowered, stated_precision
 from tests.matrices import with_singular_values
@@ -85,6 +95,31 @@ def test_backward_inside_a_context_of_a_forward_outside(context):
 
     for inside, outside in zip(gradients(A, True), gradients(A, False), strict=True):
         assert torch.equal(inside, outside)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        nearest_rotation,
+        inverse_sqrt,
+        lambda S: lowdin(torch.eye(12)[:, :5], S),
+        lambda S: orthogonal_procrustes(S, torch.eye(12))[0],
+    ],
+    ids=["rotation", "root", "lowdin", "procrustes"],
+)
+def test_functions_built_on_the_factor_inside_a_context(function, context):
+    """Both passes, and the backward pass alone, which is not of torch's own operations."""
+    A = well_conditioned(12, 12, dtype=torch.float32)
+    S = (A @ A.mT).requires_grad_()
+    value = function(S)
+    G = torch.randn_like(value)
+    (gradient,) = torch.autograd.grad(value, S, G)
+    outside = function(S)
+    with context():
+        inside = function(S)
+        assert torch.equal(inside, value)
+        assert torch.equal(torch.autograd.grad(outside, S, G)[0], gradient)
+        assert torch.equal(torch.autograd.grad(inside, S, G)[0], gradient)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, at the first jvp

@@ -188,5 +188,7 @@ class Auto(PolarMethod):
         if isinstance(method, DoubleGram) and not on_host(X):  # a tensor without numbers
             method = self._fixed_sequence(X.dtype, X.device).method
         work = method.working_dtype(X.dtype)
-        iterate = method.iterate(X.to(work))
-        return iterate._replace(unitary=iterate.unitary.to(X.dtype), method=method)
+        if work == X.dtype:
+            return method.iterate(X)._replace(method=method)
+        result = method.iterate(X.to(work))
+        return result._replace(unitary=result.unitary.to(X.dtype), method=method)

@@ -22,7 +22,7 @@ from polargrad.linalg.result import PolarResult, Status
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
 from polargrad.linalg.tall import has_long_columns
 
-__all__ = ["Request", "Side", "factor", "on_host", "polar", "polar_factor", "resolve_request"]
+__all__ = ["Request", "Side", "factor", "needs_gradient", "on_host", "polar", "polar_factor", "resolve_request"]
 
 # On which side of the unitary factor the Hermitian one stands.
 Side = Literal["left", "right"]
@@ -79,6 +79,8 @@ def resolve_request(
     """Check A and the options, and turn the method's name into an algorithm."""
     if not isinstance(A, Tensor):
         raise TypeError(f"A must be a torch.Tensor, got {type(A).__name__}; convert it with torch.as_tensor")
+    if A.is_nested:
+        raise TypeError("A must be a dense tensor, got a nested one; take its matrices one by one, A.unbind()")
     if A.ndim < 2:
         raise ValueError(f"A must have shape (*batch, m, n), got {tuple(A.shape)}; a vector v needs v.unsqueeze(-1)")
     if A.dtype not in _DTYPES:
@@ -116,7 +118,7 @@ def _check_floor(floor: float | Tensor, A: Tensor) -> None:
 def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
     wide = A.shape[-2] < A.shape[-1]
     work = method.working_dtype(A.dtype)
-    oriented = A.mH if wide else A
+    oriented = _adjoint(A) if wide else A
     oriented = oriented.flatten(0, -3) if A.ndim > 2 else oriented.unsqueeze(0)
     oriented = oriented.resolve_conj().resolve_neg()
     # Detached: nothing that a method computes from it is recorded.
@@ -140,6 +142,11 @@ def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
     if not (X.is_contiguous() or X.mT.is_contiguous()):
         X = X.contiguous()
     return _Canonical(oriented, X, scale, None if finite is None else finite.flatten(), confined, wide)
+
+
+def _adjoint(A: Tensor) -> Tensor:
+    """A^H; its gradient is no lazy conjugate, whose real and imaginary parts torch.vmap cannot take."""
+    return (A * 1.0 if A.is_complex() and needs_gradient(A) else A).mH
 
 
 def _scaled(X: Tensor, scale: Tensor, work: torch.dtype) -> Tensor:
@@ -177,6 +184,16 @@ def _is_transformed() -> bool:
     return forward_mode or torch._C._are_functorch_transforms_active()
 
 
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether a function of these has to carry its derivative: in a transform, or where one requires a gradient.
+
+    Example:
+        >>> needs_gradient(torch.ones(1)), needs_gradient(torch.ones(1, requires_grad=True))
+        (False, True)
+    """
+    return _is_transformed() or (torch.is_grad_enabled() and any(A.requires_grad for A in tensors))
+
+
 def _completed(V: Tensor) -> Tensor:
     """P Q^H for V = P diag(sigma) Q^H (k, m, n), where V has no full rank; NaN stays NaN."""
     finite = V.isfinite().all(-1).all(-1)
@@ -196,7 +213,7 @@ def _run(A: Tensor, request: Request) -> tuple[_Canonical, IterationResult]:
     canonical = _canonical(A, request.method)
     transformed = _is_transformed()
     if isinstance(request.norm_floor, Tensor) or request.norm_floor:
-        if transformed or (A.requires_grad and torch.is_grad_enabled()):
+        if needs_gradient(A):
             raise ValueError("norm_floor is for factors without a gradient; call it under torch.no_grad()")
         floor = request.norm_floor.reshape(-1, 1, 1) if isinstance(request.norm_floor, Tensor) else request.norm_floor
         floor = floor if canonical.scale is None else floor * canonical.scale
@@ -205,7 +222,7 @@ def _run(A: Tensor, request: Request) -> tuple[_Canonical, IterationResult]:
         result = (iterate_transformed if transformed else Request.iterate)(request, canonical.X)
     if result.unitary is canonical.X:  # which may be A itself
         result = result._replace(unitary=canonical.X.clone())
-    if transformed or (A.requires_grad and torch.is_grad_enabled()):
+    if needs_gradient(A):
         result = result._replace(
             unitary=attach_gradient(canonical.A, result.unitary, request.singular_gradient, request.rotation)
         )
@@ -235,8 +252,8 @@ def polar_factor(
 
     U = A (A^H A)^{-1/2} for a matrix of full column rank: the nearest matrix with orthonormal columns, and the
     direction of steepest descent in the spectral norm. <A, U> is the nuclear norm of A. A is not modified. Gradients
-    flow through U: they are those of the exact factor, whatever the method. No host synchronization happens here; some
-    methods make one of their own, and say so.
+    flow through U: those of the exact factor, whatever the method, evaluated at the U that it computed. No host
+    synchronization happens here; some methods make one of their own, and say so.
 
     Args:
         A: (*batch, m, n), real or complex, float16 to float64.

@@ -16,7 +16,15 @@ from polargrad.linalg.method import IterationResult
 from polargrad.linalg.precision import at_least_single, stated_precision
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
 
-__all__ = ["SingularGradient", "attach_gradient", "confine", "iterate_transformed", "product"]
+__all__ = [
+    "SingularGradient",
+    "attach_gradient",
+    "attach_root_gradient",
+    "confine",
+    "iterate_transformed",
+    "opaque",
+    "product",
+]
 
 
 class Iterating(Protocol):
@@ -134,7 +142,7 @@ def iterate_transformed(method: Iterating, X: Tensor) -> IterationResult:
             none if result.breakdown is None else result.breakdown
         )
 
-    unitary, breakdown = _Opaque.apply(run, X)
+    unitary, breakdown = opaque(run, X)
     return results[-1]._replace(unitary=unitary, breakdown=breakdown)
 
 
@@ -145,30 +153,36 @@ def _together(function: Callable[..., Any], info: Any, in_dims: tuple[Any, ...],
     def join(value: Any, dim: int | None) -> Any:
         if not isinstance(value, Tensor):
             return value
-        moved = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-        return moved.flatten(0, 1)
+        return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
 
-    outputs = function(*(join(value, dim) for value, dim in zip(inputs, in_dims, strict=True)))
+    joined = [join(value, dim) for value, dim in zip(inputs, in_dims, strict=True)]
+    k = next(value.shape[1] for value in joined if isinstance(value, Tensor))
+    outputs = function(*(value.flatten(0, 1) if isinstance(value, Tensor) else value for value in joined))
     if isinstance(outputs, Tensor):
-        return outputs.unflatten(0, (size, -1)), 0
-    return tuple(output.unflatten(0, (size, -1)) for output in outputs), (0,) * len(outputs)
+        return outputs.unflatten(0, (size, k)), 0
+    return tuple(output.unflatten(0, (size, k)) for output in outputs), (0,) * len(outputs)
+
+
+def opaque(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """function(*inputs) of batches (k, ...), for which there is no derivative and which transforms do not look into."""
+    if torch.compiler.is_compiling():
+        return function(*(value.detach() for value in inputs))
+    return _Opaque.apply(function, *inputs)
 
 
 class _Opaque(Function):
-    """A function of one batch that transforms do not look into; what it returns has no derivative."""
-
     @staticmethod
-    def forward(function: Callable[[Tensor], tuple[Tensor, ...]], X: Tensor) -> tuple[Tensor, ...]:
-        return tuple(function(X))
+    def forward(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(function(*inputs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output)
-        ctx.outputs = len(output)
+        ctx.inputs, ctx.outputs = len(inputs), len(output)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[None, None]:
-        return None, None
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[None, ...]:
+        return (None,) * ctx.inputs
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[None, ...]:
@@ -240,7 +254,7 @@ def _eigenbasis(H: Tensor) -> tuple[Tensor, Tensor]:
         with stated_precision(H.device.type):
             return tuple(torch.linalg.eigh(H))
 
-    values, Q = decompose(H.detach()) if torch.compiler.is_compiling() else _Opaque.apply(decompose, H)
+    values, Q = opaque(decompose, H)
     return values, Q
 
 
@@ -254,6 +268,54 @@ def _guard(G: Tensor, full_rank: Tensor, ratio: Tensor, singular: SingularGradie
 def _guarded(G: Tensor, full_rank: Tensor, singular: SingularGradient) -> Tensor:
     refused = ~full_rank[:, None, None] & (G != 0).any(-1, keepdim=True).any(-2, keepdim=True)
     return torch.where(refused, 0.0 if singular == "zero" else math.nan, G)
+
+
+class _InverseRoot(_Factor):
+    """X = A^(-1/2) of Hermitian positive definite A, which was computed, with its derivative."""
+
+    @staticmethod
+    @_by_vmap
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None]:
+        A, X = ctx.saved_tensors
+        return _root_derivative(A, X, cotangents[0]), None, None, None
+
+
+class _TransformableInverseRoot(_InverseRoot):
+    @staticmethod
+    @_by_vmap
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        with _nested_forward_mode(*ctx.saved_tensors, tangents[0]) as (A, X, dA):
+            return _root_derivative(A, X, dA)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        return _together(_TransformableInverseRoot.apply, info, in_dims, *inputs)
+
+
+def attach_root_gradient(A: Tensor, X: Tensor) -> Tensor:
+    """X = A^(-1/2) (k, n, n), made to carry its derivative at the Hermitian positive definite A.
+
+    X A X = I gives dX = -Y with H Y + Y H = X dA X and H = A X, which is self-adjoint since X and H commute.
+
+    Example:
+        >>> A = torch.tensor([[[4.0]]], requires_grad=True)
+        >>> torch.autograd.grad(attach_root_gradient(A, torch.tensor([[[0.5]]])), A)[0].item()
+        -0.0625
+
+    Source: Higham, Functions of Matrices (2008), section 6.1, for the derivative of the square root.
+    """
+    root = _InverseRoot if torch.compiler.is_compiling() else _TransformableInverseRoot
+    return root.apply(A, X, "raise", False)
+
+
+def _root_derivative(A: Tensor, X: Tensor, G: Tensor) -> Tensor:
+    finite = X.detach().isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    A, X = (torch.where(finite, M, torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)) for M in (A, X))
+    K = product(A, X)
+    H = (K + K.mH) / 2
+    values, Q = _eigenbasis(H)
+    derivative, _ = _solve(H, product(product(X, (G + G.mH) / 2), X), G[:, :0], values, Q, False)
+    return torch.where(finite, -derivative, torch.where(G == 0, G, math.nan))
 
 
 class _Guard(Function):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polargrad.linalg.decomposition import on_host, polar_factor, resolve_request
-from polargrad.linalg.derivative import SingularGradient
+from polargrad.linalg.decomposition import needs_gradient, on_host, polar_factor, resolve_request
+from polargrad.linalg.derivative import SingularGradient, attach_root_gradient, opaque, product
 from polargrad.linalg.precision import at_least_single, stated_precision
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
 
@@ -38,10 +38,21 @@ def inverse_sqrt(A: Tensor) -> Tensor:
 
     Source: Higham, Functions of Matrices (2008), algorithm 6.21.
     """
-    R, root = _cholesky(A, "A")
-    with stated_precision(A.device.type):
-        X = torch.linalg.solve_triangular(R, polar_factor(R), upper=True) * root
-        return ((X + X.mH) / 2).to(A.dtype)
+    resolve_request(A)
+    M, root = _scaled(A, "A")
+    if not A.numel():
+        return A * 1.0
+
+    def inverse_root(M: Tensor) -> tuple[Tensor, ...]:
+        with stated_precision(M.device.type):
+            R = _cholesky(M, "A")
+            X = torch.linalg.solve_triangular(R, polar_factor(R), upper=True)
+            return ((X + X.mH) / 2,)
+
+    (X,) = opaque(inverse_root, M)
+    if needs_gradient(A):
+        X = attach_root_gradient(M, X)
+    return (X.reshape(A.shape) * root).to(A.dtype)
 
 
 def lowdin(A: Tensor, S: Tensor | None = None, *, singular_gradient: SingularGradient = "raise") -> Tensor:
@@ -85,32 +96,49 @@ def lowdin(A: Tensor, S: Tensor | None = None, *, singular_gradient: SingularGra
         raise ValueError(
             f"S must have shape (*batch, m, m) or (m, m) for A (*batch, m, n) = {tuple(A.shape)}, got {tuple(S.shape)}"
         )
-    R, root = _cholesky(S, "S")
-    with stated_precision(A.device.type):
-        U = polar_factor(R @ A.to(R.dtype), singular_gradient=singular_gradient)
-        return (torch.linalg.solve_triangular(R, U, upper=True) * root).to(A.dtype)
+    X, (M, root) = A.to(at_least_single(A.dtype)), _scaled(S, "S")
+    if not A.numel():
+        return A * 1.0
+    X = X.flatten(0, -3) if A.ndim > 2 else X[None]
+    every = M.expand(len(X), -1, -1)
+
+    def basis(X: Tensor, M: Tensor) -> tuple[Tensor, ...]:
+        with stated_precision(X.device.type):
+            R = _cholesky(M[:1] if M.stride(0) == 0 else M, "S")
+            return (torch.linalg.solve_triangular(R, polar_factor(R @ X), upper=True),)
+
+    (Q,) = opaque(basis, X, every)
+    if needs_gradient(A, S):
+        # The same by square roots, whose derivatives are computed in the stated precision: added and taken off again.
+        inverse = inverse_sqrt(M).expand_as(every)
+        U = polar_factor(product(product(every, inverse), X), singular_gradient=singular_gradient)
+        same = product(inverse, U)
+        Q = Q + (same - opaque(lambda same: (same.clone(),), same)[0])
+    return (Q.reshape(A.shape) * root).to(A.dtype)
 
 
-def _cholesky(A: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """R with R^H R = root^2 A, at least in single precision, and the power of two `root`; refuses what has none."""
+def _scaled(A: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """root^2 (A + A^H) / 2 (k, n, n), at least in single precision, and the power of two `root` (*batch, 1, 1)."""
     resolve_request(A)
     if A.shape[-2] != A.shape[-1]:
         raise ValueError(f"{name} must hold square matrices, got shape {tuple(A.shape)}")
     M = A.to(at_least_single(A.dtype))
-    if not A.numel():
-        return M, M.new_ones(())
-    root = power_of_two_scale(largest_entry(M.detach()).sqrt())
+    root = power_of_two_scale(largest_entry(M.detach()).sqrt()) if A.numel() else M.new_ones(())
     M = M * root * root
-    with stated_precision(A.device.type):
-        R, info = torch.linalg.cholesky_ex((M + M.mH) / 2, upper=True)
+    M = (M + M.mH) / 2
+    return M.flatten(0, -3) if A.ndim > 2 else M[None], root
+
+
+def _cholesky(M: Tensor, name: str) -> Tensor:
+    """R with R^H R = M (k, n, n), NaN where there is none; where numbers may be read, that is an error."""
+    R, info = torch.linalg.cholesky_ex(M, upper=True)
     failed = info != 0
-    definite_or_bad = ~failed | ~M.detach().isfinite().all(-1).all(-1)
-    if on_host(A) and not bool(definite_or_bad.all()):
-        lowest = torch.linalg.eigvalsh(((M + M.mH) / 2).detach().nan_to_num(0.0, 0.0, 0.0))[..., 0]
-        lowest = (lowest / root[..., 0, 0] ** 2)[~definite_or_bad].min()
+    bad = failed & M.isfinite().all(-1).all(-1)
+    if on_host(M) and bool(bad.any()):
+        lowest = torch.linalg.eigvalsh(M[bad])[..., 0] / largest_entry(M[bad])[..., 0, 0]
         raise ValueError(
-            f"{name} must be Hermitian positive definite: {int((~definite_or_bad).sum())} of {failed.numel()} matrices "
-            f"are not, with a smallest eigenvalue of {float(lowest):.1e}; add a multiple of the identity, or leave out "
-            "the directions in which it is singular"
+            f"{name} must be Hermitian positive definite: {int(bad.sum())} of {failed.numel()} matrices are not, with "
+            f"a smallest eigenvalue of {float(lowest.min()):.1e} times the largest entry; add a multiple of the "
+            "identity, or leave out the directions in which it is singular"
         )
-    return torch.where(failed[..., None, None], torch.nan, R), root
+    return torch.where(failed[:, None, None], torch.nan, R)

@@ -15,6 +15,8 @@ from polargrad.linalg.precision import double_precision
 
 __all__ = ["SVD"]
 
+_FEW = 256  # numbers
+
 
 @register
 @dataclass(frozen=True)
@@ -42,26 +44,24 @@ class SVD(PolarMethod):
             raise ValueError(f"cutoff must lie in [0, 1) or be None, got {self.cutoff}")
 
     def iterate(self, X: Tensor) -> IterationResult:
-        n, eps = X.shape[-1], torch.finfo(X.dtype).eps
-        double = double_precision(X.dtype)
-        U, sigma = self._factor(X, self._cutoff(X.dtype, n))
-        if self.cutoff is None and X.dtype != double and on_host(X):
-            # LAPACK's own error hides how small these are; double precision tells.
-            doubtful = sigma[:, -1] <= n * eps * sigma[:, 0]
-            if bool(doubtful.any()):
-                exact, _ = self._factor(X[doubtful].to(double), eps * min(4.0, n**0.5 / 2))
-                U[doubtful] = exact.to(X.dtype)
+        n, eps, looked = X.shape[-1], torch.finfo(X.dtype).eps, on_host(X)
+        cutoff, double = self._cutoff(X.dtype, n), double_precision(X.dtype)
+        # LAPACK's own error hides how small such singular values are; double precision tells.
+        doubtful = n * eps if looked and self.cutoff is None and X.dtype != double else 0.0
+        P, sigma, Qh = self._svd(X)
+        if looked and _are_above(max(cutoff, doubtful), sigma):
+            return IterationResult(torch.bmm(P, Qh), steps=1)
+        U = torch.bmm(_kept(P, sigma, cutoff), Qh)
+        if doubtful:
+            again = sigma[:, -1] <= doubtful * sigma[:, 0]
+            P, sigma, Qh = self._svd(X[again].to(double))
+            U[again] = torch.bmm(_kept(P, sigma, eps * min(4.0, n**0.5 / 2)), Qh).to(X.dtype)
         return IterationResult(U, steps=1)
 
     @staticmethod
-    def _factor(X: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
-        """(U, sigma) of X (k, m, n)."""
+    def _svd(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # The default on a GPU, one-sided Jacobi, stops at errors of 1e-4 in float32.
-        P, sigma, Qh = torch.linalg.svd(X, full_matrices=False, driver="gesvd" if X.is_cuda else None)
-        kept = sigma > cutoff * sigma[..., :1]
-        if not (on_host(X) and bool(kept.all())):
-            P = P * kept.to(P.dtype).unsqueeze(-2)
-        return P @ Qh, sigma
+        return torch.linalg.svd(X, full_matrices=False, driver="gesvd" if X.is_cuda else None)
 
     def _cutoff(self, dtype: torch.dtype, n: int) -> float:
         if self.cutoff is not None:
@@ -72,3 +72,14 @@ class SVD(PolarMethod):
     def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
         """The decomposition, and the product of its factors."""
         return operations.svd(m, n) + operations.product(m, n)
+
+
+def _are_above(cutoff: float, sigma: Tensor) -> bool:
+    """Whether every singular value (k, n), falling in each row, is above `cutoff` times the largest of its row."""
+    if sigma.numel() <= _FEW:  # one read of all costs less than operations on a few
+        return all(row[-1] > cutoff * row[0] for row in sigma.tolist())
+    return bool((sigma[:, -1] > cutoff * sigma[:, 0]).all())
+
+
+def _kept(P: Tensor, sigma: Tensor, cutoff: float) -> Tensor:
+    return P * (sigma > cutoff * sigma[:, :1]).to(P.dtype).unsqueeze(-2)
