@@ -1,0 +1,40 @@
+"""Markdown of all pages and docstrings: formulas between dollars, and no HTML or italics that nobody meant.
+
+Docstrings hold inner products as <G, U> and names as v_i and x_max, which Markdown would take for tags and emphasis.
+"""
+
+import re
+from xml.etree.ElementTree import Element
+
+from latex2mathml.converter import convert
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.inlinepatterns import InlineProcessor, SimpleTextInlineProcessor
+from mkdocs.config.defaults import MkDocsConfig
+
+
+class Formula(InlineProcessor):
+    """$...$ within a line and $$...$$ on lines of their own, as MathML, which browsers set without a script."""
+
+    def __init__(self, md: Markdown) -> None:
+        super().__init__(r"(?<![\\$])(\$\$?)(.+?)\1(?![\d$])", md)
+
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str | Element, int, int]:  # type: ignore[override]
+        display = "block" if m[1] == "$$" else "inline"
+        return self.md.htmlStash.store(convert(m[2].strip(), display=display)), m.start(0), m.end(0)
+
+
+class Text(Extension):
+    """Formulas; underscores and angle brackets are what they are."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        md.inlinePatterns.register(Formula(md), "formula", 185)  # after code spans, before escapes
+        md.inlinePatterns.register(SimpleTextInlineProcessor("(_+)", md), "underscore", 70)  # before emphasis
+        md.inlinePatterns.deregister("html")
+        md.preprocessors.deregister("html_block")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the extension to those of mkdocs.yml."""
+    config.markdown_extensions.append(Text())  # type: ignore[arg-type]
+    return config
