@@ -1,9 +1,11 @@
-"""Reduce the folder of a study, or of `polargrad bench polar`, to the numbers that figures of the docs are drawn from.
+"""Reduce results to the numbers that figures of the docs are drawn from.
 
     polargrad run theory --out runs/theory
-    python benchmarks/docs_records.py runs/theory runs/preconditioning runs/bench-polar
+    polargrad run completion --eval-every 10 --out runs/completion
+    python benchmarks/docs_records.py runs/theory runs/preconditioning runs/bench-polar runs/completion
 
-Writes docs/records/STUDY.jsonl with one record a line, the machine first, or docs/records/polar-DTYPE.csv.
+Of a study it writes docs/records/STUDY.jsonl with one record a line, the machine first; of `polargrad bench polar`
+docs/records/polar-DTYPE.csv; of a folder of run folders docs/records/FOLDER.jsonl with one run a line.
 `docs/hooks/figures.py` draws them when the docs are built.
 """
 
@@ -12,8 +14,11 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from polargrad.lab.run.folder import find_runs, read_run
 
 RECORDS = Path(__file__).parents[1] / "docs" / "records"
 # What the figures need of each kind of record.
@@ -27,6 +32,11 @@ KEYS = {
         *("optimizer", "hessian_kappa", "preconditioned_kappa", "gradient_kappa", "direction_kappa", "efficiency"),
     ),
 }
+SERIES = {
+    "step": ("loss",),
+    "eval": ("seconds", "gap", "val_loss", "residual_condition_number"),
+    "matrix": ("condition_number", "nuclear_norm"),
+}
 MEASUREMENT = ("contender", "ours", "shape", "dtype", "spectrum", "multiples", "error")
 
 
@@ -39,6 +49,32 @@ def reduced(folder: Path) -> Path:
         if record["kind"] in KEYS:
             lines.append({"kind": record["kind"], **{key: rounded(record.get(key)) for key in KEYS[record["kind"]]}})
     path = RECORDS / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def reduced_runs(folder: Path) -> Path:
+    """Write what figures show of the runs in a folder, one run a line, and return the path."""
+    lines: list[dict[str, Any]] = []
+    for run in map(read_run, find_runs(folder)):
+        series: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for record in run.records:
+            if record["kind"] in SERIES and not record.keys().isdisjoint(SERIES[record["kind"]]):
+                series.setdefault((record["kind"], record.get("parameter", "")), []).append(record)
+        if not lines:
+            lines.append({"kind": "environment", **run.environment})
+        lines.append({"kind": "run", "recipe": run.spec.recipe, "status": run.status, "series": []})
+        for (kind, parameter), records in series.items():
+            # The first ten, where most happens, and about a hundred others.
+            kept = records[:10] + records[10 :: max(1, len(records) // 100)]
+            columns = {
+                key: [rounded(record[key], 4) for record in kept]
+                for key in ("step", *SERIES[kind])
+                if key in kept[0] and len(kept) > 1
+            }
+            where = {"parameter": parameter, "role": records[0]["role"]} if parameter else {}
+            lines[-1]["series"].append({"kind": kind, **where, **columns})
+    path = RECORDS / f"{folder.name}.jsonl"
     path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
     return path
 
@@ -59,11 +95,11 @@ def reduced_benchmark(folder: Path) -> list[Path]:
     return paths
 
 
-def rounded(value: Any) -> Any:
+def rounded(value: Any, digits: int = 5) -> Any:
     """Numbers to the digits that a figure shows. Rates are close to 1, and their distance from it counts."""
     if isinstance(value, list):
-        return [rounded(entry) for entry in value]
-    return float(f"{value:.{9 if 0.9 < value < 1.0 else 5}g}") if isinstance(value, float) else value
+        return [rounded(entry, digits) for entry in value]
+    return float(f"{value:.{digits if not 0.9 < value < 1.0 else 9}g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":
@@ -71,5 +107,7 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     RECORDS.mkdir(exist_ok=True)
     for given in map(Path, sys.argv[1:]):
-        made = reduced_benchmark(given) if (given / "polar.csv").is_file() else [reduced(given)]
-        print(*made, sep="\n")
+        if (given / "polar.csv").is_file():
+            print(*reduced_benchmark(given), sep="\n")
+        else:
+            print(reduced(given) if (given / "study.json").is_file() else reduced_runs(given))

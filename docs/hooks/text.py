@@ -1,9 +1,10 @@
-"""Markdown of all pages and docstrings: formulas between dollars, and no HTML or italics that nobody meant.
+"""Text of all pages and docstrings: formulas between dollars, no HTML or italics that nobody meant, names for all controls.
 
 Docstrings hold inner products as <G, U> and names as v_i and x_max, which Markdown would take for tags and emphasis.
 """
 
 import re
+from typing import Any
 from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import convert
@@ -38,3 +39,18 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the extension to those of mkdocs.yml."""
     config.markdown_extensions.append(Text())  # type: ignore[arg-type]
     return config
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """An empty corner of a table is no heading."""
+    return html.replace("<th></th>", "<td></td>")
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Names for what the theme leaves without one."""
+    for control, name in (('id="__search"', "Search"), ('id="__drawer"', "Navigation"), ('role="dialog"', "Search")):
+        output = output.replace(control, f'{control} aria-label="{name}"', 1)
+    return output
+
+
+on_post_template = on_post_page

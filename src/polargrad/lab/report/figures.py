@@ -120,9 +120,8 @@ def line_figure(
     log: bool = False,
     top: float | None = None,
     level: float | None = None,
-    legend_beside: bool = False,
 ) -> Figure:
-    """Lines over one pair of axes, with a legend below or beside them.
+    """Lines over one pair of axes, with a legend below them.
 
     Args:
         key: of the figure.
@@ -135,7 +134,6 @@ def line_figure(
         log: whether y is logarithmic, where the values span more than a factor of 3.
         top: the axis ends there if values lie above it.
         level: where a dotted horizontal line stands.
-        legend_beside: whether the legend stands to the right.
     """
     lines = [line for line in lines if len(line.curve.x)]
     with style():
@@ -161,7 +159,7 @@ def line_figure(
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         names = [line.name + (" (diverged)" if line.diverged else "") for line in lines]
-        legend(canvas, handles, names, beside=legend_beside)
+        legend(canvas, handles, names)
     return Figure(key, title, canvas)
 
 
@@ -190,8 +188,8 @@ def line_style(index: int, points: int = 1) -> dict[str, Any]:
     }
 
 
-def legend(canvas: Canvas, lines: Sequence[Any], names: Sequence[str], *, beside: bool = False) -> None:
-    """Names below the axes, which keep their height, or to their right.
+def legend(canvas: Canvas, lines: Sequence[Any], names: Sequence[str]) -> None:
+    """Names below the axes, which keep their height.
 
     The text is set last, since matplotlib gives $ and a leading _ a meaning.
     """
@@ -199,16 +197,13 @@ def legend(canvas: Canvas, lines: Sequence[Any], names: Sequence[str], *, beside
         return
     shown = [name if len(name) <= 48 else name[:47] + "…" for name in names]
     placeholders = ["x" * len(name) for name in shown]
-    if beside:
-        made = canvas.legend(lines, placeholders, loc="outside right center", fontsize=8, handlelength=3.2)
-    else:
-        lengths = [len(name) + 6 for name in shown]
-        width, height = canvas.get_size_inches()
-        room = int(56 * width / SIZE[0])
-        columns = len(names) if sum(lengths) < room else max(1, room // max(lengths))
-        rows = -(-len(names) // columns)
-        canvas.set_size_inches(width, height + 0.19 * (rows - 1))
-        made = canvas.legend(lines, placeholders, loc="outside lower left", ncols=columns)
+    lengths = [len(name) + 6 for name in shown]
+    width, height = canvas.get_size_inches()
+    room = int(56 * width / SIZE[0])
+    columns = len(names) if sum(lengths) < room else max(1, room // max(lengths))
+    rows = -(-len(names) // columns)
+    canvas.set_size_inches(width, height + 0.19 * (rows - 1))
+    made = canvas.legend(lines, placeholders, loc="outside lower left", ncols=columns)
     for text, name in zip(made.get_texts(), shown, strict=True):
         text.set_parse_math(False)
         text.set_text(name)

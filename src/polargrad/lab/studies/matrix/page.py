@@ -11,7 +11,7 @@ from polargrad.lab.matrix.configurations import Configuration, Experiment
 from polargrad.lab.matrix.problem import ProblemSpec
 from polargrad.lab.report import page as report
 from polargrad.lab.report.curves import over_seeds
-from polargrad.lab.report.figures import LIGHT, MUTED, Figure, Line, line_figure, style
+from polargrad.lab.report.figures import LIGHT, MARKERS, MUTED, Figure, Line, line_figure, style
 from polargrad.lab.report.page import UNKNOWN, Section, Table
 from polargrad.lab.run.folder import Run
 
@@ -193,13 +193,18 @@ def _figure(
             "color": LIGHT[_FAMILIES.index(c.family)] if in_palette else MUTED,
             "linestyle": _DASHES[variant % len(_DASHES)],
             "linewidth": 1.5,
+            "marker": MARKERS[len(lines) % len(MARKERS)],
+            "markevery": (
+                len(lines),
+                max(1, len(curve.x) // 12),
+            ),  # shifted, so that lines that coincide are told apart
         }
         lines.append(Line(c.label, curve, look, diverged=any(run.status == "diverged" for run in same)))
         momentum_ends += [curve.x[-1]] if c.momentum else []
     if not lines:
         return None
     xlabel = what.get("x", "iteration")
-    figure = line_figure(key, title, lines, xlabel=xlabel, ylabel=ylabel, size=(6.6, 4.0), log=True, legend_beside=True)
+    figure = line_figure(key, title, lines, xlabel=xlabel, ylabel=ylabel, size=(5.6, 3.6), log=True)
     if momentum_ends:  # the variants without momentum may have run for longer
         figure.canvas.axes[0].set_xlim(-0.02 * max(momentum_ends), 1.02 * max(momentum_ends))
     return figure
