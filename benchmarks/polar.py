@@ -1,4 +1,4 @@
-"""Time, residuals and memory of every polar method: the numbers of docs/algorithms.md.
+"""Time, residuals and memory of every polar method: the numbers of docs/benchmarks.md.
 
 The same as `polargrad bench polar`; see `python benchmarks/polar.py --help`.
 """

@@ -23,7 +23,9 @@ DIRECTIVES = re.compile(r"(?:^::: \S+\n+)+", re.MULTILINE)
 def listed() -> dict[str, list[list[str]]]:
     """Names on each page of docs/api, one list for each run of directives."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(API.glob("*.md"))}
-    given = {id(found(name)) for text in pages.values() for name in re.findall(r"^::: (\S+[^*\s])$", text, re.MULTILINE)}
+    given = {
+        id(found(name)) for text in pages.values() for name in re.findall(r"^::: (\S+[^*\s])$", text, re.MULTILINE)
+    }
     return {
         page: [
             [name for given_name in run.split("::: ")[1:] for name in _expanded(given_name.strip(), given)]

@@ -82,7 +82,9 @@ def _runs(name: str, objective: ProblemSpec | LanguageModel) -> list[Run]:
         for series in line["series"]:
             columns = {key: value for key, value in series.items() if isinstance(value, list)}
             shared = {key: value for key, value in series.items() if key not in columns}
-            records += [{**shared, **dict(zip(columns, row, strict=True))} for row in zip(*columns.values(), strict=True)]
+            records += [
+                {**shared, **dict(zip(columns, row, strict=True))} for row in zip(*columns.values(), strict=True)
+            ]
         runs.append(Run(RECORDS / line["recipe"], spec, {}, tuple(records), {"status": line["status"]}))
     return runs
 

@@ -1,4 +1,4 @@
-"""Text of all pages and docstrings: formulas between dollars, no HTML or italics that nobody meant, names for all controls.
+"""Text of all pages and docstrings: formulas between dollars, no unmeant HTML or italics, names for controls.
 
 Docstrings hold inner products as <G, U> and names as v_i and x_max, which Markdown would take for tags and emphasis.
 """
@@ -18,7 +18,8 @@ class Formula(InlineProcessor):
     """$...$ within a line and $$...$$ on lines of their own, as MathML, which browsers set without a script."""
 
     def __init__(self, md: Markdown) -> None:
-        super().__init__(r"(?<![\\$])(\$\$?)(.+?)\1(?![\d$])", md)
+        # As on GitHub: no blank inside the dollars, no letter or digit outside.
+        super().__init__(r"(?<![\\$\w])(\$\$?)(?![\s$])((?:[^$\\]|\\.)+?)(?<!\s)\1(?![\w$])", md)
 
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str | Element, int, int]:  # type: ignore[override]
         display = "block" if m[1] == "$$" else "inline"

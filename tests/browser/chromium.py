@@ -28,7 +28,8 @@ FLAGS = [
 ]
 
 # A frame, since a window is never narrower than some 500 pixels. What stands below `shared` is run in it once a page.
-VISIT = """<!doctype html><meta charset="utf-8"><body style="margin:0"><iframe id="page" style="border:0" width="WIDTH" height="900"></iframe>
+VISIT = """<!doctype html><meta charset="utf-8"><body style="margin:0">
+<iframe id="page" style="border:0" width="WIDTH" height="900"></iframe>
 <pre id="seen"></pre><script>
 const pages = PAGES, shared = SHARED, look = LOOK, seen = {};
 const frame = document.getElementById("page");

@@ -3,34 +3,20 @@
 import json
 import os
 import re
-import shutil
-import subprocess
 from html import unescape
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from polargrad.lab.comparison.page import Findings
+from polargrad.lab.matrix import ProblemSpec
+from polargrad.lab.studies.matrix.experiments import ExperimentOptions, run_experiment
+from tests.browser import chromium
+from tests.browser.chromium import needs_chromium, visit
 from tests.runs import written_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package chromium"),
-]
-
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--hide-scrollbars",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-quic",
-]
+pytestmark = [pytest.mark.browser, needs_chromium]
 
 # Runs in a frame as wide as the screen, since a window is never narrower than some 500 pixels.
 LOOK = """<!doctype html><body style="margin:0"><iframe id="page" style="border:0" width="WIDTH" height="900"></iframe>
@@ -65,19 +51,12 @@ def page(tmp_path_factory):
     return Findings(runs).write_page(folder / "report.html")
 
 
-def _chromium(tmp_path, *arguments):
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 def _look(page, width, tmp_path):
     html = page.read_text(encoding="utf-8") if isinstance(page, Path) else page
     literal = json.dumps(html).replace("</", "<\\/")
     frame = tmp_path / f"look-{width}.html"
     frame.write_text(LOOK.replace("WIDTH", str(width)).replace("PAGE", literal), encoding="utf-8")
-    dom = _chromium(tmp_path, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri())
+    dom = chromium.run(tmp_path, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri())
     found = re.search(r'<pre id="seen">(.+?)</pre>', dom, flags=re.DOTALL)
     assert found, dom[-2000:]
     return json.loads(unescape(found.group(1)))
@@ -111,6 +90,24 @@ def test_screenshots(page, mode, width, tmp_path):
 
     picture = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"report-{mode}-{width}.png"
     scheme = f"--blink-settings=preferredColorScheme={0 if mode == 'dark' else 1}"
-    _chromium(tmp_path, scheme, f"--window-size={width},3000", f"--screenshot={picture}", page.as_uri())
+    chromium.run(tmp_path, scheme, f"--window-size={width},3000", f"--screenshot={picture}", page.as_uri())
     corner = Image.open(picture).convert("L").getpixel((2, 2))
     assert corner > 200 if mode == "light" else corner < 60
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_reports_can_be_used_by_all(page, width, tmp_path):
+    """The page of a comparison, of a run and of a matrix experiment have no serious finding of axe."""
+    folder = tmp_path / "runs"
+    Findings([written_run(folder / "adamw", [(0, 8.0), (5, 6.0), (10, 5.0)])]).write_page(folder / "run.html")
+    _, experiment = run_experiment(
+        ProblemSpec("quadratic").problem,
+        folder / "quadratic",
+        ExperimentOptions(only=("polargrad", "adam"), size="small", steps=20),
+    )
+    axe = resources.files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    look = (
+        "async (view) => (await view.axe.run(view.document)).violations.map((v) => [v.impact, v.id, v.nodes[0].html])"
+    )
+    for path, found in visit([page, folder / "run.html", experiment], width, look, tmp_path, shared=axe).items():
+        assert [finding for finding in found if finding[0] != "minor"] == [], path.name
