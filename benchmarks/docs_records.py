@@ -32,11 +32,13 @@ KEYS = {
         *("optimizer", "hessian_kappa", "preconditioned_kappa", "gradient_kappa", "direction_kappa", "efficiency"),
     ),
 }
-SERIES = {
-    "step": ("loss",),
-    "eval": ("seconds", "gap", "val_loss", "residual_condition_number"),
-    "matrix": ("condition_number", "nuclear_norm"),
-}
+SERIES = (
+    ("step", ("loss",)),
+    ("eval", ("seconds", "gap")),
+    ("eval", ("seconds", "val_loss")),
+    ("eval", ("seconds", "residual_condition_number")),
+    ("matrix", ("condition_number", "nuclear_norm")),
+)
 MEASUREMENT = ("contender", "ours", "shape", "dtype", "spectrum", "multiples", "error")
 
 
@@ -57,23 +59,19 @@ def reduced_runs(folder: Path) -> Path:
     """Write what figures show of the runs in a folder, one run a line, and return the path."""
     lines: list[dict[str, Any]] = []
     for run in map(read_run, find_runs(folder)):
-        series: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-        for record in run.records:
-            if record["kind"] in SERIES and not record.keys().isdisjoint(SERIES[record["kind"]]):
-                series.setdefault((record["kind"], record.get("parameter", "")), []).append(record)
         if not lines:
             lines.append({"kind": "environment", **run.environment})
         lines.append({"kind": "run", "recipe": run.spec.recipe, "status": run.status, "series": []})
-        for (kind, parameter), records in series.items():
-            # The first ten, where most happens, and about a hundred others.
-            kept = records[:10] + records[10 :: max(1, len(records) // 100)]
-            columns = {
-                key: [rounded(record[key], 4) for record in kept]
-                for key in ("step", *SERIES[kind])
-                if key in kept[0] and len(kept) > 1
-            }
-            where = {"parameter": parameter, "role": records[0]["role"]} if parameter else {}
-            lines[-1]["series"].append({"kind": kind, **where, **columns})
+        for kind, keys in SERIES:
+            found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+            for record in run.of_kind(kind):
+                if all(record.get(key) is not None for key in keys):
+                    found.setdefault((record.get("parameter", ""), record.get("role", "")), []).append(record)
+            for (parameter, role), records in found.items():
+                # The first ten, where most happens, and about a hundred others.
+                kept = records[:10] + records[10 :: max(1, len(records) // 100)]
+                columns = {key: [rounded(record[key], 4) for record in kept] for key in ("step", *keys)}
+                lines[-1]["series"].append({"kind": kind, "parameter": parameter, "role": role, **columns})
     path = RECORDS / f"{folder.name}.jsonl"
     path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
     return path
