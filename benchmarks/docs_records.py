@@ -33,7 +33,7 @@ KEYS = {
     ),
 }
 SERIES = (
-    ("step", ("loss",)),
+    ("step", ("seconds", "loss")),
     ("eval", ("seconds", "gap")),
     ("eval", ("seconds", "val_loss")),
     ("eval", ("seconds", "residual_condition_number")),

@@ -204,7 +204,7 @@ def _figure(
     if not lines:
         return None
     xlabel = what.get("x", "iteration")
-    figure = line_figure(key, title, lines, xlabel=xlabel, ylabel=ylabel, size=(5.6, 3.6), log=True)
+    figure = line_figure(key, title, lines, xlabel=xlabel, ylabel=ylabel, log=True)
     if momentum_ends:  # the variants without momentum may have run for longer
         figure.canvas.axes[0].set_xlim(-0.02 * max(momentum_ends), 1.02 * max(momentum_ends))
     return figure
