@@ -44,7 +44,7 @@ conformance: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -q -m gpu
 
-# The report page in headless Chromium; SCREENSHOTS=folder keeps the pictures.
+# Report pages and the docs in headless Chromium; SCREENSHOTS=folder keeps the pictures.
 test-browser: $(READY)
 	$(BIN)/python -m pytest -q -m browser
 

@@ -97,6 +97,11 @@ def test_formulas_become_mathml():
 def test_docstrings_are_no_html_and_no_emphasis():
     assert html("nu = <G, U~> <b>v</b>") == "<p>nu = &lt;G, U~&gt; &lt;b&gt;v&lt;/b&gt;</p>"
     assert html("_x_ and v_i, __all__ <br>") == "<p>_x_ and v_i, __all__ &lt;br&gt;</p>"
+    assert (
+        html("min(f - f*, 2 * a * b) of f*, and (*batch, m, n)")
+        == "<p>min(f - f*, 2 * a * b) of f*, and (*batch, m, n)</p>"
+    )
+    assert html("*a* **b c** (*d*)") == "<p><em>a</em> <strong>b c</strong> (<em>d</em>)</p>"
     assert html("<div>\n*x*\n</div>").startswith("<p>&lt;div&gt;")
 
 

@@ -1,4 +1,4 @@
-"""Docstrings as Markdown: "Example:" sections become code."""
+"""Docstrings as Markdown: "Example:" sections and blocks after "::" become code."""
 
 from typing import Any
 
@@ -12,4 +12,5 @@ class Docstrings(griffe.Extension):
         if obj.docstring is not None:
             # The reader of Google style knows the plural alone.
             lines = ["Examples:" if line == "Example:" else line for line in obj.docstring.value.split("\n")]
-            obj.docstring.value = "\n".join(lines)
+            # "::" before a block of code is reStructuredText's.
+            obj.docstring.value = "\n".join(line[:-1] if line.endswith("::") else line for line in lines)

@@ -28,7 +28,7 @@ _EVERY = ("objective", "residual-condition", "momentum-objective")
 _GRADIENT = ("gradient-condition-number", "gradient-nuclear-norm")
 MATRIX = {
     "quadratic": (*_EVERY, *(f"{key}-X" for key in _GRADIENT)),
-    "logistic": ("objective", "momentum-objective", *(f"{key}-X" for key in _GRADIENT)),
+    "logistic": (*_EVERY, *(f"{key}-X" for key in _GRADIENT)),
     "completion": (*_EVERY, *(f"{key}-{factor}" for key in _GRADIENT for factor in "XY")),
 }
 

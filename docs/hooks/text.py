@@ -26,12 +26,27 @@ class Formula(InlineProcessor):
         return self.md.htmlStash.store(convert(m[2].strip(), display=display)), m.start(0), m.end(0)
 
 
+class Emphasis(InlineProcessor):
+    """*word* and **word**, but not f* between letters of formulas, and not _word_."""
+
+    def __init__(self, md: Markdown) -> None:
+        super().__init__(r"(?<![\w*])(\*\*?)(?![\s*])(.+?)(?<![\s*])\1(?![\w*])", md)
+
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[Element, int, int]:  # type: ignore[override]
+        element = Element("strong" if m[1] == "**" else "em")
+        element.text = m[2]
+        return element, m.start(0), m.end(0)
+
+
 class Text(Extension):
-    """Formulas; underscores and angle brackets are what they are."""
+    """Formulas; underscores, angle brackets and lone asterisks are what they are."""
 
     def extendMarkdown(self, md: Markdown) -> None:
         md.inlinePatterns.register(Formula(md), "formula", 185)  # after code spans, before escapes
-        md.inlinePatterns.register(SimpleTextInlineProcessor("(_+)", md), "underscore", 70)  # before emphasis
+        md.inlinePatterns.register(Emphasis(md), "emphasis", 70)
+        md.inlinePatterns.register(
+            SimpleTextInlineProcessor(r"([_*]+)", md), "literal", 65
+        )  # before the usual emphasis
         md.inlinePatterns.deregister("html")
         md.preprocessors.deregister("html_block")
 
