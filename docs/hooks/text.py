@@ -12,6 +12,8 @@ from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.inlinepatterns import InlineProcessor, SimpleTextInlineProcessor
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 
 
 class Formula(InlineProcessor):
@@ -62,11 +64,17 @@ def on_page_content(html: str, **_: Any) -> str:
     return html.replace("<th></th>", "<td></td>")
 
 
-def on_post_page(output: str, **_: Any) -> str:
-    """Names for what the theme leaves without one."""
+def on_post_page(output: str, *, page: Page, **_: Any) -> str:
+    """Names for what the theme leaves without one, and our own script in place of one from a network."""
+    return _mended(output, page.url)
+
+
+def on_post_template(output: str, *, template_name: str, **_: Any) -> str:
+    """The same for the page that says that a page is missing."""
+    return _mended(output, template_name)
+
+
+def _mended(output: str, url: str) -> str:
     for control, name in (('id="__search"', "Search"), ('id="__drawer"', "Navigation"), ('role="dialog"', "Search")):
         output = output.replace(control, f'{control} aria-label="{name}"', 1)
-    return output
-
-
-on_post_template = on_post_page
+    return output.replace("https://unpkg.com/iframe-worker/shim", get_relative_url("javascripts/worker.js", url))

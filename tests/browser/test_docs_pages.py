@@ -48,10 +48,10 @@ SEARCH = """async (view) => {
 # Everything that a page may consist of. What a docstring holds in angle brackets would come as another tag.
 # fmt: off
 TAGS = {
-    "a", "article", "aside", "body", "br", "button", "code", "colgroup", "col", "dd", "details", "div", "dl",
+    "a", "article", "aside", "b", "body", "br", "button", "code", "colgroup", "col", "dd", "details", "div", "dl",
     "dt", "em", "footer", "form", "g", "h1", "h2", "h3", "h4", "h5", "h6", "head", "header", "hr", "html",
     "iframe", "img", "input", "label", "li", "link", "main", "meta", "nav", "ol", "p", "path", "pre", "script",
-    "span", "strong", "style", "summary", "svg", "table", "tbody", "td", "th", "thead", "title", "tr", "ul",
+    "small", "span", "strong", "style", "summary", "svg", "table", "tbody", "td", "th", "thead", "title", "tr", "ul",
     "abbr", "noscript", "math", "mrow", "mi", "mo", "mn", "msub", "msup", "msubsup", "mfrac", "msqrt", "mtext",
     "mspace", "munder", "mover", "munderover", "mtable", "mtr", "mtd", "mstyle", "mpadded",
 }
