@@ -6,14 +6,15 @@
 
 Parts, the most valuable first. One that fails, or runs over its time, is recorded and leaves the others alone:
 
+    kernels      `pytest -m gpu tests/optim/test_fused.py`: each kernel of a step, compiled, against its plain twin
+    steps        optimizer steps of three models beside torch.optim.Muon and fused AdamW, with and without a graph
     ceilings     products in each precision, copies, LAPACK calls: what anything else can be compared with
     reads        how often a step waits for the device, for each method and option (0 is claimed)
     accuracy     factors against float64, spectra from well conditioned to singular
     engine       every method beside torch's Newton-Schulz and SVD: time and memory
-    steps        optimizer steps of three models beside torch.optim.Muon and fused AdamW, with and without a graph
     train        GPT-2 Small under a plain loop with fused AdamW and three recipes: loss, tokens per second, share
     qwen         Qwen2.5 of 540 million parameters, 20 steps
-    tests        `pytest -m gpu`
+    tests        `pytest -m gpu tests/optim/test_capture.py`
     capture      a CUDA graph of each method's step; last, since a capture that fails spoils the process
 
 Results: OUT/results.jsonl, a line each, with the seconds since the start. Text for the training parts: a file of uint16
@@ -58,9 +59,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"normalize_rows": 0.9, "scale": "rms", **NS5},
     {"momentum_dtype": "bfloat16", "scale": "spectral", **NS5},
 ]
-HIDDEN = {  # how many of which shape, the hidden matrices of each model
-    "gpt2-small": [(12, (2304, 768)), (12, (768, 768)), (12, (3072, 768)), (12, (768, 3072))],
+HIDDEN = {  # how many of which shape, the hidden matrices of each model; the slowest beside torch first
     "gpt2-medium": [(24, (3072, 1024)), (24, (1024, 1024)), (24, (4096, 1024)), (24, (1024, 4096))],
+    "gpt2-small": [(12, (2304, 768)), (12, (768, 768)), (12, (3072, 768)), (12, (768, 3072))],
     "qwen2.5-540m": [(48, (1024, 1024)), (24, (4864, 1024)), (12, (1024, 4864))],
 }
 
@@ -517,41 +518,30 @@ def qwen(bench: Bench) -> None:
     _train(bench, "muon+polargrad", make, model="qwen2.5-540m", steps=steps, batch=batch, accumulation=1, seconds=40)
 
 
-def elsewhere(*command: str) -> Callable[[Bench], None]:
-    """A part that is run by another process, whose output is kept."""
+def tests_of(name: str, *files: str) -> Callable[[Bench], None]:
+    """A part that runs the gpu tests of some files in another process, and keeps their output."""
 
     def part(bench: Bench) -> None:
         if bench.tiny:
             return
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=False)
-        (bench.out / f"{command[1]}.txt").write_text(done.stdout[-200_000:] + done.stderr[-20_000:])
-        bench.say(command[1], code=done.returncode, tail=done.stdout.strip().splitlines()[-4:])
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        (bench.out / f"{name}.txt").write_text(done.stdout[-200_000:] + done.stderr[-20_000:])
+        bench.say(name, code=done.returncode, tail=done.stdout.strip().splitlines()[-4:])
 
     return part
 
 
 PARTS: dict[str, tuple[Callable[[Bench], None], float]] = {  # with the latest second at which each may begin
-    "ceilings": (ceilings, 60),
-    "reads": (reads, 90),
-    "accuracy": (accuracy, 120),
-    "engine": (engine, 180),
-    "steps": (steps, 270),
-    "train": (train, 330),
-    "qwen": (qwen, 450),
-    "tests": (
-        elsewhere(
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "gpu",
-            "-p",
-            "no:cacheprovider",
-            "tests/optim/test_capture.py",
-            "tests/optim/test_fused.py",
-        ),
-        500,
-    ),
+    "kernels": (tests_of("kernels", "tests/optim/test_fused.py"), 30),
+    "steps": (steps, 60),
+    "ceilings": (ceilings, 150),
+    "reads": (reads, 180),
+    "accuracy": (accuracy, 210),
+    "engine": (engine, 270),
+    "train": (train, 350),
+    "qwen": (qwen, 460),
+    "tests": (tests_of("tests", "tests/optim/test_capture.py"), 500),
     "capture": (capture, 530),
 }
 

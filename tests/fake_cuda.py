@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 _GUARD = """
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -49,14 +50,17 @@ class Operations(TorchDispatchMode):
     Attributes:
         counts: calls of each operation that is no view.
         host_reads: calls that wait for the device: a number, a shape that depends on data, a copy to the host.
+        moved: bytes of the tensors that these operations read and write; products are left out.
     """
 
+    _UNMOVED = ("mm", "bmm", "addmm", "baddbmm", "empty", "empty_like", "new_empty", "empty_strided")
     _READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
 
     def __init__(self):
         super().__init__()
         self.counts = Counter()
         self.host_reads = Counter()
+        self.moved = 0
 
     @property
     def total(self):
@@ -70,7 +74,15 @@ class Operations(TorchDispatchMode):
             self.host_reads[name] += 1
         if not func.is_view and func.namespace != "prim" and name not in ("detach", "_unsafe_view"):
             self.counts[name] += 1
+            if name not in self._UNMOVED:
+                tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, out)) if _is_dense(leaf)}
+                self.moved += sum(t.numel() * t.element_size() for t in tensors.values())
         return out
+
+
+def _is_dense(leaf):
+    """Whether a leaf is a tensor of which every entry is somewhere in memory."""
+    return isinstance(leaf, torch.Tensor) and 0 not in leaf.stride()
 
 
 def _on_cuda(values):

@@ -181,7 +181,7 @@ def _fail_at(monkeypatch, optimizer, call):
     for rule in optimizer._rules:
         if hasattr(rule, "lmo"):
             rule.lmo._resolved.clear()
-    patch.setattr(polargrad.geometry.spectral, "polar_factor", failing)
+    patch.setattr(polargrad.geometry.spectral, "unwidened_factor", failing)
     return patch
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import polargrad
+from polargrad.geometry import Spectral
 from polargrad.linalg import available_methods
+from polargrad.optim.update import GeometryLMO
 from tests.fake_cuda import Operations, fake_cuda
 
 NS5 = {"method": "newton-schulz", "max_steps": 5}
@@ -72,6 +74,19 @@ def test_cautious_decay_of_vectors_reads_nothing():
             "weight_decay_mode": "cautious",
         }
         assert not step([group]).host_reads
+
+
+@pytest.mark.parametrize(("shape", "most"), [((2, 4096, 512), 18), ((2, 512, 4096), 22)], ids=str)
+def test_a_direction_computed_in_half_precision_is_not_widened(shape, most):
+    """Bytes per entry, products left out: largest 4, scaling 6, norm 2, division 4, sum 2, transposing 4."""
+    lmo = GeometryLMO(Spectral("newton-schulz"), dual_norms=False)
+    with fake_cuda():
+        M = torch.empty(shape, device="cuda")
+        lmo(M)
+        with Operations() as seen:
+            found = lmo(M)
+    assert found.direction.dtype == torch.bfloat16
+    assert seen.moved / M.numel() <= most + 0.01, (seen.moved / M.numel(), seen.counts)
 
 
 def test_operations_do_not_grow_with_the_number_of_matrices():

@@ -1,6 +1,9 @@
 """The kernels of a step against their plain twins, on a GPU; on a CPU, that nothing takes them."""
 
 import contextlib
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,6 +21,47 @@ VARIANTS = {
     "bfloat16 momentum": {"momentum_dtype": "bfloat16", "scale": "spectral"},
     "group": {"scale": "adaptive-nuclear", "scope": "group"},
 }
+
+
+# Run where TRITON_INTERPRET is set before Triton is imported: its interpreter takes tensors of a CPU.
+INTERPRETED = """
+import itertools, torch
+from polargrad.optim import fused
+
+torch.manual_seed(0)
+random = lambda dtype: [torch.randn(53, 97).to(dtype) for _ in range(3)]
+keep, flags = torch.tensor([True, False, True]), (False, True)
+for dtype, heavy, nesterov, in_place in itertools.product((torch.float32, torch.bfloat16), flags, flags, flags):
+    G, M = random(dtype), random(dtype)
+    G[1][3, 4] = torch.nan
+    before = [m.float().clone() for m in M]
+    N = fused.momentum(G, M, keep, beta=0.9, heavy=heavy, nesterov=nesterov, in_place=in_place)
+    for i, (g, m) in enumerate(zip([g.float() for g in G], before)):
+        found = (M if in_place else N)[i].float()
+        if nesterov and i == 1:
+            assert found.isfinite().all()
+            continue
+        new = (0.9 * m + g if heavy else m + (1 - 0.9) * (g - m)) if i != 1 else m
+        if nesterov:
+            new = g + 0.9 * new if heavy else new + (1 - 0.9) * (g - new)
+        torch.testing.assert_close(found, new, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+for dtype, cautious, sign in itertools.product((torch.float32, torch.bfloat16), flags, (1.0, -1.0)):
+    W, D, length, rate = random(torch.float32), torch.stack(random(dtype)), [0.1, 0.0, 0.2], [0.01, 0.0, 0.02]
+    D[1] = torch.nan
+    before = [w.clone() for w in W]
+    fused.update(W, D, torch.tensor(length), torch.tensor(rate), cautious=cautious, sign=sign)
+    assert torch.equal(W[1], before[1])
+    for i in (0, 2):
+        w, d = before[i], D[i].float()
+        decayed = torch.where(sign * d * w >= 0, 1 - rate[i], 1.0) if cautious else 1 - rate[i]
+        torch.testing.assert_close(W[i], decayed * w - sign * length[i] * d, rtol=1e-6, atol=1e-6)
+"""
+
+
+@pytest.mark.skipif(fused.triton is None, reason="needs Triton, as in a CUDA build of torch")
+def test_kernels_by_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", INTERPRETED], check=True, env=environment)
 
 
 def test_tensors_on_a_cpu_are_not_taken():

@@ -188,7 +188,7 @@ def test_the_largest_numbers_do_not_overflow_the_momentum(order, dtype):
 def test_a_direction_that_is_not_finite_is_not_taken(order, capturable, monkeypatch):
     W = torch.nn.Parameter(torch.ones(4, 3))
     optimizer = polargrad.PolarGrad([W], momentum_order=order, capturable=capturable)
-    monkeypatch.setattr(polargrad.geometry.spectral, "polar_factor", lambda G, **_: G * float("nan"))
+    monkeypatch.setattr(polargrad.geometry.spectral, "unwidened_factor", lambda G, **_: G * float("nan"))
     with pytest.warns(UserWarning, match="skipped updates"):
         _step_and_read(optimizer, [W], torch.Generator())
     assert optimizer.skipped == 1

@@ -193,7 +193,7 @@ def _computed(
     slots = [(key, batch) for key, whole in wholes.items() for batch in views[key].split(whole)]
     answers: dict[tuple[int, int], list[LMOResult]] = {key: [] for key in wholes}
     for (key, _), answer in zip(slots, apply_lmo(lmo, [batch for _, batch in slots], workspace), strict=True):
-        answers[key].append(answer)
+        answers[key].append(answer._replace(direction=answer.direction.to(wholes[key].dtype)))
     return {key: views[key].merge([a.direction for a in found]) for key, found in answers.items()}, answers
 
 

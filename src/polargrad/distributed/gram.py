@@ -122,6 +122,7 @@ def directions_by_gram(
     yield
     T = torch.stack([one.R for one in rows])
     answer = lmo(T if tall else T.mT, scale)
+    answer = answer._replace(direction=answer.direction.to(T.dtype))
     small = answer.direction if tall else answer.direction.mT
     parts = [
         (product(one.Y[None], (Z @ D)[None])[0] if len(one.Y) else one.Y).to(dtype)

@@ -73,7 +73,10 @@ class Geometry(ABC):
         return D if isinstance(norm_floor, float) and not norm_floor else D * attenuation(G, norm_floor).to(D.dtype)
 
     def resolved_lmo(self, dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
-        """`lmo_above` for many matrices of `dtype` on `device`, with everything decided that depends on these alone."""
+        """`lmo_above` for many matrices of `dtype` on `device`, with everything decided that depends on these alone.
+
+        Its result may be in half precision, where that loses nothing.
+        """
         return self.lmo_above
 
     def check_shape(self, m: int, n: int) -> None:  # noqa: B027 - most geometries take every shape

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polargrad.geometry.base import Geometry, Reduction, register
 from polargrad.linalg import PolarMethod, polar_factor, resolve_method
+from polargrad.linalg.decomposition import unwidened_factor
 from polargrad.linalg.method import Accuracy
 
 __all__ = ["Spectral"]
@@ -55,8 +56,8 @@ class Spectral(Geometry):
         return resolve_method(self.method, self.max_steps, self.accuracy, dtype)
 
     def resolved_lmo(self, dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
-        """`polar_factor` with the resolved method."""
-        return partial(polar_factor, method=self.resolved_method(dtype).on(device))
+        """The polar factor by the resolved method, in the half precision that this works in, if it does."""
+        return partial(unwidened_factor, method=self.resolved_method(dtype).on(device))
 
     def check_dtype(self, dtype: torch.dtype) -> None:
         """Refuse a dtype in which the method cannot be held to the accuracy."""

@@ -22,7 +22,17 @@ from polargrad.linalg.result import PolarResult, Status
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
 from polargrad.linalg.tall import has_long_columns
 
-__all__ = ["Request", "Side", "factor", "needs_gradient", "on_host", "polar", "polar_factor", "resolve_request"]
+__all__ = [
+    "Request",
+    "Side",
+    "factor",
+    "needs_gradient",
+    "on_host",
+    "polar",
+    "polar_factor",
+    "resolve_request",
+    "unwidened_factor",
+]
 
 # On which side of the unitary factor the Hermitian one stands.
 Side = Literal["left", "right"]
@@ -55,6 +65,7 @@ class Request(NamedTuple):
     completed: bool = False
     rotation: bool = False  # the method gives nearest rotations, which have a derivative of their own
     norm_floor: float | Tensor = 0.0
+    widened: bool = True  # to the dtype of the input, from half precision in which a method worked
 
     def iterate(self, X: Tensor) -> IterationResult:
         if has_long_columns(X.shape, X.dtype, X.device):
@@ -229,10 +240,11 @@ def _run(A: Tensor, request: Request) -> tuple[_Canonical, IterationResult]:
     return canonical, result
 
 
-def _unitary(result: IterationResult, canonical: _Canonical, A: Tensor) -> Tensor:
+def _unitary(result: IterationResult, canonical: _Canonical, A: Tensor, widened: bool = True) -> Tensor:
     U = result.unitary.mH.resolve_conj() if canonical.wide else result.unitary
     # Where the dtype is the same, `to` does not copy, whatever the strides are.
-    U = U.to(A.dtype, memory_format=torch.contiguous_format).contiguous()
+    dtype = A.dtype if widened or U.dtype not in HALF else U.dtype
+    U = U.to(dtype, memory_format=torch.contiguous_format).contiguous()
     if canonical.finite is not None and not canonical.confined:
         U = confine(U, canonical.finite, math.nan)
     return U.view(A.shape)
@@ -289,6 +301,17 @@ def polar_factor(
     return factor(A, resolve_request(A, method, accuracy, max_steps, singular_gradient, completed, norm_floor))
 
 
+def unwidened_factor(A: Tensor, method: PolarMethod, norm_floor: float | Tensor = 0.0) -> Tensor:
+    """The numbers of `polar_factor`, in the half precision in which the method works, if it does; checks nothing.
+
+    Args:
+        A: (k, m, n), without a gradient.
+        method: resolved for the dtype of A, and `on` its device.
+        norm_floor: as in `polar_factor`.
+    """
+    return factor(A, Request(method, "raise", norm_floor=norm_floor, widened=False))
+
+
 def factor(A: Tensor, request: Request) -> Tensor:
     """The unitary factor of a valid A that is requested."""
     if is_lowered(A.device.type):
@@ -297,7 +320,7 @@ def factor(A: Tensor, request: Request) -> Tensor:
     if A.numel() == 0:
         return A * 1.0
     canonical, result = _run(A, request)
-    return _unitary(result, canonical, A)
+    return _unitary(result, canonical, A, request.widened)
 
 
 def polar(

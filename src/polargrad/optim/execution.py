@@ -54,7 +54,8 @@ class LMOResult(NamedTuple):
     """What a linear minimization oracle returns for matrices M (k, m, n).
 
     Attributes:
-        direction: D = lmo(M), (k, m, n); for the spectral geometry the unitary factors.
+        direction: D = lmo(M), (k, m, n), in the dtype of M or in half precision; for the spectral geometry the unitary
+            factors.
         dual_norm: (k,), <M, D> in at least float32.
         squared_length: (k,), ||D||_F^2 (the rank, for an exact polar factor), or None where it was not asked for.
     """
@@ -122,7 +123,8 @@ class Directions(NamedTuple):
     """Output of `Executor.compute_directions`.
 
     Attributes:
-        local: the local tensors of the directions, one for each parameter, in its shape.
+        local: the local tensors of the directions, one for each parameter, in its shape; in the dtype of the sources or
+            in half precision.
         dual_norms: (K,), of whole matrices, ordered by parameter and then by the batches of the view.
         squared_lengths: (K,), or None where the oracle does not measure them.
     """

@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import methodcaller
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -357,6 +358,8 @@ class PolarRule:
         if self.momentum_order != "polar-first":
             self._momentum(batch, ahead=False)
         D = batch.fold(D)
+        if D[0].dtype != (like := batch.buffers[0].dtype):
+            D = list(map(methodcaller("to", like), D))
         shape, keep = self.shape_of(batch.view.shape), batch.spread(batch.keep)
         if self.momentum_order == "polar-first":
             M = batch.fold(batch.buffers)
@@ -540,20 +543,19 @@ class GeometryLMO(LMO):
     """
 
     dual_norms: bool = True
-    _resolved: dict[tuple[torch.dtype, torch.device], Callable[..., Tensor]] = field(
+    _resolved: dict[tuple[torch.dtype, torch.device], tuple[Callable[..., Tensor], torch.dtype]] = field(
         init=False, default_factory=dict, compare=False, repr=False
     )
 
     def __call__(self, M: Tensor, scale: Tensor | None = None) -> LMOResult:
         key = (M.dtype, M.device)
         if key not in self._resolved:
-            self._resolved[key] = self.geometry.resolved_lmo(*key)
+            self._resolved[key] = self.geometry.resolved_lmo(*key), statistics_dtype(M.dtype)
+        lmo, dtype = self._resolved[key]
         floor = self.floor if scale is None or not self.floor else self.floor * scale[:, None, None]
-        D = self._resolved[key](M, norm_floor=floor)
-        dtype = statistics_dtype(M.dtype)
-        wide = D.to(dtype)
-        nu = ((M.to(dtype) * wide) if self.dual_norms else wide).sum(dim=(-2, -1))
-        return LMOResult(D, nu, wide.square().sum((-2, -1)) if self.squared_lengths else None)
+        D = lmo(M, norm_floor=floor)
+        nu = (M.to(dtype) * D).sum((-2, -1)) if self.dual_norms else D.sum((-2, -1), dtype=dtype)
+        return LMOResult(D, nu, D.to(dtype).square().sum((-2, -1)) if self.squared_lengths else None)
 
 
 def _which_step(together: Sequence[tuple[Batch, Directions]], nu: Tensor) -> Tensor | None:
