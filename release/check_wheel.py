@@ -48,8 +48,11 @@ def main() -> None:
     command = [str(Path(sys.executable).with_name("polargrad"))]
     explained = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "polargrad compare" in explained.stdout
+    for name, wanted in (("list", "muon+adamw"), ("info", installed.version), ("--version", installed.version)):
+        shown = subprocess.run([*command, name], capture_output=True, text=True, check=True)
+        assert wanted in shown.stdout, shown.stdout
     if find_spec("tyro") is None:
-        refused = subprocess.run([*command, "list"], capture_output=True, text=True, check=False)
+        refused = subprocess.run([*command, "run", "adamw"], capture_output=True, text=True, check=False)
         assert refused.returncode == 1
         assert 'pip install "polargrad[lab]"' in refused.stderr, refused.stderr
     print(f"polargrad {installed.version} from {folder}: {len(files)} files; metadata, step and command line are fine")

@@ -33,7 +33,7 @@ ALLOWED = {
     "lab.estimate": RUN,
     "lab.launch": (*RUN, "lab.recipes"),
     "lab.report": RUN,
-    "lab.comparison": (*RUN, "lab.recipes", "lab.estimate", "lab.report"),
+    "lab.comparison": (*RUN, "lab.recipes", "lab.estimate", "lab.launch", "lab.report"),
     "lab.studies": (*RUN, "lab.report"),
     "lab.cli": (*RUN, "lab.recipes", "lab.estimate", "lab.launch", "lab.report", "lab.comparison", "lab.studies"),
 }
@@ -180,8 +180,11 @@ def test_a_command_sets_how_threads_wait_before_torch_is_there(chosen):
 def test_a_release_has_one_version():
     root = SOURCE.parents[1]
     version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
-    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
-    assert f"\n## {version}" in (root / "CHANGELOG.md").read_text()
+    released = version.removesuffix(".dev0")  # which says that the release of this number is to come
+    heading = f"\n## {released} (unreleased)\n" if released != version else f"\n## {released}"
+    assert f"\nversion: {released}\n" in (root / "CITATION.cff").read_text()
+    assert heading in (root / "CHANGELOG.md").read_text()
+    assert ("(unreleased)" in (root / "CHANGELOG.md").read_text()) == (released != version)
 
 
 def test_a_polar_method_is_one_new_file_and_one_line(tmp_path):

@@ -43,6 +43,30 @@ class Frobenius(Geometry):
 @dataclass(frozen=True)
 class Weighted(Frobenius):
     weights: torch.Tensor = None
+
+
+@dataclass(frozen=True)
+class Turned(Eigen):
+    def iterate(self, X):
+        return IterationResult(X.mH, steps=1)
+
+
+@dataclass(frozen=True)
+class Plain(Eigen):
+    def iterate(self, X):
+        return X
+
+
+@dataclass(frozen=True)
+class TurnedGeometry(Frobenius):
+    def lmo(self, G):
+        return G.mT
+
+
+@dataclass(frozen=True)
+class NoDirection(Frobenius):
+    def lmo(self, G):
+        return None
 """
 
 
@@ -100,6 +124,28 @@ def test_roles_take_a_geometry_object(file):
     made = load(f"{file}:Frobenius")[1]()
     groups = polargrad.parameter_groups(model, hidden={"geometry": made, "scale": "none"})
     assert groups[0]["geometry"]["name"] == "Frobenius"
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("method", "Turned", r"Turned\.iterate must return factors of X's shape \(1, 5, 3\); got \(1, 3, 5\)"),
+        ("method", "Plain", r"Plain\.iterate must return an IterationResult; got Tensor"),
+        ("geometry", "TurnedGeometry", r"TurnedGeometry\.lmo must return directions of G's shape \(1, 5, 3\)"),
+        ("geometry", "NoDirection", r"NoDirection\.lmo must return directions of G's shape"),
+    ],
+)
+def test_what_returns_no_direction_is_refused(file, option, name, message):
+    W = weight()
+    before = W.detach().clone()
+    optimizer = PolarGrad([W], **{option: f"{file}:{name}"})
+    W.grad = torch.ones_like(W)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert torch.equal(W.detach(), before)
+    if option == "method":
+        with pytest.raises(ValueError, match=message):
+            polargrad.polar(W.detach(), f"{file}:{name}")
 
 
 def test_a_subclass_without_a_name_is_not_taken_for_its_base(file):
@@ -220,6 +266,7 @@ def test_a_changed_module_beside_a_file_is_noticed_and_loaded_again(folders):
         ("def broken(:\n", "cannot be imported: SyntaxError: "),
         ("import nosuchpackage\n", "cannot be imported: ModuleNotFoundError: No module named 'nosuchpackage'"),
         ("raise SystemExit\n", "cannot be imported: SystemExit"),
+        ("from . import own\n", "relative import with no known parent package; name a module of a package as package"),
         ("x = 1\n", "has no 'Mine'; it defines nothing"),
     ],
 )
@@ -235,6 +282,7 @@ def test_a_file_that_does_not_load(tmp_path, content, message):
     [
         ("nosuch.py:Mine", FileNotFoundError, r"there is no file nosuch\.py"),
         ("no.such.module:Mine", ValueError, "cannot be imported"),
+        (":Mine", ValueError, "':Mine' names no file or module"),
         ("torch.optim:NoSuch", ValueError, "has no 'NoSuch'"),
     ],
 )

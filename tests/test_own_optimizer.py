@@ -57,6 +57,33 @@ def commands_with(text):
     return found
 
 
+BAD = """
+class NotScalar(Shrinkage):
+    def value(self, point):
+        return point["X"] - self.M
+
+class NotFinite(Shrinkage):
+    def value(self, point):
+        return super().value(point) * float("nan")
+
+class NoTensor(Shrinkage):
+    def value(self, point):
+        return 1.0
+
+class Detached(Shrinkage):
+    def value(self, point):
+        return super().value(point).detach()
+
+class Nothing(Shrinkage):
+    @classmethod
+    def draw(cls, seed, *, rows=30, columns=20, weight=0.5):
+        return None
+
+class Lowest(Shrinkage):
+    minimum = float("nan")
+"""
+
+
 def test_the_example_is_short():
     assert len(BLOCKS["mine.py"].splitlines()) <= 32
 
@@ -167,6 +194,12 @@ def test_its_source_is_trained_on(page, capsys):
         ("run mine.py", "mine.py is a whole file; write mine.py:NAME for one thing in it; it has MyOptimizer"),
         ("run norms.py:TopSingular", "and not an optimizer"),
         ("run nosuch", "unknown recipe, matrix problem or study 'nosuch'"),
+        ("run bad.py:NotScalar", "NotScalar.value must return a tensor without dimensions; got shape (30, 20)"),
+        ("run bad.py:NotFinite", "NotFinite.value is nan at the initial point"),
+        ("run bad.py:NoTensor", "NoTensor.value must return a tensor without dimensions; got float"),
+        ("run bad.py:Detached", "Detached.value does not depend on the point by operations that autograd follows"),
+        ("run bad.py:Nothing", "Nothing.draw must return the problem; got NoneType"),
+        ("run bad.py:Lowest", "Lowest.minimum must be a finite float, or None where it is not known; got nan"),
         ("run problems.py:Shrinkage --set rows=-3", "rows"),
         ("run problems.py:Shrinkage --set wieght=1", "did you mean 'weight'"),
         ("pretrain --data mine.py:MyOptimizer --layers 1 --recipe polar", "gave no source: TypeError"),
@@ -174,6 +207,7 @@ def test_its_source_is_trained_on(page, capsys):
     ],
 )
 def test_bad_input_is_one_sentence(page, capsys, arguments, message):
+    Path("bad.py").write_text(BLOCKS["problems.py"] + BAD)
     code = run(f"polargrad {arguments}")
     lines = capsys.readouterr().err.splitlines()
     said = lines[-1]

@@ -59,6 +59,8 @@ def load(reference: str) -> tuple[str, Any]:
         where, _, name = reference.rpartition(".")
     if not colon and reference.endswith(".py"):
         where, name = reference, ""
+    if not where.strip("."):
+        raise ValueError(f"{reference!r} names no file or module; write FILE.py:NAME or package.module:NAME")
     if where.endswith(".py"):
         path = Path(where).expanduser().resolve()
         module, where = _module_of(path, where), str(path)
@@ -188,7 +190,8 @@ def _imported(where: str, run: Callable[[], T]) -> T:
         return run()
     except (Exception, SystemExit) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"{where} cannot be imported: {type(error).__name__}: {reason}") from error
+        hint = "; name a module of a package as package.module:NAME" if "relative import" in reason else ""
+        raise ValueError(f"{where} cannot be imported: {type(error).__name__}: {reason}{hint}") from error
 
 
 def _nothing_of(reference: str, where: str, name: str, module: ModuleType) -> str:
@@ -220,7 +223,8 @@ def described(found: Any) -> str:
     """
     if isinstance(found, type):
         return f"a class ({', '.join(base.__name__ for base in found.__mro__[:-1])})"
-    return f"a {type(found).__name__}"
+    kind = type(found).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _checksum(content: bytes) -> str:

@@ -70,6 +70,9 @@ class Geometry(ABC):
     def lmo_above(self, G: Tensor, norm_floor: float | Tensor) -> Tensor:
         """min(1, ||G||_F / norm_floor) lmo(G), which goes to zero with G; a number, or one for each matrix."""
         D = self.lmo(G)
+        if not isinstance(D, Tensor) or D.shape != G.shape:
+            shape = tuple(getattr(D, "shape", ()))
+            raise ValueError(f"{self.name}.lmo must return directions of G's shape {tuple(G.shape)}; got {shape}")
         return D if isinstance(norm_floor, float) and not norm_floor else D * attenuation(G, norm_floor).to(D.dtype)
 
     def resolved_lmo(self, dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:

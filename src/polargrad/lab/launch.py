@@ -11,7 +11,7 @@ import difflib
 import math
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -31,9 +31,9 @@ from polargrad.lab.options import (
     unknown_name,
     values_of,
 )
-from polargrad.lab.recipes import optimizer_for, recipe
+from polargrad.lab.recipes import Recipe, changed, recipe
 from polargrad.lab.run.spec import Computation, Evaluation, LanguageModel, RunSpec, Shuffle, Text
-from polargrad.lab.run.tracking import Tracker
+from polargrad.lab.run.tracking import Tracking
 from polargrad.lab.train import LoopConfig, Schedule
 from polargrad.lab.train.config import Clipping, Intervals
 from polargrad.lab.train.schedules import SCHEDULES
@@ -41,6 +41,14 @@ from polargrad.optim.roles import roles
 
 # Of options that only a dry run has.
 _DRY = Used("dry_run", why="options of a dry run")
+# Tables and keys of a run that a comparison does not take; of a table without keys none.
+_NOT_OF_COMPARISONS = {
+    "run": (),
+    "checkpoints": (),
+    "optimizer": ("recipe", "set"),
+    "training": ("seed",),
+    "evaluation": ("tensorboard", "track"),
+}
 
 
 @dataclass(frozen=True)
@@ -145,20 +153,16 @@ class TrainingOptions(Options, Computation):
 
 
 @dataclass(frozen=True)
-class EvaluationOptions(Options, Evaluation, Intervals):
+class EvaluationOptions(Options, Tracking, Evaluation, Intervals):
     """[evaluation] What is measured, and when.
 
     Args:
         matrices: matrices for diagnostics; embedding, head, an early and a late hidden one by default.
-        tensorboard: write the records for TensorBoard too, into the run folder.
-        track: send the records to a tracker too, which must be installed.
     """
 
     eval_every: int = option(50, least=0)
     log_every: int = 10
     matrices: tuple[str, ...] = option((), used=Used("probe_every", why="they are for diagnostics, and there are none"))
-    tensorboard: bool = False
-    track: Tracker = "none"
 
 
 @dataclass(frozen=True)
@@ -222,10 +226,43 @@ class Launch:
             FileNotFoundError: there is no such file.
             ValueError: it is not TOML, or it has an unknown table or key or a value of the wrong type.
         """
+        return cls._of_tables({} if path is None else _read_toml(path), path, model)
+
+    @classmethod
+    def for_comparison(cls, path: Path, own: type[Any]) -> tuple[dict[str, Any], Self | None]:
+        """The options of a comparison in a launch file: those of its table [compare], and what its runs train.
+
+        Args:
+            path: a TOML file with the table [compare], those of a run, or both.
+            own: the options of [compare].
+
+        Returns:
+            The values of [compare]; and the run, or None where no other table is there.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: as in `from_file`, or an option that a comparison has in [compare] or not at all.
+        """
+        tables = _read_toml(path)
+        table = tables.pop("compare", {})
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}: compare is a table; write [compare] and its keys below it")
+        for name, keys in _NOT_OF_COMPARISONS.items():
+            held = tables.get(name, {})
+            if isinstance(held, dict) and (odd := [key for key in held if not keys or key in keys]):
+                raise ValueError(
+                    f"{path}: [{name}] {odd[0]} is of a single run; a comparison has names, set, seed, out, "
+                    "tensorboard and track in [compare], and checkpoints every half minute; leave it out"
+                )
+        values = _checked(table, own, f"{path}: [compare]")
+        return values, cls._of_tables(tables, path) if tables else None
+
+    @classmethod
+    def _of_tables(cls, tables: Mapping[str, Any], path: Path | None, model: str | None = None) -> Self:
         made = cls()
         known = {entry.name: getattr(made, entry.name) for entry in fields(Launch)}
         values: dict[str, dict[str, Any]] = {"model": {}}
-        for name, table in ({} if path is None else _read_toml(path)).items():
+        for name, table in tables.items():
             if name not in known:
                 raise ValueError(f"{path}: {unknown_name('table', name, known)}")
             if not isinstance(table, dict):
@@ -254,8 +291,12 @@ class Launch:
             values["device"] = "cpu" if accelerator is None else accelerator.type
         return LanguageModel(**values)
 
-    def spec(self) -> RunSpec:
+    def spec(self, of: Recipe | None = None, changes: Sequence[str] = ()) -> RunSpec:
         """The run that these options describe.
+
+        Args:
+            of: a recipe in place of the options' own, whose name the run has.
+            changes: changes to that recipe.
 
         Raises:
             ValueError: options that do not fit together, or that have no effect; the message says what to do.
@@ -264,14 +305,14 @@ class Launch:
         lengths = given(self.schedule, "steps", "tokens", "minutes")
         if "," in lengths:
             raise ValueError(f"{lengths} each say how long the run is; give one of them")
-        model, chosen = self.language_model(), recipe(self.optimizer.recipe)
+        model, chosen = self.language_model(), of or recipe(self.optimizer.recipe)
         steps = self.schedule.count(model.batch * model.sequence)
         module = model.build(device="meta")
         return RunSpec(
-            name=self.run.name or f"{self.model.model}-{chosen.name}",
+            name=chosen.name if of else self.run.name or f"{self.model.model}-{chosen.name}",
             recipe=chosen.name,
             objective=model,
-            optimizer=optimizer_for(chosen.name, set(roles(module).values()), self.optimizer.set),
+            optimizer=changed(chosen, set(roles(module).values()), changes if of else self.optimizer.set),
             description=chosen.description,
             schedule=self.schedule.course(steps),
             loop=LoopConfig(steps, **values_of(Intervals, self.evaluation), **values_of(Clipping, self.optimizer)),

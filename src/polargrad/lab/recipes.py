@@ -296,8 +296,18 @@ def polargrad(lr: float, momentum: float = 0.5, **options: Plain) -> Options:
     return polar(lr, momentum, scale="nuclear", method="qdwh", max_steps=5, **options)
 
 
-register("adamw", "AdamW on every parameter.", by_role(adamw(1e-3), *tables(6e-2, 1.5e-2)))
+# The order is that of `polargrad list`: the best of docs/log.md's tuned comparison first.
+register(  # inputs of entries +-1 have the head's outputs moved by its rate, root mean square
+    "muon+normalized-rows",
+    "Muon on hidden matrices, row-normalized polar factors on the head, AdamW on the rest; rates for any width.",
+    by_role(
+        muon(0.028, scale="spectral"),
+        tables()[0],
+        polar(0.056, 0.7, nesterov=True, scale="spectral", normalize_rows=0.99, method="auto"),
+    ),
+)
 register("muon+adamw", "Muon on hidden matrices, AdamW on embedding, head and vectors.", by_role(muon(5e-3), *tables()))
+register("adamw", "AdamW on every parameter.", by_role(adamw(1e-3), *tables(6e-2, 1.5e-2)))
 register(
     "whitened-muon+adamw",
     "Muon on hidden matrices whitened by running covariances of the gradient, AdamW on the rest; for large batches.",
@@ -307,15 +317,6 @@ register(
     "muon+polargrad",
     "Muon on hidden matrices, PolarGrad on embedding and head, AdamW on vectors (arXiv 2505.21799, section 6.4).",
     by_role(muon(4e-3), polargrad(0.2)),
-)
-register(  # inputs of entries +-1 have the head's outputs moved by its rate, root mean square
-    "muon+normalized-rows",
-    "Muon on hidden matrices, row-normalized polar factors on the head, AdamW on the rest; rates for any width.",
-    by_role(
-        muon(0.028, scale="spectral"),
-        tables()[0],
-        polar(0.056, 0.7, nesterov=True, scale="spectral", normalize_rows=0.99, method="auto"),
-    ),
 )
 register(
     "polargrad",

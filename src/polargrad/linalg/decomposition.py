@@ -16,7 +16,7 @@ from polargrad.linalg.derivative import (
     iterate_transformed,
     product,
 )
-from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, resolve_method
+from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, checked, resolve_method
 from polargrad.linalg.precision import HALF, at_least_single, double_precision, is_lowered, stated_precision
 from polargrad.linalg.result import PolarResult, Status
 from polargrad.linalg.scaling import largest_entry, power_of_two_scale
@@ -71,10 +71,10 @@ class Request(NamedTuple):
         if has_long_columns(X.shape, X.dtype, X.device):
             # X = Q R has the factor Q times that of R, and no method sums over long columns in single precision.
             Q, R = torch.linalg.qr(X.to(double_precision(X.dtype)))
-            result = self.method.iterate(R.to(X.dtype))
+            result = checked(self.method, R, self.method.iterate(R.to(X.dtype)))
             result = result._replace(unitary=(Q @ result.unitary.to(Q.dtype)).to(X.dtype))
         else:
-            result = self.method.iterate(X)
+            result = checked(self.method, X, self.method.iterate(X))
         return result._replace(unitary=_completed(result.unitary)) if self.completed else result
 
 

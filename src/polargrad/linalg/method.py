@@ -48,6 +48,20 @@ class IterationResult(NamedTuple):
     method: PolarMethod | None = None
 
 
+def checked(method: PolarMethod, X: Tensor, result: IterationResult) -> IterationResult:
+    """What `method.iterate(X)` returned, if it can be that.
+
+    Raises:
+        ValueError: it is of another type, or its factors are not of X's shape.
+    """
+    if not isinstance(result, IterationResult):
+        raise ValueError(f"{method.name}.iterate must return an IterationResult; got {type(result).__name__}")
+    if not isinstance(result.unitary, Tensor) or result.unitary.shape != X.shape:
+        shape = tuple(getattr(result.unitary, "shape", ()))
+        raise ValueError(f"{method.name}.iterate must return factors of X's shape {tuple(X.shape)}; got {shape}")
+    return result
+
+
 @dataclasses.dataclass(frozen=True)
 class PolarMethod(ABC):
     """An algorithm for the unitary polar factor of a *canonical* batch.
@@ -86,7 +100,7 @@ class PolarMethod(ABC):
         A method that divides X by its Frobenius norm divides by max(||X||_F, floor) instead. The floor is a number or
         (k, 1, 1).
         """
-        result = self.iterate(X)
+        result = checked(self, X, self.iterate(X))
         return result._replace(unitary=result.unitary * attenuation(X, floor).to(X.dtype))
 
     def on(self, device: torch.device) -> PolarMethod:

@@ -1,8 +1,10 @@
 """The command line as a person meets it: what it prints, where, and the exit code."""
 
+import ast
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 import polargrad
 from polargrad.lab.cli import main as cli
 from polargrad.lab.report import curves
+from polargrad.lab.run import environment
 from polargrad.lab.run.folder import RECORDS, read_run
 from tests.runs import patch_recipes, written_run
 
@@ -47,7 +50,9 @@ def test_what_explains_itself_names_every_command_with_an_example(capsys):
 
 
 def test_the_version(capsys):
-    assert _run(capsys, "--version") == (0, f"polargrad {polargrad.__version__}\n", "")
+    commit = environment.commit()
+    version = f"polargrad {polargrad.__version__}" + (f" (commit {commit})" if commit else "")
+    assert _run(capsys, "--version") == (0, f"{version}\n", "")
 
 
 def test_every_command_and_exit_code_is_in_the_docs():
@@ -257,6 +262,18 @@ def test_without_the_laboratory_one_sentence_says_what_to_install():
     done = _child(script)
     assert done.returncode == 1
     assert done.stderr == 'polargrad: tyro is not installed, which this command needs; pip install "polargrad[lab]"\n'
+
+
+def test_every_package_that_a_command_imports_has_its_extra():
+    source = Path(polargrad.__file__).parent
+    trees = [ast.parse(path.read_text()) for path in source.rglob("*.py") if "integrations" not in path.parts]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    tops = {name.partition(".")[0] for name in names} - {"polargrad", "torch", "mpmath", *sys.stdlib_module_names}
+    assert tops - {"triton"} <= set(cli._EXTRA)  # which torch brings where it is used
+    extras = tomllib.loads((source.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(cli._EXTRA.values()) <= set(extras)
 
 
 def test_a_reader_that_goes_away_is_no_traceback():

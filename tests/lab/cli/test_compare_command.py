@@ -6,7 +6,7 @@ from polargrad.lab.cli import main as cli
 from polargrad.lab.comparison import request
 from polargrad.lab.recipes import NamedComparison
 from polargrad.lab.run.folder import find_runs, read_run
-from tests.runs import patch_recipes
+from tests.runs import patch_recipes, tiny_text
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_spec_of_an_earlier_run_can_be_compared(capsys, tiny_recipes):
 
 
 def test_minutes_are_of_every_recipe(capsys, tiny_recipes):
-    code, _, err = _run(capsys, "compare", "adamw", "polar", "--minutes", "0.002", "--out", "c")
+    code, _, err = _run(capsys, "compare", "adamw", "polar", "--minutes", "0.006", "--out", "c")
     assert code == 0, err
     assert all(read_run(path).spec.loop.steps >= 1 for path in find_runs(tiny_recipes / "c"))
 
@@ -144,3 +144,88 @@ def test_a_folder_in_which_nothing_has_ended_is_said(capsys, tiny_recipes):
     code, _, err = _run(capsys, "report", "c")
     assert code == 2
     assert "no run in c has ended yet" in err
+
+
+LAUNCH = """
+[compare]
+names = ["adamw", "muon+adamw"]
+set = ["adamw.head.lr=0.01"]
+seeds = 2
+tensorboard = true
+out = "c"
+
+[model]
+hidden_size = 16
+layers = 1
+heads = 2
+kv_heads = 1
+sequence = 16
+vocabulary = 300
+
+[data]
+data = "text.txt"
+
+[schedule]
+steps = 2
+
+[training]
+batch = 4
+
+[evaluation]
+eval_every = 1
+"""
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POLARGRAD_CACHE", str(tmp_path / "cache"))
+    tiny_text(tmp_path)
+    (tmp_path / "compare.toml").write_text(LAUNCH)
+    return tmp_path
+
+
+def test_a_launch_file_says_what_is_compared_and_on_what(capsys, launch):
+    code, out, err = _run(capsys, "compare", "compare.toml", "--dry-run")
+    assert code == 0, err
+    assert not (launch / "c").exists()
+    assert "4 runs, 8 steps in all." in out
+    code, _, err = _run(capsys, "compare", "compare.toml")
+    assert code == 0, err
+    runs = {run.spec.name: run for run in map(read_run, find_runs(launch / "c"))}
+    assert set(runs) == {f"{name}@seed={seed}" for name in ("adamw", "muon+adamw") for seed in (42, 43)}
+    assert {run.spec.objective.hidden_size for run in runs.values()} == {16}
+    assert runs["adamw@seed=42"].spec.learning_rates["head"] == 0.01
+    assert runs["muon+adamw@seed=42"].spec.learning_rates["head"] == 0.005
+    assert all(list((run.path / "tensorboard").iterdir()) for run in runs.values())
+    # flags override the file
+    code, _, err = _run(capsys, "compare", "compare.toml", "adamw", "--seeds", "1", "--steps", "1", "--out", "d")
+    assert code == 0, err
+    (one,) = map(read_run, find_runs(launch / "d"))
+    assert (one.spec.name, one.spec.loop.steps, one.spec.learning_rates["head"]) == ("adamw", 1, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("changed", "arguments", "complaint"),
+    [
+        ('seeds = 2 -> seeds = "many"', (), "[compare] seeds must be an integer"),
+        ("seeds = 2 -> sedes = 2", (), "unknown key 'sedes'; did you mean 'seeds'"),
+        ('batch = 4 -> recipe = "adamw"', (), "[training]: unknown key 'recipe'"),
+        ("batch = 4 -> batch = 4\nseed = 3", (), "[training] seed is of a single run"),
+        ("[evaluation] -> [run]\nname = 'x'\n[evaluation]", (), "[run] name is of a single run"),
+        ("[schedule] -> [optimizer]\nset = ['lr=1']\n[schedule]", (), "[optimizer] set is of a single run"),
+        ("steps = 2 -> minutes = 0.1", ("--dry-run",), "give a dry run --steps"),
+        ("steps = 2 -> steps = 2\ntokens = 3", (), "give one of them"),
+        ('names = ["adamw", "muon+adamw"] -> names = ["valley"]', (), "is a comparison of small runs"),
+        ("[compare] -> [[compare]]", (), "compare is a table"),
+    ],
+)
+def test_a_launch_file_that_does_not_fit_is_one_sentence(capsys, launch, changed, arguments, complaint):
+    before, _, after = changed.partition(" -> ")
+    text = LAUNCH.replace(before, after)
+    assert text != LAUNCH
+    (launch / "compare.toml").write_text(text)
+    code, _, err = _run(capsys, "compare", "compare.toml", *arguments)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert complaint in err
+    assert not (launch / "c").exists()

@@ -4,30 +4,33 @@ A flag that acts only together with another declares so (`Used`), and is tried h
 neither, and fails `test_every_flag_is_known_to_act`.
 """
 
-import dataclasses
 import importlib
+import subprocess
 import typing
 
 import pytest
 
 from polargrad.lab.cli import main as cli
+from polargrad.lab.cli.completion import options_of
 from polargrad.lab.options import Used, flag_of
 from tests.runs import written_run
 
 MATRIX = "--only --preset --size --repeat --eval-every --diagnostics --jobs --set --picture --ratings"
 PROCESSES = "--parallel --mesh"
+TRACKING = "--tensorboard --track"
 # What each flag does is told by its help. Of `run` and `resume` some belong to one kind of thing: REFUSED has these.
 ACTING = {
     "list": "",
     "info": "",
-    "run": f"--steps --seed --out {MATRIX} {PROCESSES}",
-    "compare": f"--set --tune --seeds --seed --steps --minutes --out --jobs --threads {PROCESSES}",
+    "completion": "",
+    "run": f"--steps --seed --out {MATRIX} {TRACKING} {PROCESSES}",
+    "compare": f"--set --tune --seeds --seed --steps --minutes --out --dry-run --jobs --threads {TRACKING} {PROCESSES}",
     "pretrain": "--model --family --hidden-size --layers --heads --kv-heads --mlp --vocabulary --sequence --experts "
     "--experts-per-token --no-untied --data --subset --split --field --documents --held-out --tokenizer --shuffle "
     "--recipe --set --clip --steps --tokens --minutes --schedule --batch --accumulation --precision "
     "--activation-checkpointing --compile --device --seed --evaluation-windows --eval-every --log-every "
-    f"--diagnostics-every --tensorboard --track --name --dry-run --checkpoint-every --keep --resume {PROCESSES}",
-    "protocol": "--baseline --steps --tokens --runs --seeds --data --text --documents --out --jobs --threads",
+    f"--diagnostics-every {TRACKING} --name --dry-run --checkpoint-every --keep --resume {PROCESSES}",
+    "protocol": "--baseline --steps --tokens --runs --tuner --seeds --data --text --documents --out --jobs --threads",
     "resume": f"--jobs --threads {PROCESSES}",
     "report": "--format",
     "runs": "--recipe --status --name --sort --last --format",
@@ -46,6 +49,7 @@ REFUSED = [
     ("run", ["theory", "--set", "m=3"], "--set: options of matrix problems, and theory is not one"),
     ("run", ["theory", "--steps", "3"], "leave --steps out"),
     ("run", ["theory", "--repeat", "1"], "leave them out"),
+    ("run", ["theory", "--tensorboard"], "--tensorboard: theory is a study"),
     ("run", ["theory", "--parallel", "ddp"], "--parallel: theory runs on one process"),
     ("run", ["quadratic", "--mesh", "1x1x1"], "--mesh: quadratic runs on one process"),
     ("run", ["quadratic", "--picture", "china"], "unknown setting of quadratic 'picture'"),
@@ -72,15 +76,6 @@ REFUSED = [
 
 def kind_of(command):
     return getattr(importlib.import_module(f"polargrad.lab.cli.{command}"), command.capitalize())
-
-
-def options_of(kind):
-    """The fields of a command and of its tables that are flags."""
-    for entry in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(entry.default_factory):
-            yield from options_of(entry.default_factory)
-        elif typing.get_origin(typing.get_type_hints(kind, include_extras=True)[entry.name]) is not typing.Annotated:
-            yield entry, typing.get_type_hints(kind)[entry.name]
 
 
 def conditions(entry):
@@ -128,7 +123,7 @@ def test_a_flag_without_its_partner_is_refused(capsys, tmp_path, monkeypatch, co
     assert said.count("\n") == 1
     assert flag in said
     assert unless or other in said
-    assert "leave it out" in said or f"add {other}, or leave it out" in said
+    assert "leave it out" in said or "leave them out" in said
     assert not list(tmp_path.iterdir())
 
 
@@ -148,3 +143,23 @@ def test_a_flag_with_nothing_to_act_on_is_refused(capsys, tmp_path, monkeypatch,
     assert cli.main([command, *arguments]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert message in said
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["polargrad", "pre"], {"pretrain"}),
+        (["polargrad", "compare", "muon+norm"], {"muon+normalized-rows"}),
+        (["polargrad", "compare", "adamw", "--tun"], {"--tune", "--tuner"}),
+        (["polargrad", "run", "proc"], {"procrustes"}),
+        (["polargrad", "pretrain", "--no-u"], {"--no-untied"}),
+        (["polargrad", "resume", "runs"], set()),
+    ],
+)
+def test_a_shell_completes(capsys, words, wanted):
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    script += f'COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}; _polargrad; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == wanted
+    assert not done.stderr

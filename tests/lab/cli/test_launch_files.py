@@ -9,7 +9,7 @@ from polargrad.lab.cli import main as cli
 from polargrad.lab.launch import Launch
 
 FOLDER = Path(__file__).parents[3] / "launch"
-FILES = sorted(FOLDER.glob("*.toml"))
+FILES = sorted(path for path in FOLDER.glob("*.toml") if not path.name.startswith("compare-"))
 
 
 def test_there_are_launch_files():
@@ -23,6 +23,12 @@ def test_its_comment_is_what_a_dry_run_says(path, capsys):
     said = capsys.readouterr().out.splitlines()[2:]
     comment = [line.removeprefix("#   ") for line in path.read_text().splitlines() if line.startswith("#   ")]
     assert comment == said
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("compare-*.toml")), ids=lambda path: path.stem)
+def test_a_comparison_s_launch_file_can_start(path, capsys):
+    assert cli.main(["compare", str(path), "--dry-run"]) == 0
+    assert "3 runs, 900 steps in all." in capsys.readouterr().out
 
 
 def test_the_paper_s_run_is_the_paper_s():

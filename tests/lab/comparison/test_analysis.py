@@ -158,5 +158,7 @@ def test_what_differs_is_not_held_against_each_other(tmp_path):
         assert one[name].reach(one["base"]).steps.of == 0
     page = Findings([base, longer, text]).write_page(tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("not comparable") == 4  # steps and seconds of two runs
-    (tmp_path / "comparison.json").write_text("{}")  # as under --minutes
+    (tmp_path / "comparison.json").write_text("{}")
+    assert one["longer"].reach(one["base"]).steps.of == 0
+    (tmp_path / "comparison.json").write_text('{"minutes": 1.0}')
     assert one["longer"].reach(one["base"]).steps.of == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from polargrad.lab.comparison.comparison import Comparison, resume_comparison, run_comparison
+from polargrad.lab.comparison.page import Findings
 from polargrad.lab.run import runner, workers
 from polargrad.lab.run.folder import COMPARISON, SPEC, SUMMARY, find_runs, read_run, status_of
 from tests.runs import StopsAt, tiny_spec, tiny_text
@@ -92,6 +93,26 @@ def test_rates_are_searched_with_a_seed_that_does_not_count():
         chosen = {spec.name: spec.learning_rates["embedding"] for spec in pending if "seed=" in spec.name}
         assert set(chosen.values()) <= {0.006}
     assert all(state.best.learning_rates["embedding"] == 0.006 for state in whole.searches(known).values())
+
+
+@pytest.mark.parametrize("tuner", ["coordinate", "optuna"])
+def test_all_numbers_are_searched_in_as_many_runs_as_are_given(text, tuner, tmp_path):
+    if tuner == "optuna":
+        pytest.importorskip("optuna")
+    whole = asked(text, tune=True, tuner=tuner, runs=3, seeds=(1,))
+    assert Comparison.from_dict(whole.to_dict()) == whole
+
+    def loss(spec):
+        return spec.optimizer["hidden"].get("weight_decay", 0.0) + spec.learning_rates["embedding"]
+
+    order = answered(whole, loss)
+    assert len(order) == 8
+    assert [sum(name.startswith(recipe) and "try" in name for name in order) for recipe in ("adamw", "polar")] == [3, 3]
+    run_comparison(whole, tmp_path / "out")
+    findings = Findings.read(tmp_path / "out")
+    assert {run.spec.seed for one in findings.shown for run in one.runs} == {1}
+    assert "the search ended with its 3 runs" in " ".join(findings.warnings())
+    assert len(findings.tried().rows) == 6
 
 
 def test_a_comparison_survives_json(text):

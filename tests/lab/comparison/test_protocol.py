@@ -5,6 +5,7 @@ import json
 import math
 import random
 import shutil
+import sys
 
 import pytest
 
@@ -16,9 +17,9 @@ from polargrad.lab.run.spec import RunSpec
 from tests.runs import tiny_spec, tiny_text
 
 
-def searched(base, runs, loss):
+def searched(base, runs, loss, kind=CoordinateSearch):
     """The state of a search whose runs have the loss of their spec, and the specs in order."""
-    search, losses, made = CoordinateSearch(base, runs), {}, []
+    search, losses, made = kind(base, runs), {}, []
     while (state := search.state(losses)).pending:
         (spec,) = state.pending
         made.append(spec)
@@ -81,6 +82,41 @@ def test_runs_that_diverge_are_never_the_best():
     assert len(made) == 8
     state, _ = searched(base, 3, lambda spec: None)
     assert state.best is not None
+
+
+def test_optuna_searches_the_same_numbers_in_as_many_runs_and_goes_on_where_it_was():
+    optuna = pytest.importorskip("optuna")
+    from polargrad.lab.comparison.optuna_search import OptunaSearch
+
+    base = spec_of("muon+adamw")
+
+    def bowl(spec):
+        off = math.log2(spec.learning_rates["hidden"] / 0.02) ** 2 + math.log2(spec.learning_rates["head"] / 0.002) ** 2
+        return None if off > 30 else off
+
+    state, made = searched(base, 30, bowl, OptunaSearch)
+    assert len(made) == 30
+    assert made[0].optimizer == base.optimizer
+    assert made[0].name == f"muon+adamw optuna {optuna.__version__} try 01"
+    assert bowl(state.best) == min(loss for spec in made if (loss := bowl(spec)) is not None) < bowl(base)
+    for spec in made:  # within the ranges that the search along the coordinates has
+        for one in coordinates_of(base):
+            low, high = (one.moved(base, moves) for moves in one.span(base))
+            assert low <= one.value(spec) <= high, one.label
+    again = OptunaSearch(base, 30)
+    losses = {spec.name: bowl(spec) for spec in made[:17]}
+    assert again.state(losses).pending == (made[17],)
+    assert OptunaSearch(dataclasses.replace(base, seed=7), 30).state(losses).pending != (made[17],)
+
+
+def test_optuna_that_is_missing_is_one_sentence(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    for command in (["compare", "adamw", "--tune"], ["protocol", "adamw", "muon+adamw"]):
+        assert main([*command, "--tuner", "optuna"]) == 1
+        said = capsys.readouterr().err
+        assert said == 'polargrad: --tuner optuna needs optuna: pip install "polargrad[tuning]"\n'
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -97,3 +97,24 @@ def test_tables_and_page(runs, tmp_path):
     assert "in 45% of its steps" in text
     assert (tmp_path / "figures" / "loss-steps.svg").is_file()
     assert json.dumps("<") not in text
+
+
+def test_recipes_on_other_texts_or_lengths_are_not_held_against_each_other(tmp_path):
+    seeds = (1, 2)
+    made = [seeded(tmp_path, "a", seed, [(0, 8.0), (10, 4.0)]) for seed in seeds]
+    made += [seeded(tmp_path, "longer", seed, [(0, 8.0), (20, 3.0)]) for seed in seeds]
+    elsewhere = {"environment": {"torch": "0", "corpus_checksum": "abc"}}
+    made += [seeded(tmp_path, "text", seed, [(0, 8.0), (10, 2.0)], **elsewhere) for seed in seeds]
+    found = Findings(made, dataclasses.replace(asked("a", "longer", "text"), seeds=seeds))
+    said = " ".join(found.sentences())
+    assert "Lowest" not in said
+    assert "of its steps" not in said
+    assert "longer ends at 3.0000 ± 0.0000; it is not held against a, whose number of steps is another." in said
+    assert "text ends at 2.0000 ± 0.0000; it is not held against a, whose corpus is another." in said
+    assert not any(getattr(cell, "best", False) for row in found.results().rows for cell in row)
+    assert not any("to a" in column.replace("\n", " ") for column in found.results().columns)
+    for table in found.cross_tables():
+        assert [[cell == "not comparable" for cell in row[1:]] for row in table.rows] == [
+            [row != column for column in range(3)] for row in range(3)
+        ]
+    assert "dotted line" not in found.write_page(tmp_path / "report.html").read_text(encoding="utf-8")

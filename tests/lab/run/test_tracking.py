@@ -4,7 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from polargrad.lab.run.tracking import scalars, tracker
+from polargrad.lab.comparison.comparison import Comparison, run_comparison
+from polargrad.lab.matrix import PROBLEMS
+from polargrad.lab.run import runner
+from polargrad.lab.run.tracking import Tracking, scalars, tracker
+from polargrad.lab.studies.matrix.experiments import run_experiment
 from tests.runs import tiny_spec
 
 RECORDS = [
@@ -53,8 +57,23 @@ def test_a_missing_or_unknown_tracker_is_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(ModuleNotFoundError, match="pip install trackio"), tracker("trackio", tiny_spec("corpus.txt")):
         pass
-    with pytest.raises(ValueError, match="allowed are 'wandb', 'trackio'"), tracker("mlflow", tiny_spec("corpus.txt")):
-        pass
+    with pytest.raises(ModuleNotFoundError, match="pip install trackio"):
+        Tracking(track="trackio").check()
+    with pytest.raises(ValueError, match="allowed are 'none', 'wandb', 'trackio'"):
+        Tracking(track="mlflow").check()
+
+
+def test_a_missing_tracker_is_said_before_there_is_a_folder(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    (tmp_path / "corpus.txt").write_text("ab " * 4000)
+    spec, tracking = tiny_spec(tmp_path / "corpus.txt"), Tracking(track="trackio")
+    with pytest.raises(ModuleNotFoundError, match="pip install trackio"):
+        runner.run(spec, tmp_path / "one", tracking=tracking)
+    with pytest.raises(ModuleNotFoundError, match="pip install trackio"):
+        run_comparison(Comparison((spec,)), tmp_path / "two", tracking=tracking)
+    with pytest.raises(ModuleNotFoundError, match="pip install trackio"):
+        run_experiment(PROBLEMS["quadratic"], tmp_path / "three", tracking=tracking)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
 
 
 def test_events_have_no_figures():

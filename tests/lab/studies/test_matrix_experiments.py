@@ -26,7 +26,7 @@ from polargrad.lab.report.curves import over_seeds
 from polargrad.lab.run import runner
 from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.studies.matrix.experiments import ExperimentOptions, report, run_experiment
-from polargrad.lab.studies.matrix.page import figures, final_gaps, results
+from polargrad.lab.studies.matrix.page import figures, final_gaps, results, sentences
 
 # name -> (step size, decay), from the paper's section of experiments.
 PAPER = {
@@ -337,6 +337,20 @@ class TestCommandLine:
 
 
 @pytest.mark.filterwarnings("ignore:skipped updates")
+def test_runs_of_other_sizes_or_lengths_are_not_held_against_each_other(tmp_path):
+    quick = {"size": "small", "only": ("polargrad", "adam"), "diagnostics_every": 0}
+    one, _ = run_experiment(PROBLEMS["quadratic"], tmp_path / "one", ExperimentOptions(steps=2, **quick))
+    longer, _ = run_experiment(PROBLEMS["quadratic"], tmp_path / "longer", ExperimentOptions(steps=4, **quick))
+    first, second = sentences([*one, *longer])
+    assert first.startswith("Lowest after 2 steps: ")
+    assert second.startswith("Lowest after 4 steps: ")
+    assert sentences(one)[0].startswith("Lowest at the end: ")
+    other = {"settings": {"rows": "40"}, "steps": 2, **quick}
+    other, _ = run_experiment(PROBLEMS["quadratic"], tmp_path / "other", ExperimentOptions(**other))
+    with pytest.raises(ValueError, match="have other sizes or data of quadratic"):
+        report([*one, *other], tmp_path / "page.html")
+
+
 def test_gaps_that_are_not_finite_are_no_gaps(tmp_path):
     run = _polargrad_on_completion(1e30, None, tmp_path / "wild")
     assert run.status == "diverged"

@@ -72,6 +72,65 @@ class Rate(Mine):
         super().__init__(params, lr)
 
 
+class Failing(Mine):
+    def step(self, closure=None):
+        raise RuntimeError("it broke")
+
+
+class Quitting(Mine):
+    def step(self, closure=None):
+        raise SystemExit("I quit")
+
+
+class Closing(Mine):
+    def step(self, closure=None):
+        return closure()
+
+
+class FailingLater(Mine):
+    def step(self, closure=None):
+        self.param_groups[0]["count"] = self.param_groups[0].get("count", 0) + 1
+        if self.param_groups[0]["count"] > 5:
+            raise RuntimeError("it broke")
+
+
+class Replacing(Mine):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["params"] = [torch.nn.Parameter(p - group["lr"]) for p in group["params"]]
+
+
+class Cutting(Mine):
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.data = p.data[:1]
+
+
+class Unmade(Mine):
+    def __init__(self, params, lr=1e-3):
+        raise KeyError("size")
+
+
+class NotANumber(Mine):
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.fill_(float("nan"))
+
+
+class Bare(torch.optim.Optimizer):
+    def __init__(self):
+        pass
+
+
+class Large(Mine):
+    def step(self, closure=None):
+        if min(self.param_groups[0]["params"][0].shape) < 16:
+            raise ValueError("too small")
+        super().step()
+
+
 def function(params): ...
 '''
 
@@ -207,6 +266,14 @@ def test_a_combined_optimizer_is_its_parts():
         ("Unloadable", (), "cannot go on from its own state dict: KeyError"),
         ("Rate", (), r"mine\.Rate has no learning rate of its own for .*give one, as with --set mine\.lr=0\.001"),
         ("function", (), "is a function, and not an optimizer"),
+        ("Failing", (), "cannot step: RuntimeError: it broke"),
+        ("Quitting", (), "cannot step: SystemExit: I quit"),
+        ("Closing", (), "cannot step: TypeError: 'NoneType' object is not callable"),
+        ("FailingLater", (), "cannot step: RuntimeError: it broke"),
+        ("Replacing", (), "cannot step: it puts other tensors into its groups"),
+        ("Cutting", (), "cannot step: it changes the shape of parameters"),
+        ("Unmade", (), r"cannot be made with lr=0\.001: KeyError: 'size'"),
+        ("Bare", ("*.lr=1",), "takes no options, and lr is given; leave it out"),
         ("Absent", (), "has no 'Absent'; it has Mine, Counting, Objects"),
         ("Mine", ("*.momentum=0.9",), "unknown option 'momentum'; the allowed names are 'lr', 'beta', 'whole'"),
         ("Mine", ("head.whole=2",), "has one whole for all roles, and they differ in it"),
@@ -217,10 +284,17 @@ def test_what_cannot_be_trained_with_is_refused(mine, name, changes, message):
         built(f"{mine}:{name}", changes)
 
 
+@pytest.mark.parametrize("name", ["Large", "NotANumber"])
+def test_what_steps_a_model_alone_or_diverges_is_left_to_the_run(mine, name):
+    model, optimizer = built(f"{mine}:{name}")
+    assert len(stepped(model, optimizer, range(1))) == 1
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
         ("torch.optim.LBFGS", "needs a closure in each step"),
+        ("torch.optim.SparseAdam", "cannot step: RuntimeError: SparseAdam does not support dense gradients"),
         ("torch.optim:Muon", r"only supports 2D parameters.*; torch.optim:Muon\+adamw steps the hidden matrices alone"),
     ],
 )

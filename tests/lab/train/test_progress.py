@@ -1,12 +1,24 @@
+import contextlib
 import io
 import re
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
 from polargrad.lab.train import progress
-from polargrad.lab.train.progress import ProgressBar, ProgressLines, StageLines, terminal_progress
+from polargrad.lab.train.progress import (
+    ProgressBar,
+    ProgressLines,
+    StageLines,
+    interruptible,
+    terminal_progress,
+    tokenization_progress,
+    vocabulary_progress,
+)
 from polargrad.lab.train.run_log import DeviceTimer
 
 
@@ -126,3 +138,44 @@ def test_stages_say_how_much_lies_behind_and_ahead():
     stages("first", 0.0)
     stages("second", 0.25)
     assert stream.getvalue() == "  0%  first\n 25%  second  1:30 left\n"
+
+
+def test_ctrl_c_is_heard_at_once_where_a_library_hears_no_signal():
+    """The work holds the main thread of a process for as long as it likes; here it is a sleep that nothing wakes."""
+    script = (
+        "import time; from polargrad.lab.train.progress import interruptible;"
+        "print('begun', flush=True); interruptible(lambda: time.sleep(60), lambda seconds: None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"begun\n"
+        child.send_signal(signal.SIGINT)
+        child.wait(timeout=30)
+        assert b"KeyboardInterrupt" in child.stderr.read()
+
+
+def test_interruptible_work_answers_raises_and_ticks():
+    ticks = []
+    assert interruptible(lambda: time.sleep(0.35) or 3, ticks.append) == 3
+    assert len(ticks) >= 2
+    with pytest.raises(ZeroDivisionError):
+        interruptible(lambda: 1 / 0)
+
+
+def test_quiet_phases_have_a_line_that_fits_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys, "stderr", watched := Terminal())
+    with tokenization_progress("a-text-of-a-long-name") as progress:
+        progress(512, 1_000_000)
+        progress(1024, 2_000_000)
+    lines = watched.getvalue().removesuffix("\n").split("\r")[1:]
+    assert lines[-1].startswith("encoding a-text-of-a-long-name: ")
+    assert all(len(line.removesuffix("\x1b[K")) < 40 for line in lines)
+    with contextlib.suppress(KeyboardInterrupt), vocabulary_progress("text", 8192) as progress:
+        progress(1.0)
+        raise KeyboardInterrupt
+    assert watched.getvalue().endswith("\n")
+    monkeypatch.setattr(sys, "stderr", lines := io.StringIO())
+    with vocabulary_progress("text", 8192) as progress:
+        progress(0.5)
+        progress(61.2)
+    assert lines.getvalue().endswith("training a vocabulary of 8,192 tokens on text: 1:01\n")

@@ -22,6 +22,7 @@ from tyro.conf import Positional as Positional
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from polargrad.lab.options import Options, given, name_of, option, refuse_unused, tables
+from polargrad.lab.run.tracking import Tracking
 
 Command = TypeVar("Command")
 _REGISTRY = ConstructorRegistry()
@@ -50,6 +51,11 @@ class Parallelism(Options):
         """Raise ValueError if several processes were asked for where one does the work."""
         if unused := given(self):
             raise ValueError(f"{unused}: {name} runs on one process; leave --parallel and --mesh out")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingFlags(Options, Tracking):
+    """Where records go beside the run folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -33,12 +33,14 @@ COMMANDS = (
     "bench",
     "plan",
     "info",
+    "completion",
 )
 
 # Which extra brings which package, by the names under which they are imported.
 _EXTRA = {
     **dict.fromkeys(("numpy", "transformers", "tokenizers", "tyro", "rich", "matplotlib"), "lab"),
-    **dict.fromkeys(("tensorboard", "jinja2", "sklearn"), "lab"),
+    **dict.fromkeys(("tensorboard", "jinja2", "sklearn", "docstring_parser"), "lab"),
+    "optuna": "tuning",
     "datasets": "data",
     "pytorch_optimizer": "comparators",
     **dict.fromkeys(("accelerate", "lightning"), "integrations"),
@@ -60,6 +62,7 @@ polargrad: optimizing matrices by polar decomposition.
   polargrad bench polar --shapes 1024x256    time and check every polar method
   polargrad plan --model demo --mesh 2x4x1   estimate an optimizer step on GPUs
   polargrad info                             versions and machine
+  polargrad completion bash                  completion of commands and flags
 
 `polargrad COMMAND --help` shows the options of a command. Begin with
 
@@ -91,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_INTRODUCTION, end="")
         return 0
     if given[0] == "--version":
-        print(f"polargrad {polargrad.__version__}")
+        from polargrad.lab.run.environment import commit
+
+        print(f"polargrad {polargrad.__version__}" + (f" (commit {known})" if (known := commit()) else ""))
         return 0
     try:
         with _stoppable():

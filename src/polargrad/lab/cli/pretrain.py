@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Self
 from polargrad.lab.cli import terminal
 from polargrad.lab.cli.arguments import Parallelism, read
 from polargrad.lab.launch import Launch
-from polargrad.lab.options import given
+from polargrad.lab.options import given, values_of
 from polargrad.lab.run.spec import LanguageModel, RunSpec
+from polargrad.lab.run.tracking import Tracking
 
 if TYPE_CHECKING:
     from polargrad.lab.estimate import Estimate
@@ -69,7 +70,7 @@ class Pretrain(Launch):
                     how["policy"] = None  # as the run was begun
                 finished = runner.resume(self.checkpoints.resume, spec, **how)
             else:
-                watched = {"tensorboard": self.evaluation.tensorboard, "track": self.evaluation.track}
+                watched = {"tracking": Tracking(**values_of(Tracking, self.evaluation))}
                 out = terminal.place(self.run.out, spec.name)
                 finished = runner.run_or_resume(spec, out, **how, **watched, page=True, created=terminal.created)
         from polargrad.lab.cli.report import print_pretrained

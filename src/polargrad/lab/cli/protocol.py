@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from polargrad.lab.cli import report, terminal
 from polargrad.lab.cli.arguments import Jobs, Positional
@@ -36,6 +37,7 @@ class Protocol(Jobs):
         steps: lengths of the runs
         tokens: tokens in a step
         runs: of the search of each recipe at each length and batch
+        tuner: the search, along one number after the other or by Optuna
         seeds: number of seeds that count, from 101 on
         data: text of the search
         text: text of the runs that count; by default the sources of the installed torch
@@ -48,6 +50,7 @@ class Protocol(Jobs):
     steps: tuple[int, ...] = (64, 192)
     tokens: tuple[int, ...] = (2048, 16384)
     runs: int = option(16)
+    tuner: Literal["coordinate", "optuna"] = "coordinate"
     seeds: int = option(8, least=2)
     data: str = "standard-library"
     text: str = ""
@@ -69,6 +72,7 @@ class Protocol(Jobs):
             seeds=tuple(range(101, 101 + self.seeds)),
             runs=self.runs,
             baseline=self.baseline,
+            tuner=self.tuner,
         )
         out = terminal.new_folder(self.out, "protocol")
         protocol.run_protocol(asked, out, jobs=self.jobs, threads=self.threads, **report.narrated())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from polargrad.lab import recipes
 from polargrad.lab.cli import terminal
-from polargrad.lab.cli.arguments import Parallelism, Positional
+from polargrad.lab.cli.arguments import Parallelism, Positional, TrackingFlags
 from polargrad.lab.options import Options, given, option, unknown_name, values_of
 from polargrad.lab.recipes import COMPARISONS, spec_of
 from polargrad.lab.run.spec import MatrixOptions, RunSpec
@@ -77,6 +77,7 @@ class Run(Options):
     seed: int = option(42, least=0)
     out: Path | None = None
     matrix: ProblemFlags = field(default_factory=ProblemFlags)
+    tracking: TrackingFlags = field(default_factory=TrackingFlags)
     parallel: Parallelism = field(default_factory=Parallelism)
 
     def __call__(self) -> None:
@@ -112,7 +113,8 @@ class Run(Options):
             if not parallel.is_main_process:
                 return runner.serve(parallel)
             out, progress = terminal.place(self.out, spec.name), terminal_progress(spec.name)
-            finished = runner.run_or_resume(spec, out, progress=progress, parallel=parallel, created=terminal.created)
+            how = {"progress": progress, "tracking": self.tracking, "created": terminal.created}
+            finished = runner.run_or_resume(spec, out, parallel=parallel, **how)
         from polargrad.lab.cli.report import print_run
 
         print_run(finished)
@@ -134,7 +136,8 @@ class Run(Options):
         own = {"settings": self.matrix.settings(), "seed": self.seed, "steps": self.steps}
         options = ExperimentOptions(**values_of(MatrixOptions, self.matrix), **own)
         out = terminal.place(self.out, problem.kind)
-        print_experiment(*run_experiment(problem, out, options, progress=terminal_progress, created=terminal.created))
+        how = {"progress": terminal_progress, "tracking": self.tracking, "created": terminal.created}
+        print_experiment(*run_experiment(problem, out, options, **how))
 
     def _study(self) -> None:
         """A study says what it found; claims that failed end it with exit code 1."""
@@ -142,6 +145,8 @@ class Run(Options):
 
         self._refuse_matrix_options()
         self.parallel.refuse(self.name)
+        if unused := given(self.tracking):
+            raise ValueError(f"{unused}: {self.name} is a study, whose runs have no folders; leave it out")
         if self.steps is not None:
             raise ValueError(f"{self.name} is a study and has no optimizer steps; leave --steps out")
         out = terminal.new_folder(self.out, self.name)

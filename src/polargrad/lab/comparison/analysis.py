@@ -315,12 +315,19 @@ _COMPARED: Mapping[str, Callable[[Run], Any]] = {
 def not_comparable(one: Run, other: Run) -> str:
     """The differences for which the losses of two runs cannot be compared, in words; empty if there are none.
 
-    Runs of one comparison may differ in length: `--minutes` gives each recipe as many steps as it has time for.
+    Runs of one comparison by `--minutes` may differ in length: each recipe has as many steps as it has time for.
     """
     folder = one.path.parent
-    together = folder == other.path.parent and (folder / COMPARISON).is_file()
-    compared = {what: of for what, of in _COMPARED.items() if not (together and what == "number of steps")}
+    by_time = folder == other.path.parent and _is_by_time(folder / COMPARISON)
+    compared = {what: of for what, of in _COMPARED.items() if not (by_time and what == "number of steps")}
     return " and ".join(what for what, of in compared.items() if of(one) != of(other))
+
+
+def _is_by_time(comparison: Path) -> bool:
+    try:
+        return json.loads(comparison.read_bytes()).get("minutes") is not None
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def cautions(runs: Sequence[Run]) -> list[str]:

@@ -13,10 +13,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from polargrad.lab.comparison.analysis import final_metric
-from polargrad.lab.comparison.rate_search import RateSearch, SearchOptions, SearchState
+from polargrad.lab.comparison.coordinate_search import CoordinateSearch
+from polargrad.lab.comparison.rate_search import OF_A_SEARCH, RateSearch, SearchOptions, SearchState
 from polargrad.lab.comparison.sweep import Axis, GridPoint, grid_points, parse_axis
 from polargrad.lab.options import Used, check_options, option, values_of
 from polargrad.lab.run import workers
@@ -25,22 +26,36 @@ from polargrad.lab.run.folder import (
     COMPARISON,
     ENDED,
     Run,
+    RunSettings,
     create_folder,
     find_runs,
     read_plan,
     read_run,
+    read_settings,
     refuse_existing,
     status_of,
     write_json,
     write_settings,
 )
 from polargrad.lab.run.spec import RunSpec, from_plain, without_format
+from polargrad.lab.run.tracking import Tracking
 
 if TYPE_CHECKING:
     from polargrad.lab.train import Progress
     from polargrad.lab.train.parallel import Parallel
 
 FORMAT = 1
+
+Tuner = Literal["rates", "coordinate", "optuna"]
+
+
+def fixed_search(tuner: Tuner, base: RunSpec, runs: int) -> CoordinateSearch:
+    """The search of a fixed number of runs."""
+    if tuner == "coordinate":
+        return CoordinateSearch(base, runs)
+    from polargrad.lab.comparison.optuna_search import OptunaSearch
+
+    return OptunaSearch(base, runs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +64,17 @@ class ComparisonOptions(SearchOptions):
 
     Args:
         sweep: values of ROLE.OPTION, rates or warmup; may be given several times
-        tune: search for the learning rates of every recipe first, with a seed of its own
+        tune: search for the numbers of every recipe first, with a seed of its own
+        tuner: rates alone by successive halving; or all numbers in --runs runs, one after the other or by Optuna
+        runs: of the search of each recipe
     """
 
     sweep: tuple[str, ...] = option(
         (), metavar="WHAT=V,V,...", repeated=True, used=Used("tune", unless=True, why="a search makes its own grid")
     )
     tune: bool = False
+    tuner: Tuner = option("rates", used=OF_A_SEARCH)
+    runs: int = option(24, used=(OF_A_SEARCH, Used("tuner", ("coordinate", "optuna"))))
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,7 @@ class Comparison(ComparisonOptions):
     Args:
         recipes: one spec each, at full length. Their names must differ.
         seeds: every recipe runs with each of them.
+        minutes: the time for which every recipe runs, so that their numbers of steps may differ; None: not by time.
 
     Raises:
         ValueError: nothing to compare, equal names or seeds, a ratio or limit out of range, a grid that does not fit.
@@ -74,6 +94,7 @@ class Comparison(ComparisonOptions):
 
     recipes: tuple[RunSpec, ...]
     seeds: tuple[int, ...] = (42,)
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -90,10 +111,13 @@ class Comparison(ComparisonOptions):
         if twice := {name for name in made if made.count(name) > 1}:
             raise ValueError(f"{min(twice)} would be made twice; values of a sweep must differ in six digits")
 
-    def search(self, recipe: RunSpec) -> RateSearch:
-        """The search for a recipe's rates."""
+    def search(self, recipe: RunSpec) -> RateSearch | CoordinateSearch:
+        """The search for a recipe's numbers."""
         base = dataclasses.replace(recipe, seed=max(self.seeds) + 1)
-        return RateSearch(base, **values_of(SearchOptions, self))
+        if self.tuner == "rates":
+            return RateSearch(base, **values_of(SearchOptions, self))
+        loop = dataclasses.replace(base.loop, eval_every=0, probe_every=0)
+        return fixed_search(self.tuner, dataclasses.replace(base, loop=loop, probe=()), self.runs)
 
     @property
     def axes(self) -> list[Axis]:
@@ -123,7 +147,7 @@ class Comparison(ComparisonOptions):
                 if state.pending or state.best is None:
                     waiting += state.pending
                     continue
-                chosen = dataclasses.replace(recipe, optimizer=state.best.optimizer)
+                chosen = dataclasses.replace(recipe, optimizer=state.best.optimizer, schedule=state.best.schedule)
             waiting += [spec for spec in self._seeded(chosen) if spec.name not in losses]
         return waiting
 
@@ -163,11 +187,16 @@ class Comparison(ComparisonOptions):
 
 
 def run_comparison(
-    comparison: Comparison, path: str | Path, created: Callable[[Path], object] = lambda path: None, **options: Any
+    comparison: Comparison,
+    path: str | Path,
+    created: Callable[[Path], object] = lambda path: None,
+    tracking: Tracking | None = None,
+    **options: Any,
 ) -> list[Run]:
     """Run a comparison into a new folder. Options and errors are those of `resume_comparison`.
 
-    Every run is checked before the first one begins. `created` is called with the folder once it is there.
+    Every run is checked before the first one begins. `created` is called with the folder once it is there; `tracking`
+    says where the records of each run go beside its folder.
 
     Raises:
         FileExistsError: if the folder exists.
@@ -175,12 +204,14 @@ def run_comparison(
     """
     path = Path(path)
     refuse_existing(path)
+    settings = RunSettings(tracking=tracking or Tracking())
+    settings.tracking.check()
     comparison = dataclasses.replace(comparison, recipes=tuple(map(pinned, comparison.recipes)))
     for spec in comparison.pending({}):
         check(spec, options.get("parallel"))
     create_folder(path)
     write_json(path / COMPARISON, comparison.to_dict())
-    write_settings(path)
+    write_settings(path, settings)
     created(path)
     return resume_comparison(path, **options)
 
@@ -223,6 +254,7 @@ def resume_comparison(
         report(f"{len(losses)} ended, {len(comparison.pending(losses))} known to come: {name} {said}")
 
     how = {"jobs": jobs, "threads": threads, "progress": progress, "parallel": parallel}
+    how["tracking"] = read_settings(path).tracking
     workers.run_all(lambda: comparison.pending(losses), ended, path, **how)
     return [read_run(folder) for folder in find_runs(path)]
 

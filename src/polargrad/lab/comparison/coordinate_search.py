@@ -6,6 +6,7 @@ The state of a search is a function of the final losses of the runs that have en
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from polargrad.lab.run.spec import Plain, RunSpec
 
 # The smallest part of a whole move that a search goes by.
 FINEST = 0.25
+# How far a search that draws its values goes, in moves up and down.
+SPAN = 3.0
 
 Point = tuple[float, ...]
 
@@ -28,7 +31,7 @@ def _rate(value: float, moves: float) -> float | None:
 def _memory(value: float, moves: float) -> float | None:
     """A decay in [0, 1): a move doubles or halves the memory 1 / (1 - value)."""
     moved = 1.0 - (1.0 - value) * 2.0**-moves
-    return moved if 0.0 <= moved < 1.0 else None
+    return moved if 0.0 <= float(f"{moved:.4g}") < 1.0 else None
 
 
 def _weight_decay(value: float, moves: float) -> float | None:
@@ -84,7 +87,21 @@ class Coordinate:
     def moved(self, spec: RunSpec, moves: float) -> float | None:
         """The number after some moves up or down, to four digits; None where it would leave its range."""
         value = MOVES[self.option](self.value(spec), moves)
-        return None if value is None else float(f"{value:.4g}")
+        if value is None:
+            return None
+        value = float(f"{value:.4g}")
+        try:
+            self.applied(spec, value)
+        except ValueError:  # as where falling rates leave no room for the warm-up
+            return None
+        return value
+
+    def span(self, spec: RunSpec) -> tuple[float, float]:
+        """The fewest and the most moves, at most `SPAN` either way, that stay in its range."""
+        steps = [FINEST * step for step in range(round(SPAN / FINEST) + 1)]
+        low = list(itertools.takewhile(lambda moves: self.moved(spec, -moves) is not None, steps))
+        high = list(itertools.takewhile(lambda moves: self.moved(spec, moves) is not None, steps))
+        return -low[-1], high[-1]
 
     def applied(self, spec: RunSpec, value: float) -> RunSpec:
         """The spec with the number set."""
@@ -140,16 +157,24 @@ class CoordinateSearch:
     def __post_init__(self) -> None:
         check_integer("runs", self.runs)
 
+    @property
+    def prefix(self) -> str:
+        """The names of its runs, down to their number."""
+        return f"{self.base.name} try "
+
+    def walk(self) -> Generator[tuple[Point, int], float, None]:
+        """The points of the search with the number of halvings so far; each is answered by its loss."""
+        return _walk(self.base, coordinates_of(self.base))
+
     def state(self, losses: Mapping[str, float | None]) -> SearchState:
         """The state after runs with these final losses, by name; None for a run that diverged.
 
         `bracketed` says that the search ended with moves at their finest, `extensions` how often they were halved.
         """
-        coordinates = coordinates_of(self.base)
-        walk = _walk(self.base, coordinates)
+        coordinates, walk = coordinates_of(self.base), self.walk()
         point, halvings, lowest, best = next(walk)[0], 0, math.inf, None
         for number in range(1, self.runs + 1):
-            name = f"{self.base.name} try {number:02}"
+            name = f"{self.prefix}{number:02}"
             if name not in losses:
                 return SearchState((self._spec(coordinates, point, name),), best, False, halvings)
             loss = losses[name]
@@ -159,8 +184,8 @@ class CoordinateSearch:
             try:
                 point, halvings = walk.send(loss)
             except StopIteration:
-                return SearchState((), best, True, halvings)
-        return SearchState((), best, False, halvings)
+                return SearchState((), best, True, halvings, "no number is better a quarter of a move up or down.")
+        return SearchState((), best, False, halvings, f"the search ended with its {self.runs} runs.")
 
     def _spec(self, coordinates: tuple[Coordinate, ...], point: Point, name: str) -> RunSpec:
         spec = self.base
@@ -173,7 +198,6 @@ class CoordinateSearch:
 
 
 def _walk(base: RunSpec, coordinates: tuple[Coordinate, ...]) -> Generator[tuple[Point, int], float, None]:
-    """The points of a search with the number of halvings so far; each is answered by its loss."""
     best: Point = (0.0,) * len(coordinates)
     move, halvings = 1.0, 0
     lowest = yield best, halvings

@@ -82,10 +82,16 @@ class Findings:
         if not self.comparison or not self.is_replicated:
             return analysis.alone(analysis.best_of_recipe(self.runs))
         waiting = {name for name, state in self.searches.items() if state.pending}
-        found = analysis.replicates(self.runs)
+        counting = [run for run in self.runs if run.spec.seed in self.comparison.seeds]  # and not of a search
+        found = analysis.replicates(counting or self.runs)
         found = [one for one in found if one.name not in waiting] or found
         order = [spec.recipe for spec in self.comparison.recipes]
         return sorted(found, key=lambda one: order.index(one.name) if one.name in order else len(order))
+
+    @cached_property
+    def is_mixed(self) -> bool:
+        """Whether some of what is shown has another objective, text or length than the rest."""
+        return any(analysis.not_comparable(one.runs[0], self.shown[0].runs[0]) for one in self.shown)
 
     @cached_property
     def grid(self) -> Grid | None:
@@ -112,8 +118,18 @@ class Findings:
         if not ranked:
             return ["Every recipe diverged."]
         best, metric = ranked[0], self.runs[0].spec.objective.metric_label
-        lines = [f"Lowest {metric}: {best.name}, {best.final.text()}."]
-        for other in ranked[1:]:
+        if self.is_mixed:
+            best = analysis.baseline_of(self.shown)
+            lines = [f"{best.name} ends at {best.final.text()}."]
+        else:
+            lines = [f"Lowest {metric}: {best.name}, {best.final.text()}."]
+        for other in (one for one in ranked if one is not best):
+            if what := analysis.not_comparable(other.runs[0], best.runs[0]):
+                lines.append(
+                    f"{other.name} ends at {other.final.text()}; it is not held against {best.name}, whose {what} is "
+                    "another."
+                )
+                continue
             reached = best.reach(other)
             if reached.step_ratio.mean is not None and reached.time_ratio.mean is not None:
                 lines.append(
@@ -141,7 +157,11 @@ class Findings:
         best, in_steps, in_seconds = "Best\n(at step)", f"Steps to\n{name}’s final", f"Seconds to\n{name}’s final"
         left_out = {best, in_steps, in_seconds} if self.is_replicated else {"Each seed"}
         left_out |= {"Steps", in_seconds} if for_terminal else set()
+        others = [one for one in self.shown if one is not baseline]
+        if others and all(analysis.not_comparable(one.runs[0], baseline.runs[0]) for one in others):
+            left_out |= {in_steps, in_seconds}
         rows = []
+        lowest = None if self.is_mixed else lowest
         for index, one in enumerate(self.shown):
             run, reached, low = one.runs[0], one.reach(baseline), analysis.best_evaluation(one.runs[0])
             status = "" if self.is_replicated or run.status == "finished" else f"({run.status})"
@@ -174,6 +194,8 @@ class Findings:
 
         def cell(spread: Spread, ratio: Spread, digits: int, alone: bool) -> str:
             part = "" if alone or ratio.mean is None else f" ({ratio.mean:.0%})"
+            if not spread.of:
+                return "not comparable"
             return ("never" if spread.mean is None else spread.text(digits)) + part
 
         steps, seconds = [], []
@@ -203,7 +225,8 @@ class Findings:
             note = "Marks are evaluations on held-out data, the faint lines behind them the training loss"
             if len(self.shown) > 1:
                 baseline = analysis.baseline_of(self.shown)
-                level, note = baseline.final.mean, f"{note}, the dotted line {baseline.name}’s final loss"
+                if not self.is_mixed:
+                    level, note = baseline.final.mean, f"{note}, the dotted line {baseline.name}’s final loss"
             note += "."
         losses = loss_figures({one.name: one.runs for one in self.shown}, level)
         sections.append(Section("Loss", figures=losses, note=note))
@@ -335,6 +358,4 @@ def _rates(run: Run, separator: str = ", ") -> str:
 def _search_state(state: SearchState) -> str:
     if state.pending:
         return f"the search is under way; {len(state.pending)} runs are known to come."
-    if state.bracketed:
-        return f"every rate has a worse one below and above it, after {state.extensions} rounds beyond the first grid."
-    return f"the search was ended after {state.extensions} rounds; a better rate may lie further out."
+    return state.ended

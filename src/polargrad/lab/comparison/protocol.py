@@ -17,15 +17,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mpmath
 
 from polargrad.lab.comparison.analysis import Replicates, final_metric
-from polargrad.lab.comparison.comparison import final_losses
+from polargrad.lab.comparison.comparison import final_losses, fixed_search
 from polargrad.lab.comparison.coordinate_search import CoordinateSearch, coordinates_of
 from polargrad.lab.comparison.rate_search import SearchState
-from polargrad.lab.options import check_integer
+from polargrad.lab.options import check_integer, check_value
 from polargrad.lab.report.curves import loss_figures
 from polargrad.lab.report.page import UNKNOWN, Cell, Section, Table, write_page
 from polargrad.lab.run import workers
@@ -107,6 +107,7 @@ class Protocol:
         runs: of the search of each recipe at each setting.
         baseline: name of the recipe whose final loss is to be reached.
         evaluations: in each run that counts, from the steps of which crossings are read.
+        tuner: the search, along one number after the other or by Optuna.
 
     Raises:
         ValueError: nothing to compare, equal names or seeds, a search on the text or a seed that counts, an unknown
@@ -122,6 +123,7 @@ class Protocol:
     runs: int = 16
     baseline: str = "muon+adamw"
     evaluations: int = 32
+    tuner: Literal["coordinate", "optuna"] = "coordinate"
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.recipes]
@@ -146,13 +148,15 @@ class Protocol:
                 raise ValueError(f"the search and the runs that count are both on {self.text}; give two texts")
         for name in ("runs", "evaluations"):
             check_integer(name, getattr(self, name))
+        check_value("tuner", self.tuner, Literal["coordinate", "optuna"])
         for setting in self.settings:
             for spec in self.recipes:
                 self.search(spec, setting)
 
     def search(self, recipe: RunSpec, setting: Setting) -> CoordinateSearch:
         """The search of a recipe at a setting."""
-        return CoordinateSearch(dataclasses.replace(setting.of(recipe, setting.tag), seed=self.search_seed), self.runs)
+        base = dataclasses.replace(setting.of(recipe, setting.tag), seed=self.search_seed)
+        return fixed_search(self.tuner, base, self.runs)
 
     def counted(self, recipe: RunSpec, setting: Setting, tuned: RunSpec) -> list[RunSpec]:
         """The runs of a tuned recipe that count."""
@@ -416,9 +420,10 @@ class ProtocolFindings:
         """A table of what each recipe's search found."""
         rows = []
         for recipe in self.protocol.recipes:
-            base, state = self.protocol.search(recipe, setting).base, self.state(recipe, setting)
-            tries = [loss for name, loss in self.losses.items() if name.startswith(f"{base.name} try ")]
-            first = self.losses.get(f"{base.name} try 01")
+            search, state = self.protocol.search(recipe, setting), self.state(recipe, setting)
+            base = search.base
+            tries = [loss for name, loss in self.losses.items() if name.startswith(search.prefix)]
+            first = self.losses.get(f"{search.prefix}01")
             best = state.best or base
             changed = [
                 f"{one.label} {one.value(base):g} to {one.value(best):g}"

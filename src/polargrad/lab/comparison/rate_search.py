@@ -37,15 +37,18 @@ class SearchState:
         best: the run with the lowest loss at full length so far; None before there is one.
         bracketed: whether the search ended with a worse neighbour on either side of every rate.
         extensions: rounds that the search took beyond the first grid.
+        ended: how it ended, in a sentence; empty while it is under way.
     """
 
     pending: tuple[RunSpec, ...]
     best: RunSpec | None
     bracketed: bool
     extensions: int
+    ended: str = ""
 
 
-_OF_A_SEARCH = Used("tune", why="options of the search for rates")
+OF_A_SEARCH = Used("tune", why="options of a search")
+_OF_RATES = (OF_A_SEARCH, Used("tuner", ("rates",)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +62,9 @@ class SearchOptions:
 
     """
 
-    ratio: float = option(2.0, above=1, used=_OF_A_SEARCH)
-    limit: int = option(8, flag="extend", least=0, used=_OF_A_SEARCH)
-    halving: bool = option(True, used=_OF_A_SEARCH)
+    ratio: float = option(2.0, above=1, used=_OF_RATES)
+    limit: int = option(8, flag="extend", least=0, used=_OF_RATES)
+    halving: bool = option(True, used=_OF_RATES)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,11 @@ class RateSearch(SearchOptions):
             best = self._ranked(known, full, losses)[0]
             new = [point for point in _neighbours(best) if point not in known]
             if not new or extensions == self.limit:
-                return SearchState((), self.spec(best, full), not new, extensions)
+                far = f"the search was ended after {extensions} rounds; a better rate may lie further out."
+                near = (
+                    f"every rate has a worse one below and above it, after {extensions} rounds beyond the first grid."
+                )
+                return SearchState((), self.spec(best, full), not new, extensions, far if new else near)
             if pending := self._missing(new, full, losses):
                 return SearchState(pending, self.spec(best, full), False, extensions)
             known.update(new)

@@ -16,8 +16,10 @@ from polargrad.lab.options import check_integer
 from polargrad.lab.recipes import COMPARISONS, Recipe, changes_of, recipe
 from polargrad.lab.run.folder import PAGE, Run
 from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.run.tracking import Tracking
 
 if TYPE_CHECKING:
+    from polargrad.lab.launch import Launch
     from polargrad.lab.train import Progress
 
 
@@ -56,9 +58,14 @@ def request(
     seed: int = 42,
     steps: int | None = None,
     minutes: float | None = None,
+    launch: Launch | None = None,
     **options: Any,
 ) -> Comparison:
     """The comparison that names and options ask for; they are those of `compare`.
+
+    Args:
+        names: recipes, optimizers and specs.
+        launch: what the runs train; None: the laboratory's small run.
 
     Raises:
         FileNotFoundError: a file that is named is not there.
@@ -71,6 +78,10 @@ def request(
     if whole is not None:
         if len(names) > 1:
             raise ValueError(f"{names[0]} names a whole comparison; give it alone, or the recipes themselves")
+        if launch is not None:
+            raise ValueError(
+                f"{names[0]} is a comparison of small runs; with a launch file give the recipes themselves"
+            )
         if options.get("tune"):
             raise ValueError(f"{names[0]} has a grid of its own; leave --tune out, or give the recipes themselves")
         names, steps = whole.recipes, whole.steps if steps is None else steps
@@ -79,21 +90,33 @@ def request(
     among = [one for one in chosen if not isinstance(one, RunSpec)]
     if set and not among:
         raise ValueError("--set changes recipes, and there are none; edit a copy of the spec")
+    if launch is not None:
+        minutes = minutes if steps or minutes else launch.schedule.minutes
+        launch = dataclasses.replace(launch, schedule=dataclasses.replace(launch.schedule, minutes=None))
     specs = []
     for one in chosen:
         if isinstance(one, RunSpec):
             specs.append(one)
             continue
         changes = changes_of(one, set, among)
-        spec = one(steps=steps, seed=seed, changes=changes)
+        spec = _spec(one, launch, steps, seed, changes)
         if minutes is not None:
             from polargrad.lab.estimate import steps_within
 
-            spec = one(steps=steps_within(spec, minutes), seed=seed, changes=changes)
+            spec = _spec(one, launch, steps_within(spec, minutes), seed, changes)
         specs.append(spec if whole is None else whole.observed(spec))
     if "sweep" in options:
         options["sweep"] = tuple(options["sweep"])
-    return Comparison(tuple(specs), tuple(range(seed, seed + seeds)), **options)
+    return Comparison(tuple(specs), tuple(range(seed, seed + seeds)), minutes, **options)
+
+
+def _spec(one: Recipe, launch: Launch | None, steps: int | None, seed: int, changes: Sequence[str]) -> RunSpec:
+    if launch is None:
+        return one(steps=steps, seed=seed, changes=changes)
+    if steps is not None:
+        schedule = dataclasses.replace(launch.schedule, steps=steps, tokens=None)
+        launch = dataclasses.replace(launch, schedule=schedule)
+    return dataclasses.replace(launch.spec(one, changes), seed=seed)
 
 
 def _read(name: Named, seed: int, steps: int | None, minutes: float | None) -> Recipe | RunSpec:
@@ -116,6 +139,7 @@ def compare(
     jobs: int = 1,
     threads: int | None = None,
     progress: Callable[[str], Progress | None] = lambda _name: None,
+    tracking: Tracking | None = None,
     **options: Any,
 ) -> Results:
     """Run several optimizers on the same model, data and order of batches, as `polargrad compare` does.
@@ -127,6 +151,7 @@ def compare(
         jobs: runs at a time, each in a process of its own.
         threads: threads of each run.
         progress: given a run's name, what shows its progress, such as `polargrad.lab.train.terminal_progress`.
+        tracking: where the records go beside the folder (`polargrad.lab.run.tracking.Tracking`).
         **options: `set` ("NAME.OPTION=V" or "NAME.ROLE.OPTION=V"), `seeds`, `seed`, `steps` and `minutes`, as the flags
             of `polargrad compare`; and those of `ComparisonOptions`: `sweep`, `tune`, `ratio`, `limit`, `halving`.
 
@@ -147,4 +172,5 @@ def compare(
     """
     asked = request(names, **options)
     folder = Path(f"runs/compare-{datetime.now():%Y%m%d-%H%M%S}") if out is None else Path(out)
-    return Results(run_comparison(asked, folder, jobs=jobs, threads=threads, progress=progress), folder)
+    runs = run_comparison(asked, folder, jobs=jobs, threads=threads, progress=progress, tracking=tracking)
+    return Results(runs, folder)

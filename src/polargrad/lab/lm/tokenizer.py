@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from polargrad.lab.lm.cache import cache_folder, publish, verified_header
 from polargrad.lab.lm.sources import HELD_OUT, Source, first_line
 from polargrad.lab.options import check_integer
+from polargrad.lab.train.progress import interruptible
 
 if TYPE_CHECKING:
     import tokenizers
@@ -48,7 +49,8 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text. A text that spells the end-of-text token gets ordinary tokens for it."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        encode = lambda: self.backend.encode_batch_fast(list(texts), add_special_tokens=False)  # noqa: E731
+        return [encoding.ids for encoding in interruptible(encode)]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens."""
@@ -62,6 +64,7 @@ def train_bpe(
     documents: int = 20_000,
     held_out: float = HELD_OUT,
     cache: str | os.PathLike[str] | None = None,
+    progress: Callable[[float], object] = lambda seconds: None,
 ) -> Tokenizer:
     """A byte-level BPE vocabulary of exactly `vocab_size` tokens, trained on the first documents of a source.
 
@@ -73,6 +76,7 @@ def train_bpe(
         documents: number of documents to read, held-out ones included.
         held_out: the share of documents held out, as for `tokenize`.
         cache: folder of cached files; None: `$POLARGRAD_CACHE`, else `~/.cache/polargrad`.
+        progress: called several times a second with the seconds that the training has taken.
 
     Raises:
         ValueError: the size is below 257, or more than the text has merges for; or the share is out of range.
@@ -86,7 +90,7 @@ def train_bpe(
     if header is None:
         read = enumerate(itertools.islice(source.read(0), documents))
         texts = [document.text for number, document in read if number not in rest and document.text.strip()]
-        backend = _train(texts, vocab_size, source.name)
+        backend = _train(texts, vocab_size, source.name, progress)
         header = publish(path, lambda part: backend.save(str(part), pretty=False), **facts)
     return dataclasses.replace(load_tokenizer(str(path)), checksum=header["sha256"])
 
@@ -130,7 +134,9 @@ def load_tokenizer(where: str) -> Tokenizer:
     return Tokenizer(backend, max(backend.get_vocab().values()) + 1, closing, checksum)
 
 
-def _train(texts: Sequence[str], vocab_size: int, name: str) -> tokenizers.Tokenizer:
+def _train(
+    texts: Sequence[str], vocab_size: int, name: str, progress: Callable[[float], object]
+) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -145,7 +151,7 @@ def _train(texts: Sequence[str], vocab_size: int, name: str) -> tokenizers.Token
     )
     if vocab_size > _SMALLEST_VOCABULARY + sum(map(len, texts)):  # the library would make room for all of it
         raise ValueError(f"{name} has too little text for a vocabulary of {vocab_size}: ask for less or give more")
-    backend.train_from_iterator(texts, trainer, length=len(texts))
+    interruptible(lambda: backend.train_from_iterator(texts, trainer, length=len(texts)), progress)
     trained = backend.get_vocab_size()
     if trained != vocab_size:
         raise ValueError(

@@ -74,7 +74,7 @@ class Problem(ABC):
 
         The keyword arguments of a subclass are the problem's settings, and their defaults its full size.
         """
-        raise NotImplementedError(f"{cls.__name__} has no draw(seed, ...), so it cannot be made from a spec")
+        raise ValueError(f"{cls.__name__} has no draw(seed, ...), so it cannot be made from a spec; give it one")
 
     @classmethod
     def spec(cls, **settings: Setting) -> ProblemSpec:
@@ -291,7 +291,30 @@ def _spec_of(problem: type[Problem], settings: Mapping[str, Setting]) -> Problem
 
 @lru_cache(maxsize=1)
 def _draw(spec: ProblemSpec, seed: int) -> Problem:
-    return spec.problem.draw(seed, **spec.settings)
+    made = spec.problem.draw(seed, **spec.settings)
+    if not isinstance(made, Problem):
+        raise ValueError(f"{spec.kind}.draw must return the problem; got {type(made).__name__}")
+    return made
+
+
+def check_problem(problem: Problem) -> None:
+    """See that a problem can be minimized: its value and gradient at the initial point, and its minimum.
+
+    Raises:
+        ValueError: the value is not a differentiable, finite scalar, or the minimum not a finite number or None.
+    """
+    leaves = {key: value.detach().requires_grad_() for key, value in problem.start.items()}
+    f = problem.value(leaves)
+    if not isinstance(f, Tensor) or f.ndim:
+        got = f"shape {tuple(f.shape)}" if isinstance(f, Tensor) else type(f).__name__
+        raise ValueError(f"{problem.kind}.value must return a tensor without dimensions; got {got}")
+    if not bool(torch.isfinite(f)):
+        raise ValueError(f"{problem.kind}.value is {float(f)} at the initial point; give a point where it is finite")
+    if not f.requires_grad:
+        raise ValueError(f"{problem.kind}.value does not depend on the point by operations that autograd follows")
+    lowest = problem.minimum
+    if lowest is not None and not (isinstance(lowest, int | float) and math.isfinite(lowest)):
+        raise ValueError(f"{problem.kind}.minimum must be a finite float, or None where it is not known; got {lowest}")
 
 
 def check_matrix(name: str, value: Tensor) -> None:

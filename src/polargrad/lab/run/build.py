@@ -18,7 +18,7 @@ from polargrad.lab.train import MatrixProbe
 from polargrad.lab.train.optimizers import OPTIMIZERS, outside_rules
 from polargrad.lab.train.optimizers import build_optimizer as make_optimizer
 from polargrad.lab.train.parallel import Parallel
-from polargrad.lab.train.progress import tokenization_progress
+from polargrad.lab.train.progress import tokenization_progress, vocabulary_progress
 from polargrad.linalg import METHODS
 from polargrad.linalg.registry import Registry
 from polargrad.optim import parameter_groups
@@ -236,7 +236,8 @@ def _corpus(text: Text, vocabulary: int) -> tuple[Mapping[str, Any], EncodedCorp
     if text.tokenizer:
         words = lm.load_tokenizer(text.tokenizer)
     else:
-        words = lm.train_bpe(source, vocabulary, held_out=text.held_out)
+        with vocabulary_progress(source.name, vocabulary) as progress:
+            words = lm.train_bpe(source, vocabulary, held_out=text.held_out, progress=progress)
     with tokenization_progress(source.name) as progress:
         encoded = lm.tokenize(source, words, held_out=text.held_out, progress=progress)
     # The standard library's identity is a checksum of its documents, whatever vocabulary they are written in.

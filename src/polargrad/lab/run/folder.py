@@ -21,7 +21,9 @@ from typing import Any, Self, TypeVar
 
 from polargrad.distributed.checkpoint import sync_folder
 from polargrad.lab.files import json_text, named_errors, new_file_mode, parse_json, read_json, write_file
+from polargrad.lab.options import check_options
 from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.run.tracking import Tracking
 from polargrad.lab.train import CheckpointPolicy
 
 T = TypeVar("T")
@@ -91,14 +93,12 @@ class RunSettings:
     Args:
         policy: when checkpoints are made and which stay.
         page: whether a page about it is written at the end.
-        tensorboard: whether its records are written for TensorBoard too.
-        track: the tracker that they are sent to, or "none".
+        tracking: where its records go beside its folder.
     """
 
     policy: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     page: bool = False
-    tensorboard: bool = False
-    track: str = "none"
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 class RunFolder:
@@ -297,7 +297,9 @@ def relaunched(out: Path | None, parent: Path) -> Path | None:
 
 def write_settings(path: Path, options: RunSettings | None = None) -> None:
     """Write how the run of a folder is saved, watched and reported, and which torchrun made the folder."""
-    write_json(path / SETTINGS, {**asdict(options or RunSettings()), "launch": launch_token()})
+    plain = asdict(options or RunSettings())
+    tracking = plain.pop("tracking")
+    write_json(path / SETTINGS, {**plain, **tracking, "launch": launch_token()})
 
 
 def read_settings(path: Path) -> RunSettings:
@@ -305,8 +307,9 @@ def read_settings(path: Path) -> RunSettings:
     found = _read_settings(path)
     try:
         policy = CheckpointPolicy(**found["policy"])
-        page, board, track = found["page"], found["tensorboard"], found["track"]
-        return RunSettings(policy, bool(page), bool(board), str(track))
+        tracking = Tracking(found["tensorboard"], found["track"])
+        check_options(tracking)
+        return RunSettings(policy, bool(found["page"]), tracking)
     except (KeyError, TypeError, ValueError):
         return RunSettings()
 

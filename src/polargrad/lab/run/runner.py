@@ -28,7 +28,7 @@ from polargrad.lab.run.folder import (
     write_settings,
 )
 from polargrad.lab.run.spec import LanguageModel, RunSpec
-from polargrad.lab.run.tracking import watching
+from polargrad.lab.run.tracking import Tracking, watching
 from polargrad.lab.train import Checkpoint, CheckpointError, CheckpointPolicy, Checkpoints, train
 from polargrad.lab.train.checkpoint import differences
 from polargrad.lab.train.parallel import Parallel
@@ -64,8 +64,7 @@ def run(
     policy: CheckpointPolicy | None = None,
     parallel: Parallel | None = None,
     page: bool = False,
-    tensorboard: bool = False,
-    track: str = "none",
+    tracking: Tracking | None = None,
     created: Callable[[Path], object] = lambda path: None,
 ) -> Run:
     """Run a spec into a new folder.
@@ -77,8 +76,7 @@ def run(
         policy: when checkpoints are made and which stay.
         parallel: the processes it runs on; this is rank 0, and the others call `serve`. None: this one alone.
         page: whether a page is to be written about it at the end; resuming it tells so in `read_settings`.
-        tensorboard: whether the records are written for TensorBoard too.
-        track: the tracker that the records are sent to as well, or "none".
+        tracking: where the records go beside the folder.
         created: called with the folder once it is there.
 
     Returns:
@@ -93,7 +91,8 @@ def run(
     """
     path = Path(path)
     refuse_existing(path)
-    options = RunSettings(policy or CheckpointPolicy(), page, tensorboard, track)
+    options = RunSettings(policy or CheckpointPolicy(), page, tracking or Tracking())
+    options.tracking.check()
     spec = pinned(spec)
     _tell_others(parallel, spec, path, options)
     built = build(spec, parallel)
@@ -272,7 +271,7 @@ def _execute(
         parallel.messages.send({"checkpoint": name, "facts": _facts(built)})
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder)
-        watch = stack.enter_context(watching(built.spec, path, board=options.tensorboard, track=options.track))
+        watch = stack.enter_context(watching(built.spec, path, options.tracking))
 
         def record(entry: dict[str, Any]) -> None:
             folder.record(entry)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from polargrad.lab.options import check_value
+from polargrad.lab.options import check_options
 
 if TYPE_CHECKING:
     from polargrad.lab.run.spec import RunSpec
@@ -16,6 +18,41 @@ if TYPE_CHECKING:
 
 Tracker = Literal["none", "wandb", "trackio"]
 BOARD = "tensorboard"  # the folder in a run folder
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where the records of a run go beside its folder.
+
+    Args:
+        tensorboard: write the records for TensorBoard too, into the run folder.
+        track: send the records to a tracker too, which must be installed.
+    """
+
+    tensorboard: bool = False
+    track: Tracker = "none"
+
+    def check(self) -> None:
+        """See that the packages are there, before any work.
+
+        Raises:
+            ModuleNotFoundError: one is not installed.
+            ValueError: an unknown tracker.
+        """
+        check_options(self)
+        if self.tensorboard:
+            import_module("torch.utils.tensorboard")
+        if self.track != "none":
+            _module_of(self.track)
+
+
+def _module_of(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ModuleNotFoundError(f"--track {name} needs {name}: pip install {name}") from None
 
 
 def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -37,18 +74,17 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 @contextmanager
-def watching(spec: RunSpec, path: Path, *, board: bool, track: str) -> Iterator[Record | None]:
+def watching(spec: RunSpec, path: Path, tracking: Tracking) -> Iterator[Record | None]:
     """A function that passes every record of a run on to TensorBoard and a tracker; None if neither is asked for.
 
     Args:
         spec: the run.
         path: its folder.
-        board: whether TensorBoard gets the records.
-        track: the tracker that gets them, or "none".
+        tracking: who gets the records.
     """
     with ExitStack() as stack:
-        watchers = [stack.enter_context(tensorboard(path / BOARD))] if board else []
-        watchers += [stack.enter_context(tracker(track, spec))] if track != "none" else []
+        watchers = [stack.enter_context(tensorboard(path / BOARD))] if tracking.tensorboard else []
+        watchers += [stack.enter_context(tracker(tracking.track, spec))] if tracking.track != "none" else []
 
         def watch(record: dict[str, Any]) -> None:
             for watcher in watchers:
@@ -70,15 +106,8 @@ def tracker(name: str, spec: RunSpec) -> Iterator[Record]:
 
     Raises:
         ModuleNotFoundError: the tracker is not installed.
-        ValueError: an unknown tracker.
     """
-    check_value("tracker", name, Literal["wandb", "trackio"])
-    try:
-        module = import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise ModuleNotFoundError(f"--track {name} needs {name}: pip install {name}", name=name) from None
+    module = _module_of(name)
     module.init(project="polargrad", name=spec.name, config=spec.to_dict())
 
     def send(record: Mapping[str, Any]) -> None:

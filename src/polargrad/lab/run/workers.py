@@ -25,6 +25,7 @@ from polargrad.lab.run.spec import RunSpec
 from polargrad.lab.train import CheckpointPolicy, StopRequest, terminal_progress
 
 if TYPE_CHECKING:
+    from polargrad.lab.run.tracking import Tracking
     from polargrad.lab.train import Progress
     from polargrad.lab.train.parallel import Parallel
 
@@ -40,6 +41,7 @@ def run_all(
     threads: int | None = None,
     progress: Callable[[str], Progress | None] = lambda _label: None,
     parallel: Parallel | None = None,
+    tracking: Tracking | None = None,
 ) -> None:
     """Make runs until none is pending.
 
@@ -51,6 +53,7 @@ def run_all(
         threads: of each; None: one if there are several jobs, else as torch has it.
         progress: returns the display of a run's progress, given its name; for one job.
         parallel: the processes that each run is spread over, for one job; this is rank 0.
+        tracking: where the records of each run go beside its folder.
 
     Raises:
         ValueError: fewer than one job or thread.
@@ -60,15 +63,15 @@ def run_all(
     check_integer("jobs", jobs)
     check_integer("threads", 1 if threads is None else threads)
     if jobs > 1:
-        with _Pool(path, jobs, threads or 1) as pool:
+        with _Pool(path, jobs, threads or 1, tracking) as pool:
             pool.work(pending, ended)
         return
     with torch_threads(threads or torch.get_num_threads()):
         try:
             while waiting := pending():
                 spec = waiting[0]
-                shown = progress(spec.name)
-                runner.run_or_resume(spec, path / spec.name, progress=shown, policy=POLICY, parallel=parallel)
+                how = {"progress": progress(spec.name), "policy": POLICY, "parallel": parallel, "tracking": tracking}
+                runner.run_or_resume(spec, path / spec.name, **how)
                 ended(spec.name)
         except KeyboardInterrupt as interruption:
             raise runner.Interrupted(path, getattr(interruption, "signal", "SIGINT")) from None
@@ -77,11 +80,11 @@ def run_all(
 class _Pool:
     """Processes that make one run after another, each until it is told to stop."""
 
-    def __init__(self, path: Path, jobs: int, threads: int) -> None:
+    def __init__(self, path: Path, jobs: int, threads: int, tracking: Tracking | None) -> None:
         self._path = path
         yield_cores()
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
-        self._workers = [_Worker(context, path, threads) for _ in range(jobs)]
+        self._workers = [_Worker(context, path, threads, tracking) for _ in range(jobs)]
 
     def work(self, pending: Callable[[], Sequence[RunSpec]], ended: Callable[[str], None]) -> None:
         """Keep every process busy until nothing is pending and nothing under way."""
@@ -123,10 +126,10 @@ class _Pool:
 class _Worker:
     """A process that makes runs, as its parent sees it. It ends when the connection is closed."""
 
-    def __init__(self, context: SpawnContext, path: Path, threads: int) -> None:
+    def __init__(self, context: SpawnContext, path: Path, threads: int, tracking: Tracking | None) -> None:
         self._path = path
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, path, threads))
+        self.process = context.Process(target=_serve, args=(theirs, path, threads, tracking))
         self.process.start()
         theirs.close()
         self.at: str | None = None
@@ -152,7 +155,7 @@ class _Worker:
         return str(name)
 
 
-def _serve(connection: Connection, path: Path, threads: int) -> None:
+def _serve(connection: Connection, path: Path, threads: int, tracking: Tracking | None) -> None:
     """The work of a process: take specs, make their runs, answer None or the error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes on what it means
     torch.set_num_threads(threads)
@@ -161,7 +164,8 @@ def _serve(connection: Connection, path: Path, threads: int) -> None:
     while (spec := specs.get()) is not None:
         answer: Exception | None = None
         try:
-            runner.run_or_resume(spec, path / spec.name, progress=terminal_progress(spec.name), policy=POLICY)
+            how = {"progress": terminal_progress(spec.name), "policy": POLICY, "tracking": tracking}
+            runner.run_or_resume(spec, path / spec.name, **how)
         except runner.Interrupted:
             return
         except Exception as error:

@@ -226,6 +226,8 @@ def _outside(rule: str, groups: Sequence[Mapping[str, Any]]) -> Optimizer:
     named, required = _options_of(made)
     given = [{option: value for option, value in group.items() if option not in _FACTS} for group in groups]
     if unknown := [option for own in given for option in own if option not in named]:
+        if not named:
+            raise ValueError(f"{rule} takes no options, and {unknown[0]} is given; leave it out")
         raise ValueError(f"{rule}: {unknown_name('option', unknown[0], named)}")
     shared = {o: v for o, v in given[0].items() if all(o in own and own[o] == v for own in given)}
     varied = {option for own in given for option in own if option not in shared}
@@ -246,16 +248,16 @@ def _outside(rule: str, groups: Sequence[Mapping[str, Any]]) -> Optimizer:
         matrices = [[p for p in each if p.ndim > 1] for each in parameters]
         try:
             return any(p.ndim < 2 for each in parameters for p in each) and bool(made_of(matrices))
-        except (TypeError, ValueError, AssertionError):
+        except (Exception, SystemExit):
             return False
 
     def make(parameters: Sequence[Sequence[Tensor]]) -> Optimizer:
         try:
             optimizer = made_of(parameters)
-        except (TypeError, ValueError, AssertionError) as error:
+        except (Exception, SystemExit) as error:
             options = ", ".join(f"{option}={value!r}" for option, value in shared.items())
             hint = f"; {rule}+adamw steps the hidden matrices alone" if takes_matrices(parameters) else ""
-            raise ValueError(f"{rule} cannot be made with {options}: {error}{hint}") from error
+            raise ValueError(f"{rule} cannot be made with {options}: {_told(error)}{hint}") from error
         if fixed := sorted(varied - set(optimizer.defaults)):
             raise ValueError(f"{rule} has one {fixed[0]} for all roles, and they differ in it; give one value")
         return optimizer
@@ -289,12 +291,15 @@ def _check_resumable(
 ) -> None:
     """Refuse an optimizer that does not go on from its state dict as if it had not been stopped.
 
-    Tried on one small parameter for each group. What cannot step such a one is left to the run itself.
+    Tried on one small parameter for each group; where it cannot step such ones, a step is tried at their full size, and
+    the rest is left to the run.
 
     Raises:
-        ValueError: the state is not plain data, cannot be loaded, or leaves out what the next step depends on.
+        ValueError: it cannot step, or does not step what it was given; or the state is not plain data, cannot be
+            loaded, or leaves out what the next step depends on.
     """
-    shapes = [[min(size, _TRIAL) for size in p[0].shape] for p in map(_tensors, groups) if p]
+    whole = [list(p[0].shape) for p in map(_tensors, groups) if p]
+    shapes = [[min(size, _TRIAL) for size in shape] for shape in whole]
     draw = torch.Generator().manual_seed(0)
 
     def trial(values: Sequence[Tensor]) -> tuple[Optimizer, list[Parameter]]:
@@ -310,6 +315,11 @@ def _check_resumable(
             for p, gradient in zip(own, each, strict=True):
                 p.grad = gradient.clone()
             optimizer.step()
+        stepped = [p for group in optimizer.param_groups for p in group["params"]]
+        if len(stepped) != len(own) or any(p is not q for p, q in zip(stepped, own, strict=True)):
+            raise ValueError("it puts other tensors into its groups, so that the model is not trained")
+        if any(p.shape != gradient.shape for p, gradient in zip(own, gradients[0], strict=True)):
+            raise ValueError("it changes the shape of parameters")
 
     start = [torch.randn(shape, generator=draw) for shape in shapes]
     gradients = [[torch.randn(shape, generator=draw) for shape in shapes] for _ in range(2 * _STEPS)]
@@ -318,7 +328,11 @@ def _check_resumable(
         optimizer, own = trial(start)
         try:
             go(optimizer, own, gradients[:_STEPS])
-        except Exception:
+        except (Exception, SystemExit):
+            try:
+                go(*trial([torch.randn(shape, generator=draw) for shape in whole]), [[torch.ones(s) for s in whole]])
+            except (Exception, SystemExit) as error:
+                raise ValueError(f"{rule} cannot step: {_told(error)}") from error
             return
         saved, kept = optimizer.state_dict(), [p.detach().clone() for p in own]
         check_plain(saved, f"the state of {rule}")
@@ -326,16 +340,25 @@ def _check_resumable(
         torch.save(saved, file)
         file.seek(0)
         random = torch.get_rng_state()
-        go(optimizer, own, gradients[_STEPS:])
+        try:
+            go(optimizer, own, gradients[_STEPS:])
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"{rule} cannot step: {_told(error)}") from error
         resumed, other = trial(kept)
         try:
             resumed.load_state_dict(torch.load(file, weights_only=True))
             torch.set_rng_state(random)
             go(resumed, other, gradients[_STEPS:])
-        except Exception as error:
-            raise ValueError(f"{rule} cannot go on from its own state dict: {type(error).__name__}: {error}") from error
-    if any(not torch.equal(p, q) for p, q in zip(own, other, strict=True)):
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"{rule} cannot go on from its own state dict: {_told(error)}") from error
+    if not all(torch.allclose(p, q, rtol=0.0, atol=0.0, equal_nan=True) for p, q in zip(own, other, strict=True)):
         raise ValueError(
             f"{rule} takes other steps after its state dict was saved and loaded, so that its runs could not be "
             "resumed; keep all that a step depends on in self.state[p] or in the parameter group"
         )
+
+
+def _told(error: BaseException) -> str:
+    """What code from outside raised, in one line."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}".removesuffix(": ")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import queue
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TextIO, cast
+from typing import Any, Protocol, TextIO, TypeVar, cast
 
+T = TypeVar("T")
 _BAR = 24  # characters of a bar
 
 
@@ -257,23 +261,79 @@ def tokenization_progress(name: str) -> Iterator[Callable[[int, int], None]]:
     Returns:
         A function to call with the numbers of documents and tokens so far.
     """
+    began = time.monotonic()
+    with _one_line() as show:
+
+        def progress(documents: int, tokens: int) -> None:
+            speed = tokens / max(time.monotonic() - began, 1e-9)
+            show(f"encoding {name}: {documents:,} documents, {tokens:,} tokens, {speed:,.0f} tokens/s")
+
+        yield progress
+
+
+@contextlib.contextmanager
+def vocabulary_progress(name: str, size: int) -> Iterator[Callable[[float], None]]:
+    """Show that a vocabulary is being trained, as `tokenization_progress` shows the encoding.
+
+    Returns:
+        A function to call with the seconds so far.
+    """
+    with _one_line() as show:
+        yield lambda seconds: show(f"training a vocabulary of {size:,} tokens on {name}: {_clock(seconds)}")
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[Callable[[str], None]]:
+    """A function that shows a line: on a terminal in place of the one before, within its width; else now and then."""
     output = sys.stderr
-    watched, began, shown = output.isatty(), time.monotonic(), 0.0
-    last: tuple[int, int] | None = None
+    watched, shown, last = output.isatty(), 0.0, ""
 
-    def line(documents: int, tokens: int) -> str:
-        speed = tokens / max(time.monotonic() - began, 1e-9)
-        return f"encoding {name}: {documents:,} documents, {tokens:,} tokens, {speed:,.0f} tokens/s"
+    def write(line: str) -> None:
+        if watched:
+            line = f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K"
+        output.write(line if watched else f"{line}\n")
+        output.flush()
 
-    def progress(documents: int, tokens: int) -> None:
+    def show(line: str) -> None:
         nonlocal shown, last
-        last, now = (documents, tokens), time.monotonic()
+        last, now = line, time.monotonic()
         if now - shown >= (0.1 if watched else 10.0):
             shown = now
-            output.write(f"\r{line(documents, tokens)}" if watched else line(documents, tokens) + "\n")
-            output.flush()
+            write(line)
 
-    yield progress
-    if last is not None:
-        output.write(("\r" if watched else "") + line(*last) + "\n")
-        output.flush()
+    try:
+        yield show
+    finally:
+        if last:
+            write(last)
+            output.write("\n" if watched else "")
+
+
+def interruptible(work: Callable[[], T], tick: Callable[[float], object] = lambda seconds: None) -> T:
+    """Do work of a library that hears no signal in a thread of its own, so that Ctrl-C is heard at once.
+
+    What is interrupted goes on until the process ends, and its result is lost.
+
+    Args:
+        work: what is done; it must give up the interpreter's lock.
+        tick: called several times a second with the seconds so far.
+    """
+    answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def answer() -> None:
+        try:
+            answers.put((True, work()))
+        except BaseException as error:
+            answers.put((False, error))
+
+    began = time.monotonic()
+    threading.Thread(target=answer, daemon=True).start()
+    while True:
+        try:
+            good, found = answers.get(timeout=0.1)
+        except queue.Empty:
+            tick(time.monotonic() - began)
+            continue
+        if not good:
+            raise found
+        return found

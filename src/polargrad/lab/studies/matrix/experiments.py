@@ -12,19 +12,24 @@ import torch
 
 from polargrad.lab.matrix import PROBLEMS, Problem, ProblemSpec
 from polargrad.lab.matrix.configurations import DECAY_EVERY, Experiment
+from polargrad.lab.matrix.problem import check_problem
 from polargrad.lab.matrix.training import ROLE
 from polargrad.lab.options import check_options, option
 from polargrad.lab.run.folder import (
     EXPERIMENT,
     PAGE,
     Run,
+    RunSettings,
     create_folder,
     read_plan,
     read_run,
+    read_settings,
     refuse_existing,
     write_json,
+    write_settings,
 )
 from polargrad.lab.run.spec import MatrixOptions, RunSpec, from_plain
+from polargrad.lab.run.tracking import Tracking
 from polargrad.lab.run.workers import run_all
 from polargrad.lab.studies.matrix.page import write_page
 from polargrad.lab.train import Constant, LoopConfig, StepDecay
@@ -130,6 +135,7 @@ def run_experiment(
     *,
     progress: Callable[[str], Progress | None] = lambda _label: None,
     created: Callable[[Path], object] = lambda path: None,
+    tracking: Tracking | None = None,
 ) -> tuple[list[Run], Path]:
     """Run a problem's experiment into a new folder, and write its figures and page.
 
@@ -139,6 +145,7 @@ def run_experiment(
         options: which configurations, seeds and sizes; None: all of the first preset, at the full size.
         progress: makes the progress display of one run from the run's name.
         created: called with the folder once it is there.
+        tracking: where the records of each run go beside its folder.
 
     Returns:
         The runs, and the path of the page.
@@ -151,11 +158,14 @@ def run_experiment(
     options, path = options or ExperimentOptions(), Path(out)
     objective = options.problem_spec(problem)
     refuse_existing(path)
-    objective.build(options.seed)  # whatever is wrong with the data is said before there is a folder
+    settings = RunSettings(tracking=tracking or Tracking())
+    settings.tracking.check()
+    check_problem(objective.build(options.seed))  # whatever is wrong with it is said before there is a folder
     specs = options.specs(problem)
     create_folder(path)
     created(path)
     write_json(path / EXPERIMENT, {"experiment": objective.kind, "choices": dataclasses.asdict(options)})
+    write_settings(path, settings)
     return _carry_out(specs, path, options, progress)
 
 
@@ -191,6 +201,7 @@ def _carry_out(
         jobs=options.jobs,
         threads=None if options.jobs == 1 else max(1, torch.get_num_threads() // options.jobs),
         progress=progress,
+        tracking=read_settings(path).tracking,
     )
     runs = [read_run(path / spec.name) for spec in specs]
     return runs, report(runs, path / PAGE)
@@ -200,9 +211,14 @@ def report(runs: Sequence[Run], page: str | Path) -> Path:
     """Write the page of matrix runs that exist, and return its path.
 
     Raises:
-        ValueError: runs of several problems, or of none here.
+        ValueError: runs of several problems or sizes, or of none here.
     """
     kinds = {run.spec.objective.kind for run in runs}
     if len(kinds) != 1 or not kinds <= set(PROBLEMS):
         raise ValueError(f"a page shows one matrix problem, got {', '.join(sorted(kinds))}; report them separately")
+    if odd := next((run for run in runs if run.spec.objective != runs[0].spec.objective), None):
+        raise ValueError(
+            f"{odd.path} and {runs[0].path} have other sizes or data of {odd.spec.objective.kind}, so that their gaps "
+            "are not comparable; report them separately"
+        )
     return write_page(experiment_of(PROBLEMS[kinds.pop()]), runs, page)

@@ -79,14 +79,16 @@ def write_page(experiment: Experiment, runs: Sequence[Run], page: str | Path) ->
 
 
 def sentences(runs: Sequence[Run]) -> list[str]:
-    """The lowest and the highest end, and what went wrong in which run."""
-    gaps = final_gaps(runs)
-    finished = {name: gap for name, gap in gaps.items() if gap is not None}
-    said = []
-    if finished:
-        best = min(finished, key=lambda name: finished[name])
-        worst = max(finished, key=lambda name: finished[name])
-        said.append(f"Lowest at the end: {best}, {finished[best]:.2g}; highest: {worst}, {finished[worst]:.2g}.")
+    """The lowest and the highest end of runs of each length, and what went wrong in which run."""
+    said, lengths = [], sorted({run.spec.loop.steps for run in runs})
+    for steps in lengths:  # a longer run is not held against a shorter one
+        gaps = final_gaps([run for run in runs if run.spec.loop.steps == steps])
+        finished = sorted((gap, name) for name, gap in gaps.items() if gap is not None)
+        if finished:
+            (low, best), (high, worst) = finished[0], finished[-1]
+            end = "at the end" if len(lengths) == 1 else f"after {steps} steps"
+            highest = f"; highest: {worst}, {high:.2g}" if len(finished) > 1 or len(lengths) == 1 else ""
+            said.append(f"Lowest {end}: {best}, {low:.2g}{highest}.")
     for run in runs:
         said += [
             f"{run.spec.name} diverged at step {event['step']}: {event['message']}."
