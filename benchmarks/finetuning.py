@@ -4,9 +4,9 @@
     python benchmarks/finetuning.py --part lora
 
 `vision`: a small convolutional network learns scikit-learn's digits 0 to 4, and is then fine-tuned on all ten with few
-examples of each. `lora`: a decoder of 10.6M parameters, trained on Python sources by the command that is printed (or
-given as `--run DIR`), gets low-rank factors beside its linear layers, which alone learn English prose: the descriptions
-of data sets that scikit-learn ships.
+examples of each. `lora`: a decoder, trained on Python sources by the command that is printed (or given as `--run DIR`),
+gets low-rank factors beside its linear layers, which alone learn English prose: the descriptions of data sets that
+scikit-learn ships.
 
 Every optimizer is tried at the same rates on a seed and on held-out data of the search's own: four rates a factor of
 eight apart, then four around the best of them. The result is the mean and standard deviation over three other seeds, on
@@ -148,7 +148,7 @@ def with_factors(module: nn.Module, rank: int) -> nn.Module:
     return module
 
 
-def lora(steps: int, seeds: Iterable[int], folder: Path | None, rank: int = 8) -> None:
+def lora(steps: int, seeds: Iterable[int], folder: Path | None, model: str, rank: int = 8) -> None:
     import sklearn.datasets
 
     from polargrad.lab.cli.main import main
@@ -156,7 +156,7 @@ def lora(steps: int, seeds: Iterable[int], folder: Path | None, rank: int = 8) -
 
     if folder is None:
         folder = Path(tempfile.mkdtemp()) / "decoder"
-        command = "pretrain --model laptop --batch 8 --sequence 128 --steps 150"
+        command = f"pretrain --model {model} --batch 8 --sequence 128 --steps 150"
         print(f"polargrad {command}", flush=True)
         main([*command.split(), "--out", str(folder)])
     found = trained(folder)
@@ -196,10 +196,11 @@ if __name__ == "__main__":
     parser.add_argument("--part", choices=("vision", "lora"), default="vision")
     parser.add_argument("--steps", type=int, help="200 of the vision part and 40 of the other by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--model", default="laptop", help="decoder of the lora part: demo (1.9M), laptop (10.6M), ...")
     parser.add_argument("--run", type=Path, help="run folder of a trained decoder")
     given = parser.parse_args()
     print(f"torch {torch.__version__}, {cpu_name()}, {torch.get_num_threads()} threads")
     if given.part == "vision":
         vision(given.steps or 200, given.seeds)
     else:
-        lora(given.steps or 40, given.seeds, given.run)
+        lora(given.steps or 40, given.seeds, given.run, given.model)

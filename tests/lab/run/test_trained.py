@@ -2,20 +2,24 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from polargrad.lab.cli import main as cli
+from polargrad.lab.comparison.comparison import Comparison, run_comparison
 from polargrad.lab.comparison.page import Findings
 from polargrad.lab.lm.generation import sample
 from polargrad.lab.recipes import by_role
 from polargrad.lab.run import build, runner
+from polargrad.lab.run.folder import read_run
 from polargrad.lab.run.spec import LanguageModel
 from polargrad.lab.run.trained import trained
 from polargrad.optim.roles import roles
-from tests.runs import ADAMW, tiny_spec, tiny_text
+from tests.runs import ADAMW, StopsAt, tiny_spec, tiny_text
+from tests.torchrun import torchrun
 
 FAMILIES = {
     "qwen2": {},
@@ -108,6 +112,48 @@ def test_sampling_follows_its_seed_and_its_temperature(made, capsys):
     found = trained("run")
     sample(found.module, found.tokenizer, tokens=40)  # more than the model has positions
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_run_that_was_stopped_gives_the_model_of_its_last_checkpoint(made, tmp_path, capsys):
+    run = made()
+    with pytest.raises(runner.Interrupted):
+        runner.run(run.spec, "stopped", progress=StopsAt(2))
+    assert trained("stopped").step == 2
+    assert cli.main(["export", "stopped", "models/stopped"]) == 0
+    assert "after 2 steps" in capsys.readouterr().out
+
+
+def test_the_runs_of_a_comparison_write_a_text_and_those_of_a_grid_keep_no_model(made, capsys):
+    spec = made().spec
+    run_comparison(Comparison((spec,)), "both")
+    assert cli.main(["sample", "both/tiny", "ban ", "--tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("ban ")
+    assert "Text that the models write" in Findings.read(Path("both")).write_page("both.html").read_text("utf-8")
+    run_comparison(Comparison((spec,), sweep=("rates=1,2",)), "grid")
+    assert cli.main(["sample", "grid/tiny@rates=1"]) == 2
+    assert "runs of a search or a grid keep none" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+def test_a_model_trained_by_several_processes_is_exported(tmp_path, monkeypatch, capsys, layout):
+    text = tiny_text(tmp_path)
+    monkeypatch.setenv("POLARGRAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    sizes = "--layers 1 --hidden-size 16 --heads 2 --kv-heads 1 --vocabulary 300 --sequence 16 --batch 4 --steps 3"
+    flags = ["pretrain", "--data", text, *sizes.split(), "--eval-every", "1", "--recipe", "muon+adamw"]
+    done = torchrun(2, "-m", "polargrad", *flags, "--parallel", layout, "--out", "run")
+    assert done.returncode == 0, done.stderr
+    assert cli.main(["export", "run", "model"]) == 0, capsys.readouterr().err
+    found, run = trained("run"), read_run("run")
+    objective, _ = build.build_objective(run.spec)
+    objective.module.load_state_dict(found.module.state_dict())
+    ended = run.of_kind("eval")[-1]["val_loss"]
+    assert objective.evaluate()["val_loss"] == pytest.approx(ended, rel=1e-6)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        assert (model(ids).logits - found.module.eval()(input_ids=ids).logits).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ from polargrad.lab.run.folder import (
 )
 from polargrad.lab.run.spec import RunSpec, from_plain, without_format
 from polargrad.lab.run.tracking import Tracking
+from polargrad.lab.train import CheckpointPolicy
 
 if TYPE_CHECKING:
     from polargrad.lab.train import Progress
@@ -255,6 +256,8 @@ def resume_comparison(
 
     how = {"jobs": jobs, "threads": threads, "progress": progress, "parallel": parallel}
     how["tracking"] = read_settings(path).tracking
+    if not (comparison.tune or comparison.sweep):  # of many runs the models would fill the disk
+        how["policy"] = CheckpointPolicy(keep=1)
     workers.run_all(lambda: comparison.pending(losses), ended, path, **how)
     return [read_run(folder) for folder in find_runs(path)]
 

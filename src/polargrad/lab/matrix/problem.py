@@ -309,7 +309,7 @@ def check_problem(problem: Problem) -> None:
         got = f"shape {tuple(f.shape)}" if isinstance(f, Tensor) else type(f).__name__
         raise ValueError(f"{problem.kind}.value must return a tensor without dimensions; got {got}")
     if not bool(torch.isfinite(f)):
-        raise ValueError(f"{problem.kind}.value is {float(f)} at the initial point; give a point where it is finite")
+        raise ValueError(f"{problem.kind}.value is {f.item()} at the initial point; give a point where it is finite")
     if not f.requires_grad:
         raise ValueError(f"{problem.kind}.value does not depend on the point by operations that autograd follows")
     lowest = problem.minimum

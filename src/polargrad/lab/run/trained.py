@@ -53,8 +53,8 @@ def trained(path: str | Path) -> Trained:
     checkpoint = Checkpoints(Path(path) / CHECKPOINTS, configuration).newest()
     if checkpoint is None:
         raise FileNotFoundError(
-            f"{path} has no checkpoint; runs of a comparison keep none: `polargrad run {path}/spec.json` makes the run "
-            "again and keeps its last"
+            f"{path} has no checkpoint; runs of a search or a grid keep none: `polargrad run {path}/spec.json` makes "
+            "the run again and keeps its last"
         )
     objective: Any = built.objective
     checkpoint.restore(objective.module, built.optimizer, objective)

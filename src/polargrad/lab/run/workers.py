@@ -9,11 +9,11 @@ import pickle
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,6 +42,7 @@ def run_all(
     progress: Callable[[str], Progress | None] = lambda _label: None,
     parallel: Parallel | None = None,
     tracking: Tracking | None = None,
+    policy: CheckpointPolicy = POLICY,
 ) -> None:
     """Make runs until none is pending.
 
@@ -54,6 +55,7 @@ def run_all(
         progress: returns the display of a run's progress, given its name; for one job.
         parallel: the processes that each run is spread over, for one job; this is rank 0.
         tracking: where the records of each run go beside its folder.
+        policy: when checkpoints are made and which stay; by default none of a run that is finished.
 
     Raises:
         ValueError: fewer than one job or thread.
@@ -63,15 +65,15 @@ def run_all(
     check_integer("jobs", jobs)
     check_integer("threads", 1 if threads is None else threads)
     if jobs > 1:
-        with _Pool(path, jobs, threads or 1, tracking) as pool:
+        with _Pool(path, jobs, threads or 1, {"tracking": tracking, "policy": policy}) as pool:
             pool.work(pending, ended)
         return
     with torch_threads(threads or torch.get_num_threads()):
         try:
             while waiting := pending():
                 spec = waiting[0]
-                how = {"progress": progress(spec.name), "policy": POLICY, "parallel": parallel, "tracking": tracking}
-                runner.run_or_resume(spec, path / spec.name, **how)
+                how = {"progress": progress(spec.name), "policy": policy, "tracking": tracking}
+                runner.run_or_resume(spec, path / spec.name, parallel=parallel, **how)
                 ended(spec.name)
         except KeyboardInterrupt as interruption:
             raise runner.Interrupted(path, getattr(interruption, "signal", "SIGINT")) from None
@@ -80,11 +82,11 @@ def run_all(
 class _Pool:
     """Processes that make one run after another, each until it is told to stop."""
 
-    def __init__(self, path: Path, jobs: int, threads: int, tracking: Tracking | None) -> None:
+    def __init__(self, path: Path, jobs: int, threads: int, how: Mapping[str, Any]) -> None:
         self._path = path
         yield_cores()
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
-        self._workers = [_Worker(context, path, threads, tracking) for _ in range(jobs)]
+        self._workers = [_Worker(context, path, threads, how) for _ in range(jobs)]
 
     def work(self, pending: Callable[[], Sequence[RunSpec]], ended: Callable[[str], None]) -> None:
         """Keep every process busy until nothing is pending and nothing under way."""
@@ -126,10 +128,10 @@ class _Pool:
 class _Worker:
     """A process that makes runs, as its parent sees it. It ends when the connection is closed."""
 
-    def __init__(self, context: SpawnContext, path: Path, threads: int, tracking: Tracking | None) -> None:
+    def __init__(self, context: SpawnContext, path: Path, threads: int, how: Mapping[str, Any]) -> None:
         self._path = path
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, path, threads, tracking))
+        self.process = context.Process(target=_serve, args=(theirs, path, threads, how))
         self.process.start()
         theirs.close()
         self.at: str | None = None
@@ -155,7 +157,7 @@ class _Worker:
         return str(name)
 
 
-def _serve(connection: Connection, path: Path, threads: int, tracking: Tracking | None) -> None:
+def _serve(connection: Connection, path: Path, threads: int, how: Mapping[str, Any]) -> None:
     """The work of a process: take specs, make their runs, answer None or the error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes on what it means
     torch.set_num_threads(threads)
@@ -164,8 +166,7 @@ def _serve(connection: Connection, path: Path, threads: int, tracking: Tracking 
     while (spec := specs.get()) is not None:
         answer: Exception | None = None
         try:
-            how = {"progress": terminal_progress(spec.name), "policy": POLICY, "tracking": tracking}
-            runner.run_or_resume(spec, path / spec.name, **how)
+            runner.run_or_resume(spec, path / spec.name, progress=terminal_progress(spec.name), **how)
         except runner.Interrupted:
             return
         except Exception as error:
