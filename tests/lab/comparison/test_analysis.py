@@ -156,8 +156,9 @@ def test_what_differs_is_not_held_against_each_other(tmp_path):
     for name, what in (("longer", "number of steps"), ("text", "corpus")):
         assert sentence(one[name], one["base"]).endswith(f"it is not held against base, whose {what} is another.")
         assert one[name].reach(one["base"]).steps.of == 0
-    page = Findings([base, longer, text]).write_page(tmp_path / "page.html").read_text(encoding="utf-8")
+    page = Findings([base, same, longer, text]).write_page(tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("not comparable") == 4  # steps and seconds of two runs
+    assert not any("Steps to" in column for column in Findings([base, longer, text]).results().columns)
     (tmp_path / "comparison.json").write_text("{}")
     assert one["longer"].reach(one["base"]).steps.of == 0
     (tmp_path / "comparison.json").write_text('{"minutes": 1.0}')
