@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from polargrad.lab import recipes
 from polargrad.lab.cli import terminal
@@ -113,7 +113,7 @@ class Run(Options):
             if not parallel.is_main_process:
                 return runner.serve(parallel)
             out, progress = terminal.place(self.out, spec.name), terminal_progress(spec.name)
-            how = {"progress": progress, "tracking": self.tracking, "created": terminal.created}
+            how: dict[str, Any] = {"progress": progress, "tracking": self.tracking, "created": terminal.created}
             finished = runner.run_or_resume(spec, out, parallel=parallel, **how)
         from polargrad.lab.cli.report import print_run
 
@@ -136,7 +136,7 @@ class Run(Options):
         own = {"settings": self.matrix.settings(), "seed": self.seed, "steps": self.steps}
         options = ExperimentOptions(**values_of(MatrixOptions, self.matrix), **own)
         out = terminal.place(self.out, problem.kind)
-        how = {"progress": terminal_progress, "tracking": self.tracking, "created": terminal.created}
+        how: dict[str, Any] = {"progress": terminal_progress, "tracking": self.tracking, "created": terminal.created}
         print_experiment(*run_experiment(problem, out, options, **how))
 
     def _study(self) -> None:

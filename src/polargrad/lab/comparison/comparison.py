@@ -254,7 +254,7 @@ def resume_comparison(
         said = "diverged" if losses[name] is None else f"{losses[name]:.4f}"
         report(f"{len(losses)} ended, {len(comparison.pending(losses))} known to come: {name} {said}")
 
-    how = {"jobs": jobs, "threads": threads, "progress": progress, "parallel": parallel}
+    how: dict[str, Any] = {"jobs": jobs, "threads": threads, "progress": progress, "parallel": parallel}
     how["tracking"] = read_settings(path).tracking
     if not (comparison.tune or comparison.sweep):  # of many runs the models would fill the disk
         how["policy"] = CheckpointPolicy(keep=1)

@@ -82,7 +82,8 @@ class Findings:
         if not self.comparison or not self.is_replicated:
             return analysis.alone(analysis.best_of_recipe(self.runs))
         waiting = {name for name, state in self.searches.items() if state.pending}
-        counting = [run for run in self.runs if run.spec.seed in self.comparison.seeds]  # and not of a search
+        seeds = self.comparison.seeds  # of the runs that count, and not of a search
+        counting = [run for run in self.runs if run.spec.seed in seeds]
         found = analysis.replicates(counting or self.runs)
         found = [one for one in found if one.name not in waiting] or found
         order = [spec.recipe for spec in self.comparison.recipes]

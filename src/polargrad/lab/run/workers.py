@@ -72,7 +72,7 @@ def run_all(
         try:
             while waiting := pending():
                 spec = waiting[0]
-                how = {"progress": progress(spec.name), "policy": policy, "tracking": tracking}
+                how: dict[str, Any] = {"progress": progress(spec.name), "policy": policy, "tracking": tracking}
                 runner.run_or_resume(spec, path / spec.name, parallel=parallel, **how)
                 ended(spec.name)
         except KeyboardInterrupt as interruption:
