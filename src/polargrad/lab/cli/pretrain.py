@@ -70,9 +70,11 @@ class Pretrain(Launch):
                     how["policy"] = None  # as the run was begun
                 finished = runner.resume(self.checkpoints.resume, spec, **how)
             else:
-                watched = {"tracking": Tracking(**values_of(Tracking, self.evaluation))}
+                tracking = Tracking(**values_of(Tracking, self.evaluation))
                 out = terminal.place(self.run.out, spec.name)
-                finished = runner.run_or_resume(spec, out, **how, **watched, page=True, created=terminal.created)
+                finished = runner.run_or_resume(
+                    spec, out, **how, tracking=tracking, page=True, created=terminal.created
+                )
         from polargrad.lab.cli.report import print_pretrained
 
         print_pretrained(finished)
