@@ -223,8 +223,9 @@ def _completed(V: Tensor) -> Tensor:
 def _run(A: Tensor, request: Request) -> tuple[_Canonical, IterationResult]:
     canonical = _canonical(A, request.method)
     transformed = _is_transformed()
+    differentiated = transformed or (torch.is_grad_enabled() and A.requires_grad)
     if isinstance(request.norm_floor, Tensor) or request.norm_floor:
-        if needs_gradient(A):
+        if differentiated:
             raise ValueError("norm_floor is for factors without a gradient; call it under torch.no_grad()")
         floor = request.norm_floor.reshape(-1, 1, 1) if isinstance(request.norm_floor, Tensor) else request.norm_floor
         floor = floor if canonical.scale is None else floor * canonical.scale
@@ -233,7 +234,7 @@ def _run(A: Tensor, request: Request) -> tuple[_Canonical, IterationResult]:
         result = (iterate_transformed if transformed else Request.iterate)(request, canonical.X)
     if result.unitary is canonical.X:  # which may be A itself
         result = result._replace(unitary=canonical.X.clone())
-    if needs_gradient(A):
+    if differentiated:
         result = result._replace(
             unitary=attach_gradient(canonical.A, result.unitary, request.singular_gradient, request.rotation)
         )
