@@ -322,6 +322,7 @@ def optimizer_step(
         ValueError: layouts on meshes of different sizes.
 
     Example:
+        >>> import torch
         >>> W = torch.nn.Parameter(torch.empty(64, 64, device="meta"))
         >>> four = optimizer_step(PolarGrad([W]).param_groups, {W: Layout((64, 64), mesh=(4,), dims=(0,))})
         >>> four.costs[0].strategy.value, four.sent[1]

@@ -116,7 +116,7 @@ class Whitening(ABC):
             >>> OneSided().workspace(matrix_view((768, 3072)), torch.float32) / 768**2
             60.0
         """
-        entry, squares = statistics_dtype(dtype).itemsize, self.sizes(view).values()
+        entry, squares = statistics_dtype(dtype).itemsize, list(self.sizes(view).values())
         return 2 * entry * sum(squares) + (3 * entry + 40) * max(squares, default=0)
 
     def operations(self, m: int, n: int) -> float:

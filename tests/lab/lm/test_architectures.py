@@ -50,27 +50,32 @@ def mixture():
 
 
 def test_experts_are_stepped_as_batches_of_matrices(mixture):
-    groups = {group["role"]: group for group in polargrad.parameter_groups(mixture)}
-    expert = groups["expert"]
-    assert expert["rule"] == "polar"
-    names = [name for name, _ in expert["params"]]
-    assert [name.rpartition(".")[2] for name in names] == ["gate_up_proj", "down_proj"] * 2
-    optimizer = polargrad.PolarGrad(
-        [{**expert, "lr": 1.0, "momentum": 0.0, "nesterov": False, "scale": "none", "method": "svd", "max_steps": None}]
-    )
-    before = {name: p.detach().clone() for name, p in expert["params"]}
+    experts = [group for group in polargrad.parameter_groups(mixture) if group["role"] == "expert"]
+    assert [[name.rpartition(".")[2] for name, _ in group["params"]] for group in experts] == [
+        ["gate_up_proj"] * 2,
+        ["down_proj"] * 2,
+    ]
+    assert [group.get("split") for group in experts] == [[24, 24], None]
+    assert {group["rule"] for group in experts} == {"polar"}
+    plain = {"lr": 1.0, "momentum": 0.0, "nesterov": False, "scale": "none", "method": "svd", "max_steps": None}
+    optimizer = polargrad.PolarGrad([{**group, **plain} for group in experts])
+    before = {name: p.detach().clone() for group in experts for name, p in group["params"]}
     mixture(input_ids=torch.arange(16).reshape(2, 8)).logits.square().mean().backward()
     optimizer.step()
-    for name, p in expert["params"]:
-        step = before[name] - p.detach()
-        assert step.shape == p.shape == (4, *p.shape[1:])
-        for one, gradient in zip(step, p.grad, strict=True):
-            torch.testing.assert_close(one, polargrad.polar_factor(gradient, "svd"), rtol=0, atol=1e-5)
-            assert torch.linalg.matrix_norm(one, ord=2).item() == pytest.approx(1.0, abs=1e-4)
+    for group in experts:
+        for name, p in group["params"]:
+            step = before[name] - p.detach()
+            assert step.shape == p.shape == (4, *p.shape[1:])
+            for whole, gradients in zip(step, p.grad, strict=True):
+                sizes = group.get("split", [len(whole)])
+                for one, gradient in zip(whole.split(sizes), gradients.split(sizes), strict=True):
+                    torch.testing.assert_close(one, polargrad.polar_factor(gradient, "svd"), rtol=0, atol=1e-5)
+                    assert torch.linalg.matrix_norm(one, ord=2).item() == pytest.approx(1.0, abs=1e-4)
     # Negative control: one polar factor of all experts laid side by side is another step.
-    flat = torch.cat(list(expert["params"][0][1].grad), dim=0)
-    together = polargrad.polar_factor(flat, "svd").reshape(4, -1, 16)
-    apart = before[names[0]] - expert["params"][0][1].detach()
+    name, p = experts[1]["params"][0]
+    flat = torch.cat(list(p.grad), dim=0)
+    together = polargrad.polar_factor(flat, "svd").reshape(p.shape)
+    apart = before[name] - p.detach()
     assert not torch.allclose(together, apart, atol=1e-2)
 
 

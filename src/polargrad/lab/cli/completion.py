@@ -34,10 +34,10 @@ complete -o default -F _polargrad polargrad
 class Completion(Options):
     """Print a script by which bash or zsh completes commands, flags, recipes and problems; other words are files.
 
-    Example: eval "$(polargrad completion bash)"
+    Example: polargrad completion bash > polargrad-completion.sh
 
     Args:
-        shell: the shell; the line of the example goes into ~/.bashrc or ~/.zshrc
+        shell: the shell, which reads the script by `source`, from ~/.bashrc or ~/.zshrc
     """
 
     shell: Positional[Literal["bash", "zsh"]]

@@ -39,10 +39,10 @@ COMMANDS = (
 # Which extra brings which package, by the names under which they are imported.
 _EXTRA = {
     **dict.fromkeys(("numpy", "transformers", "tokenizers", "tyro", "rich", "matplotlib"), "lab"),
-    **dict.fromkeys(("tensorboard", "jinja2", "sklearn", "docstring_parser"), "lab"),
+    **dict.fromkeys(("tensorboard", "jinja2", "markupsafe", "sklearn", "docstring_parser"), "lab"),
     "optuna": "tuning",
-    "datasets": "data",
-    "pytorch_optimizer": "comparators",
+    **dict.fromkeys(("datasets", "huggingface_hub"), "data"),
+    **dict.fromkeys(("pytorch_optimizer", "scipy"), "comparators"),
     **dict.fromkeys(("accelerate", "lightning"), "integrations"),
 }
 
