@@ -91,6 +91,22 @@ def image_and_text(config: Any) -> dict[str, Any]:
     return {"pixel_values": torch.randn(4, 3, 32, 32), "input_ids": _ids(config), "return_loss": True}
 
 
+def captions(config: Any) -> dict[str, Any]:
+    """Images and the captions to be written below them."""
+    ids = _ids(config)
+    return {"pixel_values": torch.randn(4, 3, 32, 32), "input_ids": ids, "labels": ids}
+
+
+def trajectory(config: Any) -> dict[str, Any]:
+    """States, actions and rewards of a few moments."""
+    sizes = {"states": config.state_dim, "actions": config.act_dim, "rewards": 1, "returns_to_go": 1}
+    return {
+        **{name: torch.randn(2, 5, size) for name, size in sizes.items()},
+        "timesteps": torch.arange(5).expand(2, 5),
+        "attention_mask": torch.ones(2, 5),
+    }
+
+
 def image_only(config: Any) -> dict[str, Any]:
     """Images, whose masks the model is to draw."""
     return {"pixel_values": torch.randn(1, 3, 32, 32), "input_points": torch.tensor([[[[5.0, 9.0]]]])}
@@ -144,6 +160,8 @@ ARCHITECTURES: dict[str, tuple[str, Batch, dict[str, Any]]] = {
     "gpt-bigcode": ("GPTBigCodeForCausalLM", causal, {}),
     "xlnet": ("XLNetLMHeadModel", causal, {"max_position_embeddings": ...}),
     "xlm": ("XLMWithLMHeadModel", causal, {"n_words": 96}),
+    "openai-gpt": ("OpenAIGPTLMHeadModel", causal, {}),
+    "decision-transformer": ("DecisionTransformerModel", trajectory, {"state_dim": 7, "act_dim": 3, "max_ep_len": 32}),
     "ctrl": ("CTRLLMHeadModel", causal, {"dff": 48}),
     # mixtures of experts
     "mixtral": ("MixtralForCausalLM", causal, {}),
@@ -157,6 +175,8 @@ ARCHITECTURES: dict[str, tuple[str, Batch, dict[str, Any]]] = {
                     "qk_nope_head_dim": 4, "v_head_dim": 8, "head_dim": 4, "num_key_value_heads": 4, "n_group": 1,
                  "topk_group": 1, "first_k_dense_replace": 1}),
     "granite-moe": ("GraniteMoeForCausalLM", causal, {}),
+    "jetmoe": ("JetMoeForCausalLM", causal, {"kv_channels": 8}),
+    "minimax": ("MiniMaxForCausalLM", causal, {"layer_types": ["linear_attention", "full_attention"], "block_size": 4}),
     "switch": ("SwitchTransformersForConditionalGeneration", encoder_decoder, {"decoder_start_token_id": 1}),
     # state space and recurrent
     "mamba": ("MambaForCausalLM", causal, {"state_size": 4, "time_step_rank": 2}),
@@ -170,6 +190,11 @@ ARCHITECTURES: dict[str, tuple[str, Batch, dict[str, Any]]] = {
     "qwen3-next": ("Qwen3NextForCausalLM", causal, {"linear_key_head_dim": 8, "linear_value_head_dim": 8,
                    "linear_num_key_heads": 2, "linear_num_value_heads": 4,
                    "layer_types": ["linear_attention", "full_attention"]}),
+    "zamba2": ("Zamba2ForCausalLM", causal, {"mamba_d_state": 4, "mamba_ngroups": 1, "n_mamba_heads": 8,
+               "chunk_size": 4, "layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1, "mamba_headdim": 8, "adapter_rank": 4,
+               "use_mamba_kernels": False, "use_mem_rope": False}),
+    "lfm2": ("Lfm2ForCausalLM", causal, {"layer_types": ["conv", "full_attention"]}),
+    "xlstm": ("xLSTMForCausalLM", causal, {"embedding_dim": 32, "num_blocks": 2, "num_heads": 2, "chunk_size": 4}),
     # encoders
     "bert": ("BertForMaskedLM", causal, {}),
     "bert-classifier": ("BertForSequenceClassification", text_classes, {}),
@@ -177,6 +202,11 @@ ARCHITECTURES: dict[str, tuple[str, Batch, dict[str, Any]]] = {
     "albert": ("AlbertForMaskedLM", causal, {"embedding_size": 16}),
     "distilbert": ("DistilBertForMaskedLM", causal, {}),
     "deberta-v2": ("DebertaV2ForMaskedLM", causal, {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
+    "deberta": ("DebertaForMaskedLM", causal, {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
+    "squeezebert": ("SqueezeBertForMaskedLM", causal, {"embedding_size": 32, **dict.fromkeys(("q_groups", "k_groups",
+                    "v_groups", "intermediate_groups", "output_groups"), 2)}),
+    "mobilebert": ("MobileBertForMaskedLM", causal, {"embedding_size": 16, "intra_bottleneck_size": 16,
+                   "true_hidden_size": 16, "num_feedforward_networks": 2}),
     "funnel": ("FunnelForMaskedLM", causal, {"num_hidden_layers": ..., "block_sizes": [1, 1]}),
     "convbert": ("ConvBertForMaskedLM", causal, {"embedding_size": 32}),
     "modernbert": ("ModernBertForMaskedLM", causal, {"reference_compile": False}),
@@ -190,6 +220,8 @@ ARCHITECTURES: dict[str, tuple[str, Batch, dict[str, Any]]] = {
                "tie_word_embeddings": False}),
     "m2m-100": ("M2M100ForConditionalGeneration", encoder_decoder, {}),
     "fsmt": ("FSMTForConditionalGeneration", encoder_decoder, {"langs": ["a", "b"]}),
+    "led": ("LEDForConditionalGeneration", encoder_decoder, {"attention_window": 4,
+            "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64}),
     "prophetnet": ("ProphetNetForConditionalGeneration", encoder_decoder, {"num_hidden_layers": ...,
                    "num_encoder_layers": 2, "num_decoder_layers": 2, "num_encoder_attention_heads": 4,
                    "num_decoder_attention_heads": 4}),
@@ -207,6 +239,11 @@ ARCHITECTURES: dict[str, tuple[str, Batch, dict[str, Any]]] = {
     "convnext": ("ConvNextForImageClassification", image_classes, {"num_stages": 4, "num_hidden_layers": ...,
                  "hidden_sizes": [8, 16, 24, 32], "patch_size": 4,
                  "depths": [1, 1, 1, 1]}),
+    "convnextv2": ("ConvNextV2ForImageClassification", image_classes, {"num_stages": 4, "num_hidden_layers": ...,
+                   "hidden_sizes": [8, 16, 24, 32], "patch_size": 4, "depths": [1, 1, 1, 1]}),
+    "hiera": ("HieraForImageClassification", image_classes, {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2],
+              "image_size": [32, 32], "patch_size": [7, 7], "num_query_pool": 1, "query_stride": [2, 2],
+              "masked_unit_size": [4, 4], "num_hidden_layers": ...}),
     "resnet": ("ResNetForImageClassification", image_classes, {"embedding_size": 8, "hidden_sizes": [8, 16],
                "depths": [1, 1]}),
     "regnet": ("RegNetForImageClassification", image_classes, {"embedding_size": 8, "hidden_sizes": [8, 16],
@@ -233,6 +270,10 @@ ARCHITECTURES: dict[str, tuple[str, Batch, dict[str, Any]]] = {
     "wavlm": ("WavLMForSequenceClassification", sound_classes, {"conv_dim": [8, 8], "conv_stride": [5, 4],
               "conv_kernel": [10, 4], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8,
               "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 16, "mask_time_prob": 0.0}),
+    "wav2vec2-conformer": ("Wav2Vec2ConformerForSequenceClassification", sound_classes, {"conv_dim": [8, 8],
+                           "conv_stride": [5, 4], "conv_kernel": [10, 4], "num_feat_extract_layers": 2,
+                           "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "mask_time_prob": 0.0,
+                           "classifier_proj_size": 16, "position_embeddings_type": "relative"}),
     "hubert": ("HubertForSequenceClassification", sound_classes, {"conv_dim": [8, 8], "conv_stride": [5, 4],
                "conv_kernel": [10, 4], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8,
                "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 16, "mask_time_prob": 0.0}),
@@ -245,6 +286,9 @@ ARCHITECTURES: dict[str, tuple[str, Batch, dict[str, Any]]] = {
     # several kinds of input
     "clip": ("CLIPModel", image_and_text, {"text_config": {**TINY, "projection_dim": 16}, "vision_config": {**TINY,
              "projection_dim": 16}, "projection_dim": 16}),
+    "siglip": ("SiglipModel", image_and_text, {"text_config": {**TINY, "projection_size": 32}, "vision_config": TINY}),
+    "blip": ("BlipForConditionalGeneration", captions, {"text_config": {**TINY, "encoder_hidden_size": 32},
+             "vision_config": TINY}),
     "sam": ("SamModel", image_only, {"vision_config": {**TINY, "output_channels": 16, "num_pos_feats": 8,
                  "window_size": 2,
             "global_attn_indexes": [1], "mlp_dim": 48}, "prompt_encoder_config": {"hidden_size": 16, "image_size": 32,

@@ -250,6 +250,18 @@ def test_an_operator_that_cannot_be_followed_is_named(monkeypatch):
     assert [g["role"] for g in groups if "0.weight" in dict(g["params"])] == ["conv"]
 
 
+def test_an_operator_from_outside_is_named_and_the_parameter_keeps_its_static_role():
+    @torch.library.custom_op("polargrad_tests::linear", mutates_args=())
+    def linear(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+        return x @ W.T
+
+    linear.register_autograd(lambda context, gradient: (gradient, None))
+    model = nn.Sequential(nn.Linear(D, D), Formula({"W": (6, D)}, lambda m, x: linear(x, m.W), 6))
+    with pytest.warns(UserWarning, match="through polargrad_tests::linear .LookupError.*not one of torch's own"):
+        groups = polargrad.parameter_groups(model, example=vectors(), rules=[("1.W", "hidden")])
+    assert [g["role"] for g in groups if "1.W" in dict(g["params"])] == ["hidden"]
+
+
 def test_a_static_guess_is_named():
     with pytest.warns(UserWarning, match="nothing tells the use of bare, latents, relative, A_log .stepped by AdamW.;"):
         groups = polargrad.parameter_groups(Tables())
@@ -413,7 +425,6 @@ class Returning(nn.Module):
         lambda z, y: Opaque(z),
         lambda z, y: {"hidden": z},
         lambda z, y: {"text_embeds": z, "past": y},
-        lambda z, y: {"encoder": {"hidden_states": (y, z)}},
         lambda z, y: torch.distributions.Normal(z, torch.ones(()), validate_args=False),
     ],
 )  # fmt: skip
@@ -426,6 +437,7 @@ def test_outputs_that_no_loss_is_taken_of_are_no_head():
         lambda z, y: {"logits": y, "router_states": z},
         lambda z, y: {"text_embeds": z, "scores": y},
         lambda z, y: Output(y, z),
+        lambda z, y: {"encoder": {"hidden_states": (y, z)}},  # an encoder, whose loss is taken of something else
     ):
         assert roles(Returning(wrap), vectors())["head.weight"] == "hidden"
     with pytest.warns(UserWarning, match="returned no tensor that could be found in its int"):

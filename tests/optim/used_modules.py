@@ -196,6 +196,23 @@ def heads_first(m: Any, x: Tensor) -> Tensor:
     return torch.einsum("bhnk,hkd->bnd", (q @ k.transpose(2, 3)).softmax(-1) @ v, m.out)
 
 
+def scale_and_shift(m: Any, x: Tensor) -> Tensor:
+    """A normalized activation, scaled and shifted by what another one is multiplied into."""
+    scale, shift = F.linear(x.mean(1, keepdim=True), m.W).chunk(2, -1)
+    return F.linear(F.layer_norm(x, (D,)) * (1 + scale) + shift, m.V)
+
+
+def sampled(mean: Tensor, width: Tensor) -> Tensor:
+    """The latent of a variational autoencoder."""
+    return mean + torch.randn_like(mean) * width.exp()
+
+
+def pooled(m: Any, x: Tensor) -> Tensor:
+    """Attention of a learned query, as SigLIP's pooling."""
+    Wq, Wk = m.W.split([8, 8])
+    return (F.linear(m.query.repeat(len(x), 1, 1), Wq) @ F.linear(x, Wk).mT).softmax(-1) @ x
+
+
 DENSE = {"gate": (4, D, 6), "up": (4, D, 6), "bias": (4, 6), "down": (4, 6, D), "router": (D, 4)}
 FUSED = {"gate_up": (4, D, 12), "down": (4, 6, D), "router": (D, 4)}
 HEADS_FIRST = {"q": (2, D, 4), "k": (2, D, 4), "v": (2, D, 4), "out": (2, 4, D)}
@@ -285,6 +302,26 @@ CASES = {
     "rows of a table": Case(lambda: Formula({"delta": (2, D)}, lambda m, x: F.embedding(
         x, torch.ones(11, D).index_copy(0, torch.tensor([3, 4]), m.delta))), tokens, "delta", "embedding", None,
         "position"),
+    "scale and shift": Case(lambda: Formula({"W": (16, D), "V": (D, D)}, scale_and_shift), vectors, "W", "hidden",
+                            rows(8, 8), "position"),
+    "mean and width": Case(lambda: Formula({"W": (12, D)}, lambda m, x: sampled(*F.linear(x, m.W).chunk(2, -1)), 6),
+                           vectors, "W", "hidden", rows(6, 6), "position"),
+    **{f"complex, {W} part": Case(lambda: Formula({"re": (D, 6), "im": (D, 6)}, lambda m, x: torch.view_as_real(
+        torch.complex(x, x) @ torch.complex(m.re, m.im)).flatten(-2), 12), vectors, W, "hidden", lambda W: [W.T],
+        "position") for W in ("re", "im")},
+    "nested": Case(lambda: Formula({"W": (6, D)}, lambda m, x: F.linear(torch.nested.nested_tensor(
+        [x[0], x[1, :2]], layout=torch.jagged), m.W).values(), 6), vectors, "W", "hidden", whole, "position"),
+    "query of a parameter, repeated": Case(lambda: Formula({"query": (1, 1, D), "W": (16, D)}, pooled), vectors, "W",
+                                           "hidden", rows(8, 8), "position"),
+    "long convolution": Case(lambda: Formula({"filter": (D, 5)}, lambda m, x: torch.fft.irfft(torch.fft.rfft(
+        x.transpose(1, 2)) * torch.fft.rfft(m.filter), 5).transpose(1, 2)), vectors, "filter", "vector", None,
+        "position"),
+    "resized positions": Case(lambda: Formula({"places": (1, 9, D)}, lambda m, x: x + F.interpolate(
+        m.places.transpose(1, 2), 5).transpose(1, 2)), vectors, "places", "position", None),
+    "codebook": Case(lambda: Formula({"codes": (7, D)}, lambda m, x: x + m.codes[(x @ m.codes.T).argmax(-1)]), vectors,
+                     "codes", "position", None),
+    "transitions": Case(lambda: Formula({"table": (11, 11)}, lambda m, x: (m.table[x[:, 1:], x[:, :-1]][..., None] + (
+        m.table + x.sum()).sum()).expand(-1, -1, D)), tokens, "table", "position", None),
     "orthogonal": Case(lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(D, D)), nn.Linear(D, 3)), vectors,
                        "0.parametrizations.weight.original", "hidden", whole),
     "tied": Case(Tied, tokens, "table.weight", "head", whole, "embedding"),

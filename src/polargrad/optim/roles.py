@@ -162,11 +162,11 @@ def _fused(owner: nn.Module, name: str, rows: int) -> dict[str, Any] | None:
     """How the rows of a layer or a stack of that name are cut; empty if they are not, None if nothing tells."""
     if not _FUSED.fullmatch(name):
         return None if name in ("in_proj", "x_proj") and hasattr(owner, "A_log") else {}  # of a state-space layer
-    kind, facts = _class(owner), {**vars(getattr(owner, "config", None) or object), **vars(owner)}
+    kind, facts = _class(owner), vars(owner)
     if name in _GATES:
         halves = [rows // 2] * 2
         return ({"split": halves} | ({"interleave": rows // 2} if kind in _IN_TURN else {})) if kind else None
-    heads = facts.get("num_heads") or facts.get("num_attention_heads")
+    heads = facts.get("num_heads") or getattr(facts.get("config"), "num_attention_heads", 1)
     if kind == "CodeGenAttention":  # in the parts of the four cores that it was trained on
         return {"split": [rows // 3] * 3, "interleave": 4}
     if kind in _BY_HEAD and not facts.get("multi_query") and not facts.get("new_decoder_architecture"):

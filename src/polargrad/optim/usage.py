@@ -47,10 +47,12 @@ _COPIES = {
     "_reshape_copy": torch.ops.aten.view.default,
     "expand_copy": torch.ops.aten.expand.default,
     "repeat": lambda tensor, sizes: tensor.repeat(sizes),
+    "_nested_get_values": lambda tensor: tensor,
+    "_nested_view_from_jagged": lambda tensor, *_: tensor,
 }
 # Operators that keep the shape and treat all entries, or all rows along a dimension, alike.
 _SAME_SHAPE = {"clone", "_to_copy", "contiguous", "native_dropout", "_softmax", "_log_softmax"}
-_SAME_SHAPE |= {"lift_fresh_copy", "_weight_norm_interface"}
+_SAME_SHAPE |= {"lift_fresh_copy", "_weight_norm_interface", "complex", "polar"}
 _JOINS = {"cat", "stack", "index_copy", "index_put", "scatter", "slice_scatter", "select_scatter"}
 _LOOKUPS = {"embedding": 1, "_embedding_bag": 1, "_embedding_bag_forward_only": 1}
 _LOOKUPS |= {"index": 1, "index_select": 2, "gather": 2}
@@ -64,9 +66,9 @@ _PLACES = re.compile(
 )
 # Names of outputs that no loss is taken of where there are others: hidden states, attentions, caches, features.
 _STATES = re.compile(
-    r"(\w+_)?(hidden_states?|attentions?|attn_weights|embeds|model_output)|pool(er|ed)_output|hidden|past"
-    r"|(\w+_)?past_(key_values?|buckets_states)"
+    r"(\w+_)?(hidden_states?|attentions?|attn_weights|model_output|past_(key_values?|buckets_states))|pool(er|ed)_output"
 )
+_FEATURES = re.compile(r"(\w+_)?embeds|hidden|past")
 # The most entries of a tensor whose origin is written out, where strides do not tell it; that of a larger one is lost.
 _MOST_ENTRIES = 2**26
 
@@ -154,6 +156,7 @@ class _Feature(NamedTuple):
         used: a mask of the rows that are there.
         direct: whether nothing but other products and constants were added, so that this may be a head's output.
         spent: whether the rows have been used, so that only where the operators of a stack go is still to be seen.
+        scaled: whether they have been multiplied with something else.
     """
 
     product: _Product
@@ -161,6 +164,7 @@ class _Feature(NamedTuple):
     used: Tensor
     direct: bool
     spent: bool = False
+    scaled: bool = False
 
 
 class _Operand(NamedTuple):
@@ -187,6 +191,11 @@ class Usage(NamedTuple):
     tells: str
 
 
+def _dense(tensor: Any) -> Any:
+    """The values of a nested tensor one below the other; anything else as it is."""
+    return getattr(tensor, "_values", tensor) if type(tensor).__name__ == "NestedTensor" else tensor
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if has_storage(tensor) else id(tensor)
 
@@ -205,8 +214,9 @@ def _moved(operator: Any, place: Tensor, args: Sequence[Any], kwargs: Mapping[st
         return []
     results = [results] if isinstance(results, Tensor) else list(results)
     # A copy is no view of the parameter's indices, and a view as another type none of its entries.
-    copied = place.is_meta and any(_storage(one) != _storage(place) for one in results)
-    return [] if copied or any(one.dtype != place.dtype for one in results) else results
+    if place.is_meta and any(_storage(one) != _storage(place) for one in results):
+        return _moved(operator, _listed(place), args, kwargs) if place.numel() <= _MOST_ENTRIES else []
+    return [] if any(one.dtype != place.dtype for one in results) else results
 
 
 def _listed(place: Tensor) -> Tensor:
@@ -296,12 +306,12 @@ class _Watcher(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         written = self._written(func, args, kwargs)
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        inputs = [_dense(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         operands = [_Operand(t, self.weights(t), self.features(t), self.is_data(t)) for t in inputs]
         result = func(*args, **kwargs)
         if torch._C._current_graph_task_id() == -1:  # not in a backward pass of the model's own
             try:
-                self._follow(func, args, kwargs, operands, written, result)
+                self._follow(func, tree_map(_dense, args), kwargs, operands, written, tree_map(_dense, result))
             except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 self.lost.setdefault(str(func), error)
         return result
@@ -324,14 +334,19 @@ class _Watcher(TorchDispatchMode):
             if any(_storage(t) in self._made for t in inputs):
                 self._made.add(_storage(out))
             counted = not out.is_floating_point() and out.dtype != torch.bool
-            moves = pointwise or func.is_view or name in _JOINS | _SAME_SHAPE | set(_COPIES) | {"index", "slice"}
+            moves = (
+                pointwise or func.is_view or name in _JOINS | _SAME_SHAPE | set(_COPIES) | {"index", "slice", "copy"}
+            )
             if counted and moves and any(_storage(t) in self._indices for t in inputs if t.dtype != torch.bool):
                 self._indices.add(_storage(out))
         shapes_alone = name.startswith("new_") or name.endswith("_like")
         if shapes_alone or not any(one.weights or one.features for one in operands):
             return
         outputs = outputs or written
-        if name in _PRODUCTS:
+        if name == "linear":  # of nested tensors; of others it is a product of matrices
+            self._multiply([(args[0], "f" * (args[0].ndim - 1) + "c"), (args[1], "fc")], outputs[0])
+            self.enter(self.weights(args[2]) if len(args) > 2 else [], "added")
+        elif name in _PRODUCTS:
             # A bilinear map of one output is a matrix between its inputs.
             form = name == "_trilinear" and args[1].shape[0] == 1
             self._multiply([(args[i], "bfc" if form and spec else spec) for i, spec in _PRODUCTS[name]], outputs[0])
@@ -410,7 +425,10 @@ class _Watcher(TorchDispatchMode):
         moved = []
         for piece in (*weights, *one.features):
             results = self._move(piece, operator, args, kwargs)
-            if len(results) != len(outputs):
+            shapes = [one.place if isinstance(one, _Weight) else one.rows for one in results]
+            if len(results) != len(outputs) or any(
+                t is not None and t.shape != o.shape for t, o in zip(shapes, outputs, strict=True)
+            ):
                 results = [piece._replace(place=None) if isinstance(piece, _Weight) else _lost(piece)] * len(outputs)
             moved.append(results)
         for i, out in enumerate(outputs):
@@ -471,6 +489,14 @@ class _Watcher(TorchDispatchMode):
             self.consume(features)
             spent += features
             features = []
+        if not sums and any(one.tensor.ndim and not one.features for one in operands):
+            features = [f._replace(scaled=True) for f in features]
+        # Scales and shifts: one part was multiplied with something else before another part of the same is added.
+        apart = [f for f in features for g in features if f.product is g.product and f.scaled != g.scaled and sums
+                 and not bool((f.used & g.used).any())]  # fmt: skip
+        self.consume(apart, product=True)
+        spent += apart
+        features = [f for f in features if all(f is not one for one in apart)]
         merged = [f._replace(direct=f.direct and not alone) for f in _merged(features)]
         for out in outputs:
             self._set(
@@ -480,20 +506,26 @@ class _Watcher(TorchDispatchMode):
             )
 
     def _apply(self, name: str, operands: Sequence[_Operand], data: bool, outputs: Sequence[Tensor]) -> None:
-        """Any other operator: it ends what is followed, but for functions of a single parameter that keep its shape."""
+        """Any other operator: it ends what is followed, but for functions of a parameter."""
         weights = [w for one in operands for w in one.weights]
         features = [f for one in operands for f in one.features]
         self.consume(features, loss="loss" in name)
         if outputs:
             self._set(outputs[0], [], _spent(features, outputs[0]))
         same = [w for one in operands for w in one.weights if outputs and one.tensor.shape == outputs[0].shape]
-        if data or (same and len({w.parameter for w in weights}) > 1):
+        if "::" in name and weights and data and max(len(self.shapes[w.parameter]) for w in weights) > 1:
+            self.lost.setdefault(name, LookupError("it is not one of torch's own, and may do anything"))
+            self._data.update(map(_storage, outputs))
+        elif data or (same and len({w.parameter for w in weights}) > 1):
             first = [] if data else operands[0].weights
             self.enter(first, "an activation itself")
             self.enter([w for w in weights if all(w is not one for one in first)], "multiplied")
             self._data.update(map(_storage, outputs))
         elif same:
             self._set(outputs[0], same, [])
+        elif len({w.parameter for w in weights}) == 1 and all(one.weights for one in operands):
+            for out in outputs:  # such as its Fourier transform, or another size of a picture of positions
+                self._set(out, [w._replace(place=None) for w in weights], self.features(out))
 
     def _look_up(self, name: str, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         index = args[_LOOKUPS[name]]
@@ -648,7 +680,7 @@ class _Watcher(TorchDispatchMode):
         heads = [p for p in products if p.logits and not p.consumed and not p.kernel]
         looked_up, entrywise = self.lookups.get(parameter), self.entrywise.get(parameter)
         tells = ["looked up"] * (looked_up is not None) + sorted(entrywise or ())
-        if products and wide:
+        if products and wide and not (looked_up == {False} and not heads):  # which is a codebook, and its distances
             # A product with activations counts before one with constants, such as that of a spectral norm's estimate.
             products, heads = [p.stacked() for p in products], [p.stacked() for p in heads]
             product = max(heads or products, key=lambda p: (p.letters is not None, p.active, p.kernel, p.plain))
@@ -658,7 +690,7 @@ class _Watcher(TorchDispatchMode):
             verb = "convolved" if product.kernel else "multiplied into the output" if heads else "multiplied"
             return Usage(role, view, ", ".join(dict.fromkeys([verb, *tells])))
         if looked_up is not None:
-            role = "embedding" if True in looked_up else "position"
+            role = "embedding" if True in looked_up and "added" not in (entrywise or ()) else "position"
         elif entrywise is not None:
             role = "position" if wide and entrywise & {"added", "joined", "an activation itself"} else "vector"
         elif products:
@@ -731,7 +763,12 @@ def _tensors(
 def _logits(members: dict[str, Any]) -> dict[str, Any]:
     """The named outputs that a loss is taken of: what is called logits, or all but hidden states and caches."""
     found = {key: one for key, one in members.items() if "logits" in key.split("_")}
-    return found or {key: one for key, one in members.items() if not _STATES.fullmatch(key)}
+    return found or {key: one for key, one in _features(members).items() if not _FEATURES.fullmatch(key)}
+
+
+def _features(members: dict[str, Any]) -> dict[str, Any]:
+    """The named outputs but for states and caches: of a model without logits, what its loss is taken of."""
+    return {key: one for key, one in members.items() if not _STATES.fullmatch(key)}
 
 
 def _varying(place: Tensor | None, dims: Sequence[int], shape: tuple[int, ...]) -> set[int]:
@@ -861,8 +898,8 @@ def _merged(features: Iterable[_Feature], *, joined: bool = False) -> list[_Feat
             merged[id(f.product)] = f
             continue
         rows = old.rows if not joined and _same(old.rows, f.rows) else None
-        direct, spent = old.direct and f.direct, old.spent and f.spent
-        merged[id(f.product)] = _Feature(f.product, rows, old.used | f.used, direct, spent)
+        direct, spent, scaled = old.direct and f.direct, old.spent and f.spent, old.scaled and f.scaled
+        merged[id(f.product)] = _Feature(f.product, rows, old.used | f.used, direct, spent, scaled)
     return list(merged.values())
 
 
@@ -918,9 +955,9 @@ def watch(model: nn.Module, example: Any) -> dict[str, Usage]:
             finally:
                 for hook in hooks:
                     hook.remove()
-            found = [t for _, t in _tensors(output)]
-            watcher.finish([t for _, t in _tensors(output, _logits)] or found)
-    if not found:
+            logits, features = ([t for _, t in _tensors(output, chosen)] for chosen in (_logits, _features))
+            watcher.finish(logits or features)
+    if next(_tensors(output), None) is None:
         warnings.warn(
             f"the model returned no tensor that could be found in its {type(output).__name__}, so that no product is "
             "known to be its output; give its head by a rule, or return a tensor, a tuple, a dict or a dataclass",
