@@ -191,8 +191,8 @@ ARCHITECTURES: dict[str, tuple[str, Batch, dict[str, Any]]] = {
                    "linear_num_key_heads": 2, "linear_num_value_heads": 4,
                    "layer_types": ["linear_attention", "full_attention"]}),
     "zamba2": ("Zamba2ForCausalLM", causal, {"mamba_d_state": 4, "mamba_ngroups": 1, "n_mamba_heads": 8,
-               "chunk_size": 4, "layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1, "mamba_headdim": 8, "adapter_rank": 4,
-               "use_mamba_kernels": False, "use_mem_rope": False}),
+               "chunk_size": 4, "layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1, "mamba_headdim": 8,
+               "adapter_rank": 4, "use_mamba_kernels": False, "use_mem_rope": False}),
     "lfm2": ("Lfm2ForCausalLM", causal, {"layer_types": ["conv", "full_attention"]}),
     "xlstm": ("xLSTMForCausalLM", causal, {"embedding_dim": 32, "num_blocks": 2, "num_heads": 2, "chunk_size": 4}),
     # encoders

@@ -288,6 +288,52 @@ def test_parameters_in_another_order_keep_their_own_momentum():
     assert all(map(torch.equal, momenta(e, a, b), (held[c], held[a], held[b])))
 
 
+def test_groups_that_were_put_in_place_by_hand_are_followed():
+    """In another order, restored as copies, or appended: the numbers are those of groups that stayed."""
+    (one, stays), (other, moves) = made(scale="adaptive-nuclear"), made(scale="adaptive-nuclear")
+    for step in range(4):
+        for optimizer, parameters in ((one, stays), (other, moves)):
+            give_gradients(parameters, step)
+            optimizer.step()
+        if step == 1:
+            other.param_groups.reverse()
+        other.param_groups = [dict(group) for group in other.param_groups]
+    assert all(torch.equal(p, q) for p, q in zip(stays, moves, strict=True))
+    extra, gone = torch.nn.Parameter(torch.eye(3)), other.param_groups.pop()["params"]
+    other.param_groups.append({"params": [extra], "lr": 0.1, "momentum": 0.0})
+    before = [p.detach().clone() for p in gone]
+    extra.grad = torch.eye(3)
+    other.step()
+    assert all(map(torch.equal, gone, before))
+    torch.testing.assert_close(extra.detach(), 0.7 * torch.eye(3))  # lr times the nuclear norm
+
+
+@pytest.mark.parametrize("where", ["closure", "before", "after"])
+def test_what_is_raised_around_a_step_leaves_it_undone_or_done(where):
+    (one, stays), (other, same) = made(), made()
+    give_gradients(stays, 0)
+    give_gradients(same, 0)
+    before = [p.detach().clone() for p in stays]
+
+    def fails(*arguments):
+        raise KeyError(where)
+
+    hook = {"before": one.register_step_pre_hook, "after": one.register_step_post_hook}.get(where)
+    handle = hook(fails) if hook else None
+    with pytest.raises(KeyError):
+        one.step(None if hook else fails)
+    if where == "after":
+        other.step()
+    assert all(map(torch.equal, stays, same if where == "after" else before))
+    if handle:
+        handle.remove()
+    give_gradients(stays, 1)
+    give_gradients(same, 1)
+    one.step()
+    other.step()
+    assert all(map(torch.equal, stays, same))
+
+
 def test_a_model_that_is_cast_is_followed():
     optimizer, parameters = made(scale="adaptive-nuclear", normalize_rows=0.9)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
