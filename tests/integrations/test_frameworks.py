@@ -89,6 +89,21 @@ class TestLightning:
         names = [name for group in optimizer.param_groups for name in group["param_names"]]
         assert len(names) == sum(len(group["params"]) for group in optimizer.param_groups)
 
+    def test_parameters_that_are_added_later_follow_the_schedule(self):
+        module = nn.ModuleDict({"backbone": nn.Sequential(nn.Linear(4, 4)), "head": nn.Linear(4, 3)})
+        module["backbone"].requires_grad_(False)
+        made = lightning.configure_optimizers(module, schedule=lambda step: 1 / (1 + step), hidden={"lr": 0.0})
+        optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        module["backbone"].requires_grad_(True)
+        optimizer.add_param_group({"params": list(module["backbone"].parameters()), "lr": 0.2})
+        for step in range(3):
+            for p in module.parameters():
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+            scheduler.step()
+            rates = [group["lr"] for group in optimizer.param_groups[2:]]
+            assert rates == pytest.approx([0.2 / (2 + step)] * 2)
+
     @pytest.mark.filterwarnings("ignore")
     def test_backbone_finetuning_adds_its_parameters_by_role_and_resumes(self, tmp_path):
         pl = pytest.importorskip("lightning.pytorch")

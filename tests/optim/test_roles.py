@@ -328,3 +328,16 @@ def test_the_defaults_are_the_recipe_that_won():
     assert {group["role"] for group in ours.param_groups} == set(won)
     for group in ours.param_groups:
         assert {key: group[key] for key in won[group["role"]]} == dict(won[group["role"]])
+
+
+def test_projections_fused_head_by_head_are_cut_by_the_heads_of_their_own_layer():
+    """Also where the layer keeps the number itself and no configuration."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = transformers.GPTNeoXJapaneseModel(transformers.GPTNeoXJapaneseConfig(**sizes))
+    (fused,) = [
+        group
+        for group in polargrad.parameter_groups(model)
+        if any("query_key_value" in name for name, _ in group["params"])
+    ]
+    assert (fused["split"], fused["interleave"]) == ([32] * 3, 4)

@@ -166,11 +166,12 @@ def _fused(owner: nn.Module, name: str, rows: int) -> dict[str, Any] | None:
     if name in _GATES:
         halves = [rows // 2] * 2
         return ({"split": halves} | ({"interleave": rows // 2} if kind in _IN_TURN else {})) if kind else None
-    heads = facts.get("num_heads") or getattr(facts.get("config"), "num_attention_heads", 1)
+    heads = facts.get("num_heads") or facts.get("num_attention_heads")
+    heads = heads or getattr(facts.get("config"), "num_attention_heads", None)
     if kind == "CodeGenAttention":  # in the parts of the four cores that it was trained on
         return {"split": [rows // 3] * 3, "interleave": 4}
     if kind in _BY_HEAD and not facts.get("multi_query") and not facts.get("new_decoder_architecture"):
-        return {"split": [rows // 3] * 3, "interleave": heads}
+        return {"split": [rows // 3] * 3, "interleave": heads} if heads else None
     groups = facts["num_kv_heads"] if kind == "FalconAttention" else 1
     each = facts.get("num_kv_heads") if kind == "FalconAttention" else facts.get("num_key_value_heads")
     keys = facts.get("kv_dim") or (each or 0) * (facts.get("head_dim") or 0) or rows // 3

@@ -449,7 +449,8 @@ class PolarRule:
         """Refuse a state, loaded or from before options were changed, whose tensors have not the parameter's shapes."""
         view = self.shape_of(parameter.shape).view
         whitening = self.whitening if executor.owns(parameter) else None
-        numbers = dict.fromkeys((*self.scale.state, "row_weight", AGE), (view.count,))
+        ages = () if whitening is None else (AGE,)
+        numbers = dict.fromkeys((*self.scale.state, "row_weight", *ages), (view.count,))
         shapes = {"momentum_buffer": parameter.shape, **numbers, "row_rms": view.row_shape}
         if whitening is not None:
             shapes |= whitening.shapes(view)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from polargrad.lab.lm.generation import sample
 from polargrad.lab.run import runner
 from polargrad.lab.run.build import build_objective
 from polargrad.lab.run.trained import trained
@@ -123,8 +124,11 @@ def test_the_model_of_a_run_has_the_weights_that_were_evaluated(averaged, tmp_pa
     spec = tiny_spec(tiny_text(tmp_path), steps=4)
     mine = {"rule": f"{averaged[0]}:Averaged", "lr": 0.5}
     spec = dataclasses.replace(spec, optimizer={**spec.optimizer, "hidden": mine, "head": mine}, probe=())
-    ended = runner.run(spec, tmp_path / "run").of_kind("eval")[-1]["val_loss"]
+    run = runner.run(spec, tmp_path / "run")
+    ended = run.of_kind("eval")[-1]["val_loss"]
     found = trained(tmp_path / "run")
+    told = run.of_kind("sample")[-1]["text"]
+    assert told == sample(found.module, found.tokenizer, tokens=runner.SAMPLED_TOKENS)
     objective, _ = build_objective(spec)
     objective.module.eval()
     objective.module.load_state_dict(found.module.state_dict())

@@ -99,7 +99,8 @@ class Compare(ComparisonOptions, Jobs):
         with self.parallel.processes() as parallel:
             if not parallel.is_single and (unused := given(self, "tune", "seeds", "jobs", "threads", "minutes")):
                 raise ValueError(f"{unused}: not with --parallel, where every process takes part in every run")
-            if self.dry_run and (self.minutes or (self.launch and self.launch.schedule.minutes)):
+            measured = self.launch is not None and self.launch.schedule.minutes and self.steps is None
+            if self.dry_run and (self.minutes or measured):
                 raise ValueError("minutes are measured by training a few steps; give a dry run --steps")
             options = {name: getattr(self, name) for name in _OF_REQUEST} | values_of(ComparisonOptions, self)
             asked = request(self.names, launch=self.launch, **options)

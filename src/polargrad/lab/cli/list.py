@@ -22,7 +22,7 @@ class List:
         specs = [spec_of(name) for name in RECIPES]
         roles = ", ".join(specs[0].learning_rates)
         _section(
-            f"Recipes, the best of our comparisons first, with the learning rates of {roles}:",
+            f"Recipes, the three best of our comparisons first, with the learning rates of {roles}:",
             [(s.name, s.description, " ".join(f"{rate:g}" for rate in s.learning_rates.values())) for s in specs],
             "`polargrad run NAME`, `compare NAME NAME` or `pretrain --recipe NAME`",
         )

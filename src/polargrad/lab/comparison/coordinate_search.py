@@ -98,9 +98,9 @@ class Coordinate:
 
     def span(self, spec: RunSpec) -> tuple[float, float]:
         """The fewest and the most moves, at most `SPAN` either way, that stay in its range."""
-        steps = [FINEST * step for step in range(round(SPAN / FINEST) + 1)]
-        low = list(itertools.takewhile(lambda moves: self.moved(spec, -moves) is not None, steps))
-        high = list(itertools.takewhile(lambda moves: self.moved(spec, moves) is not None, steps))
+        steps = [FINEST * step for step in range(1, round(SPAN / FINEST) + 1)]
+        low = [0.0, *itertools.takewhile(lambda moves: self.moved(spec, -moves) is not None, steps)]
+        high = [0.0, *itertools.takewhile(lambda moves: self.moved(spec, moves) is not None, steps)]
         return -low[-1], high[-1]
 
     def applied(self, spec: RunSpec, value: float) -> RunSpec:

@@ -195,14 +195,16 @@ def at_commit(where: str) -> str:
 
 
 def at_newest(where: str, text: str) -> bool:
-    """Whether `where` names a data set of the hub without a commit, and `text` a commit of the same.
+    """Whether `where` names a data set of the hub by no commit, a tag or a branch, and `text` a commit of the same.
 
     Example:
         >>> at_newest("owner/essays", "owner/essays@" + 40 * "0"), at_newest("owner/poems", "owner/essays@v2")
         (True, False)
     """
     name, _, commit = text.partition("@")
-    return bool(commit) and name == KNOWN_DATASETS.get(where, (where,))[0]
+    asked, _, revision = where.partition("@")
+    moving = re.fullmatch("[0-9a-f]{40}", revision) is None
+    return bool(commit) and moving and name == KNOWN_DATASETS.get(asked, (asked,))[0]
 
 
 def text_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, field: str = "text") -> Source:

@@ -31,6 +31,7 @@ from polargrad.lab.run.spec import LanguageModel, RunSpec
 from polargrad.lab.run.tracking import Tracking, watching
 from polargrad.lab.train import Checkpoint, CheckpointError, CheckpointPolicy, Checkpoints, train
 from polargrad.lab.train.checkpoint import differences
+from polargrad.lab.train.optimizers import evaluation_weights
 from polargrad.lab.train.parallel import Parallel
 
 if TYPE_CHECKING:
@@ -325,7 +326,8 @@ def _record_text(built: BuiltRun, record: Record, step: int) -> None:
     if (built.parallel is None or built.parallel.is_single) and getattr(objective, "tokenizer", None) is not None:
         from polargrad.lab.lm.generation import sample
 
-        text = sample(objective.module, objective.tokenizer, tokens=SAMPLED_TOKENS)
+        with evaluation_weights(built.optimizer):
+            text = sample(objective.module, objective.tokenizer, tokens=SAMPLED_TOKENS)
         record({"kind": "sample", "step": step, "prompt": "", "text": text})
 
 

@@ -66,7 +66,8 @@ class Computation:
         batch: sequences in a step.
         accumulation: parts that a batch is differentiated in, to save memory; a divisor of `batch`.
         precision: "float32"; "bfloat16-mixed": forward and backward in bfloat16 where torch deems it safe, weights and
-            updates in float32; "bfloat16": weights too; "float64": weights and losses, to compare runs to many digits.
+            updates in float32; "bfloat16": weights too; "float64": weights and losses, to compare runs
+            on several layouts (norms of transformers stay in float32).
         activation_checkpointing: compute each block's activations again in the backward pass instead of keeping them.
         compiled: forward and backward through `torch.compile`.
         device: cpu or cuda; in a launch file or a flag also auto.

@@ -75,9 +75,9 @@ def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
     """
     parts = switching_parts(optimizer)
     held = [(p, p.detach().clone()) for part in parts for group in part.param_groups for p in group["params"]]
-    for part in parts:
-        part.eval()
     try:
+        for part in parts:
+            part.eval()
         yield
     finally:
         for part in parts:
@@ -316,7 +316,7 @@ def _check_resumable(
                 p.grad = gradient.clone()
             optimizer.step()
         stepped = [p for group in optimizer.param_groups for p in group["params"]]
-        if len(stepped) != len(own) or any(p is not q for p, q in zip(stepped, own, strict=True)):
+        if sorted(map(id, stepped)) != sorted(map(id, own)):
             raise ValueError("it puts other tensors into its groups, so that the model is not trained")
         if any(p.shape != gradient.shape for p, gradient in zip(own, gradients[0], strict=True)):
             raise ValueError("it changes the shape of parameters")
