@@ -151,7 +151,9 @@ def test_a_model_trained_by_several_processes_is_exported(tmp_path, monkeypatch,
     objective, _ = build.build_objective(run.spec)
     objective.module.load_state_dict(found.module.state_dict())
     ended = run.of_kind("eval")[-1]["val_loss"]
-    assert objective.evaluate()["val_loss"] == pytest.approx(ended, rel=1e-6)
+    objective.module.eval()
+    with torch.no_grad():
+        assert objective.evaluate()["val_loss"] == pytest.approx(ended, rel=1e-6)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     ids = torch.arange(16)[None]
     with torch.no_grad():
