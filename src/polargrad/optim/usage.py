@@ -690,7 +690,7 @@ class _Watcher(TorchDispatchMode):
             verb = "convolved" if product.kernel else "multiplied into the output" if heads else "multiplied"
             return Usage(role, view, ", ".join(dict.fromkeys([verb, *tells])))
         if looked_up is not None:
-            role = "embedding" if True in looked_up and "added" not in (entrywise or ()) else "position"
+            role = "embedding" if True in looked_up else "position"
         elif entrywise is not None:
             role = "position" if wide and entrywise & {"added", "joined", "an activation itself"} else "vector"
         elif products:
