@@ -171,3 +171,13 @@ def test_derivatives_of_the_basis():
 def test_a_metric_that_does_not_fit_is_refused(A, S, error, match):
     with pytest.raises(error, match=match):
         lowdin(A, S)
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.jacrev, torch.func.jacfwd])
+def test_a_matrix_without_a_root_is_refused_in_transforms_too(transform):
+    good, bad = torch.eye(2, dtype=torch.float64), torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
+    for function in (inverse_sqrt, lambda S: lowdin(torch.ones(2, 1, dtype=S.dtype), S)):
+        given = [torch.stack([good, M]) if transform is torch.func.vmap else M for M in (good, bad)]
+        assert transform(function)(given[0]).isfinite().all()
+        with pytest.raises(ValueError, match="must be Hermitian positive definite: 1 of"):
+            transform(function)(given[1])

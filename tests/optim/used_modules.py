@@ -320,6 +320,8 @@ CASES = {
         m.places.transpose(1, 2), 5).transpose(1, 2)), vectors, "places", "position", None),
     "codebook": Case(lambda: Formula({"codes": (7, D)}, lambda m, x: x + m.codes[(x @ m.codes.T).argmax(-1)]), vectors,
                      "codes", "position", None),
+    "transitions": Case(lambda: Formula({"table": (11, 11)}, lambda m, x: (m.table[x[:, 1:], x[:, :-1]][..., None] + (
+        m.table + x.sum()).sum()).expand(-1, -1, D)), tokens, "table", "position", None),
     "orthogonal": Case(lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(D, D)), nn.Linear(D, 3)), vectors,
                        "0.parametrizations.weight.original", "hidden", whole),
     "tied": Case(Tied, tokens, "table.weight", "head", whole, "embedding"),

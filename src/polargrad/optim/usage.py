@@ -294,6 +294,8 @@ class _Watcher(TorchDispatchMode):
     def enter(self, weights: Iterable[_Weight], how: str) -> None:
         """Note that a parameter met an activation entry by entry, or became one."""
         for w in weights:
+            if how == "added" and w.place is None and w.parameter in self.lookups:
+                continue  # what was looked up is added to positions; a table that is added as a whole is no embedding
             # A row that was picked of a matrix of biases, such as that of an expert, is a bias.
             if how == "added" and w.selected and w.place is not None:
                 wide = len(_varying(w.place, range(w.place.ndim), self.shapes[w.parameter])) > 1
@@ -690,7 +692,7 @@ class _Watcher(TorchDispatchMode):
             verb = "convolved" if product.kernel else "multiplied into the output" if heads else "multiplied"
             return Usage(role, view, ", ".join(dict.fromkeys([verb, *tells])))
         if looked_up is not None:
-            role = "embedding" if True in looked_up else "position"
+            role = "embedding" if True in looked_up and "added" not in (entrywise or ()) else "position"
         elif entrywise is not None:
             role = "position" if wide and entrywise & {"added", "joined", "an activation itself"} else "vector"
         elif products:

@@ -207,7 +207,7 @@ def run_comparison(
     refuse_existing(path)
     settings = RunSettings(tracking=tracking or Tracking())
     settings.tracking.check()
-    comparison = dataclasses.replace(comparison, recipes=tuple(map(pinned, comparison.recipes)))
+    comparison = dataclasses.replace(comparison, recipes=pinned(comparison.recipes))
     for spec in comparison.pending({}):
         check(spec, options.get("parallel"))
     create_folder(path)

@@ -219,7 +219,7 @@ def run_protocol(protocol: Protocol, path: str | Path, **options: Any) -> Path:
     refuse_existing(path)
     from polargrad.lab.lm.sources import at_commit
 
-    recipes, text = tuple(map(pinned, protocol.recipes)), at_commit(protocol.text)
+    recipes, text = pinned(protocol.recipes), at_commit(protocol.text)
     protocol = dataclasses.replace(protocol, recipes=recipes, text=text)
     for setting in protocol.settings:
         search = protocol.search(protocol.recipes[0], setting).base

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -114,19 +114,22 @@ def check(spec: RunSpec, parallel: Parallel | None = None, *, here: bool = True)
     _build_probe(spec, module, optimizer)
 
 
-def pinned(spec: RunSpec) -> RunSpec:
-    """The run with the commit that a data set of the hub has now, which a folder keeps; others as they are.
+def pinned(specs: Iterable[RunSpec]) -> tuple[RunSpec, ...]:
+    """The runs with the commit that a data set of the hub has now, one for all of them; others as they are.
 
     Raises:
         OSError, ValueError: the data set is not there, or the hub cannot be reached.
     """
-    model = spec.objective
-    if not isinstance(model, LanguageModel):
-        return spec
-    from polargrad.lab.lm.sources import at_commit
+    found, commits = [], {}
+    for spec in specs:
+        model = spec.objective
+        if isinstance(model, LanguageModel):
+            from polargrad.lab.lm.sources import at_commit
 
-    where = at_commit(model.corpus)
-    return spec if where == model.corpus else replace(spec, objective=replace(model, corpus=where))
+            where = commits[model.corpus] = commits.get(model.corpus) or at_commit(model.corpus)
+            spec = spec if where == model.corpus else replace(spec, objective=replace(model, corpus=where))
+        found.append(spec)
+    return tuple(found)
 
 
 @lru_cache(maxsize=2)

@@ -94,7 +94,7 @@ def run(
     refuse_existing(path)
     options = RunSettings(policy or CheckpointPolicy(), page, tracking or Tracking())
     options.tracking.check()
-    spec = pinned(spec)
+    (spec,) = pinned([spec])
     _tell_others(parallel, spec, path, options)
     built = build(spec, parallel)
     folder = RunFolder(path, spec, built.environment, options)

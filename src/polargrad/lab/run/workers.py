@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from polargrad.lab.openmp import yield_cores
 from polargrad.lab.options import check_integer
 from polargrad.lab.run import runner
 from polargrad.lab.run.environment import torch_threads
@@ -84,7 +83,6 @@ class _Pool:
 
     def __init__(self, path: Path, jobs: int, threads: int, how: Mapping[str, Any]) -> None:
         self._path = path
-        yield_cores()
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
         self._workers = [_Worker(context, path, threads, how) for _ in range(jobs)]
 
