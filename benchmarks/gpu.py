@@ -6,7 +6,9 @@
 
 Parts, the most valuable first. One that fails, or runs over its time, is recorded and leaves the others alone:
 
-    kernels      `pytest -m gpu tests/optim/test_fused.py`: each kernel of a step, compiled, against its plain twin
+    kernels      `pytest -m gpu` of the kernels of a step and of products, compiled, against their plain twins
+    symmetric    X^T X and b G + c G^2 by tiles of half the result, in several cuts, beside cuBLAS's whole product
+    profile      the kernels that a step of GPT-2 Medium consists of, by their time
     steps        optimizer steps of three models beside torch.optim.Muon and fused AdamW, with and without a graph
     ceilings     products in each precision, copies, LAPACK calls: what anything else can be compared with
     reads        how often a step waits for the device, for each method and option (0 is claimed)
@@ -26,6 +28,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import gc
 import itertools
 import json
@@ -334,6 +337,67 @@ def engine(bench: Bench) -> None:
                 bench.say("engine", shape=shape, method=name, ms=ms, graph_ms=graphed, extra_mib=mib)
 
 
+def symmetric(bench: Bench) -> None:
+    """Products with a symmetric result, in bfloat16."""
+    if bench.tiny:
+        return
+    for shape in ((24, 1024, 1024), (24, 4096, 1024), (12, 768, 768), (12, 3072, 768), (1, 1024, 1024), (1, 4096, 4096),
+                  (8, 512, 512)):  # fmt: skip
+        with bench.guarded("symmetric", 20, shape=shape):
+            _symmetric(bench, torch.randn(shape, device=bench.device, dtype=torch.bfloat16))
+
+
+def _symmetric(bench: Bench, X: torch.Tensor) -> None:
+    from polargrad.linalg.kernels import tiled
+
+    cuts = [tiled.Tiling(*cut) for cut in ((128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 4, 4), (128, 128, 8, 3),
+                                           (64, 64, 4, 4), (64, 128, 4, 3))]  # fmt: skip
+    G = tiled.symmetric_product(X.mT, X)
+    exact = X.double().mT @ X.double()
+    R = G / torch.linalg.matrix_norm(G.float(), keepdim=True).to(G.dtype)
+    error = (torch.linalg.matrix_norm(G.double() - exact) / torch.linalg.matrix_norm(exact)).max().item()
+    calls: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+        "X^T X": (lambda: X.mT @ X, lambda cut: tiled.symmetric_product(X.mT, X, tiling=cut)),
+        "b G + c G^2": (
+            lambda: torch.baddbmm(R, R, R, beta=-4.775, alpha=2.03),
+            lambda cut: tiled.symmetric_product(R, R, R, beta=-4.775, alpha=2.03, tiling=cut),
+        ),
+    }
+    if X.shape[1] == X.shape[2]:
+        calls["X X^T"] = (lambda: X @ X.mT, lambda cut: tiled.symmetric_product(X, X.mT, tiling=cut))
+    for name, (plain, by_tiles) in calls.items():
+        times = {str(tuple(cut)): bench.milliseconds(functools.partial(by_tiles, cut), 0.05) for cut in cuts}
+        chosen, whole = (bench.milliseconds(functools.partial(by_tiles, None), 0.05), bench.milliseconds(plain, 0.05))
+        shape = tuple(X.shape)
+        bench.say("symmetric", shape=shape, call=name, whole=whole, chosen=chosen, cuts=times, error=error)
+
+
+def profile(bench: Bench) -> None:
+    """What a step of GPT-2 Medium spends its time on, Newton-Schulz plain and in the Gram form."""
+    if bench.tiny:
+        return
+    for model, method in (("gpt2-medium", "newton-schulz"), ("gpt2-medium", "gram-newton-schulz")):
+        with bench.guarded("profile", 30, model=model, method=method):
+            shapes = [shape for k, shape in HIDDEN[model] for _ in range(k)]
+            weights = [torch.nn.Parameter(torch.randn(shape, device=bench.device) * 0.02) for shape in shapes]
+            for weight in weights:
+                weight.grad = torch.randn_like(weight)
+            optimizer = polargrad.PolarGrad(weights, lr=0.02, **MUON, method=method, capturable=True)
+            for _ in range(3):
+                optimizer.step()
+            bench.synchronize()
+            activities = [torch.profiler.ProfilerActivity.CUDA]
+            with torch.profiler.profile(activities=activities) as seen:
+                optimizer.step()
+                bench.synchronize()
+            events = sorted(seen.key_averages(), key=lambda event: -event.device_time_total)
+            for event in events[:16]:
+                ms = event.device_time_total / 1e3
+                bench.say("profile", model=model, method=method, kernel=event.key[:90], count=event.count, ms=ms)
+            total = sum(event.device_time_total for event in events) / 1e3
+            bench.say("profile", model=model, method=method, total_ms=total)
+
+
 def steps(bench: Bench) -> None:
     """Optimizer steps over the hidden matrices of three models."""
     ours = {
@@ -533,8 +597,10 @@ def tests_of(name: str, *files: str) -> Callable[[Bench], None]:
 
 
 PARTS: dict[str, tuple[Callable[[Bench], None], float]] = {  # with the latest second at which each may begin
-    "kernels": (tests_of("kernels", "tests/optim/test_fused.py"), 30),
-    "steps": (steps, 60),
+    "kernels": (tests_of("kernels", "tests/optim/test_fused.py", "tests/linalg/test_kernels.py"), 30),
+    "symmetric": (symmetric, 60),
+    "profile": (profile, 80),
+    "steps": (steps, 100),
     "ceilings": (ceilings, 150),
     "reads": (reads, 180),
     "accuracy": (accuracy, 210),

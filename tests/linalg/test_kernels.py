@@ -1,8 +1,14 @@
 """The structured products against their plain twins, above and below the size where they start to be blocked."""
 
+import importlib.util
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+import polargrad
 from polargrad.linalg.kernels import (
     gram,
     gram_plain,
@@ -10,6 +16,7 @@ from polargrad.linalg.kernels import (
     product,
     solve_with_gram,
     solve_with_gram_plain,
+    tiled,
 )
 from polargrad.linalg.kernels.symmetric import row_panels
 from tests.assertions import assert_close, assert_unmodified
@@ -92,3 +99,63 @@ def test_blocks_without_a_safe_inverse_are_solved_by_substitution():
     Y, _ = solve_with_gram(A, R)
     residual = (Y.double() @ R.double() - A.double()).norm() / A.double().norm()
     assert residual <= 1e-6
+
+
+# Run where TRITON_INTERPRET is set before Triton is imported. Its interpreter multiplies no bfloat16.
+INTERPRETED = """
+import itertools, torch
+from polargrad.linalg.kernels import tiled
+
+torch.manual_seed(0)
+shapes = ((2, 96, 80), (3, 70, 33), (1, 64, 64), (2, 130, 100))
+for dtype, (k, m, n), depth in itertools.product((torch.float32, torch.float16), shapes, (16, 32)):
+    cut = tiled.Tiling(32, depth, 4, 2)
+    X = torch.randn(k, m, n).to(dtype)
+    C = tiled.symmetric_product(X.mT, X, tiling=cut)
+    R = (C / C.float().norm()).to(dtype)
+    P = tiled.symmetric_product(R, R.mT, R, beta=-4.775, alpha=2.03, tiling=cut)
+    for found, wide in ((C, X.double().mT @ X.double()), (P, 2.03 * R.double() @ R.double() - 4.775 * R.double())):
+        assert (found.double() - wide).norm() <= torch.finfo(dtype).eps * wide.norm()
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, as in a CUDA build of torch")
+def test_the_tiles_by_the_interpreter():
+    subprocess.run([sys.executable, "-c", INTERPRETED], check=True, env={**os.environ, "TRITON_INTERPRET": "1"})
+
+
+def test_every_tile_on_and_below_the_diagonal_is_counted():
+    assert [tiled.tiles(n, 128) for n in (1, 128, 129, 768, 1024)] == [1, 1, 3, 21, 36]
+
+
+def test_the_kernel_takes_nothing_on_a_cpu():
+    assert not tiled.can_tile(torch.randn(1, 1024, 1024, dtype=torch.bfloat16))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestOnAGPU:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("shape", [(3, 700, 640), (1, 1024, 1024), (24, 1030, 1000), (1, 512, 4096)], ids=str)
+    def test_products_are_those_in_double_rounded_once(self, shape, dtype):
+        X = torch.randn(shape, device="cuda").to(dtype)
+        for Y in (X, X.mT, X[:, ::2]):
+            if not tiled.can_tile(Y):
+                continue
+            C, wide = gram(Y), Y.double().mT @ Y.double()
+            assert (C.double() - wide).norm() <= torch.finfo(dtype).eps * wide.norm()
+            R = (C.float() / torch.linalg.matrix_norm(C.float(), keepdim=True)).to(dtype)
+            P = hermitian_product(R, R, R, beta=-4.775, alpha=2.03)
+            wide = 2.03 * R.double() @ R.double() - 4.775 * R.double()
+            assert (P.double() - wide).norm() <= torch.finfo(dtype).eps * wide.norm()
+
+    @pytest.mark.parametrize("method", ["newton-schulz", "gram-newton-schulz"])
+    @pytest.mark.parametrize("shape", [(2, 1024, 768), (1, 1024, 1024), (2, 600, 3000)], ids=str)
+    def test_factors_are_those_of_the_plain_products(self, shape, method, monkeypatch):
+        A = torch.randn(shape, device="cuda")
+        U = polargrad.polar_factor(A, method)
+        monkeypatch.setattr(tiled, "can_tile", lambda X: False)
+        plain = polargrad.polar_factor(A, method)
+        error = torch.linalg.matrix_norm(U - plain) / torch.linalg.matrix_norm(plain)
+        assert (error > 0).any()  # the kernel was used
+        assert (error <= 8 * torch.finfo(torch.bfloat16).eps).all()

@@ -32,6 +32,7 @@ from polargrad.lab.options import (
     values_of,
 )
 from polargrad.lab.recipes import Recipe, changed, recipe
+from polargrad.lab.run.environment import chosen_device
 from polargrad.lab.run.spec import Computation, Evaluation, LanguageModel, RunSpec, Shuffle, Text
 from polargrad.lab.run.tracking import Tracking
 from polargrad.lab.train import LoopConfig, Schedule
@@ -61,7 +62,7 @@ class ModelOptions(Architecture, _Named):
     """[model] The decoder: one by name, and sizes that differ from its own.
 
     Args:
-        model: demo (1.9M parameters), laptop (10.6M), gpt2-small, gpt2-medium, qwen2.5-540m or moe-demo.
+        model: demo (1.9M parameters), mini (.38M), laptop (10.6M), gpt2-small, gpt2-medium, qwen2.5-540m or moe-demo.
     """
 
     @classmethod
@@ -286,10 +287,7 @@ class Launch:
             **values_of(Computation, self.training),
             **values_of(Evaluation, self.evaluation),
         }
-        if values["device"] == "auto":
-            accelerator = torch.accelerator.current_accelerator(check_available=True)
-            values["device"] = "cpu" if accelerator is None else accelerator.type
-        return LanguageModel(**values)
+        return LanguageModel(**{**values, "device": chosen_device(values["device"])})
 
     def spec(self, of: Recipe | None = None, changes: Sequence[str] = ()) -> RunSpec:
         """The run that these options describe.

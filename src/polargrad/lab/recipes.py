@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from polargrad.lab.lm.models import architecture
 from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec, parse_setting, parse_value
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
 from polargrad.lab.train.optimizers import OPTIMIZERS, is_optimizer
@@ -26,10 +27,6 @@ Optimizer = dict[str, Options]
 HIDDEN = ("hidden", "conv", "expert")
 # AdamW's betas for matrices in runs of a few hundred steps, and for the rest.
 SHORT, LONG = (0.8, 0.95), (0.9, 0.95)
-
-# The model of comparisons with many runs. A step of 2,048 tokens takes about .09 seconds on one core of a Xeon with
-# AVX-512, one of 16,384 about .75.
-MINI = LanguageModel(hidden_size=96, layers=2, heads=3, vocabulary=1024, sequence=64)
 
 # The demo's run: after a short warm-up the rates stay constant, then fall linearly to zero over the last 70%.
 STEPS, WARMUP, DECAY = 150, 10, 0.7
@@ -314,6 +311,11 @@ register(
     by_role(muon(7e-3, whitening="two-sided"), *tables()),
 )
 register(
+    "normuon+adamw",
+    "Muon on hidden matrices with the rows of its factors evened out (NorMuon, arXiv 2510.05491), AdamW on the rest.",
+    by_role(muon(5e-3, normalize_rows=0.95), *tables()),
+)
+register(
     "muon+polargrad",
     "Muon on hidden matrices, PolarGrad on embedding and head, AdamW on vectors (arXiv 2505.21799, section 6.4).",
     by_role(muon(4e-3), polargrad(0.2)),
@@ -406,7 +408,7 @@ COMPARISONS: Mapping[str, NamedComparison] = MappingProxyType(
             ("warmup=0,10", "rates=0.5,1,2,4,8"),
             steps=100,
             look_every=25,
-            model=dataclasses.replace(MINI, batch=32),
+            model=LanguageModel(**vars(architecture("mini")), batch=32),
         ),
     }
 )

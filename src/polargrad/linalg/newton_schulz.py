@@ -22,8 +22,7 @@ from polargrad.linalg.coefficients import (
     min_converging_sigma,
 )
 from polargrad.linalg.compilation import compile_constant
-from polargrad.linalg.kernels import gram, hermitian_product
-from polargrad.linalg.kernels.symmetric import SMALLEST_BLOCKED, blocked
+from polargrad.linalg.kernels import by_blocks, gram, hermitian_product
 from polargrad.linalg.method import IterationResult, PolarMethod, check_count, register
 from polargrad.linalg.minimax import CUSHION, composition, with_safety
 from polargrad.linalg.precision import HALF
@@ -50,11 +49,11 @@ def iterate_polynomials(X: Tensor, schedule: tuple[Coefficients, ...]) -> Tensor
     multiplied from the left, as torch.optim.Muon does, so that half-precision results agree with it bit for bit.
     """
     square = X.shape[-2] == X.shape[-1]
-    single, by_blocks = X.shape[0] == 1, X.shape[-1] >= SMALLEST_BLOCKED and blocked(X)
+    single, symmetric = X.shape[0] == 1, by_blocks(X)
     # A single matrix takes the 2-D routines, which are faster than a batch of one.
     add_product, X = (torch.addmm, X[0]) if single else (torch.baddbmm, X)
     for a, b, c in schedule:
-        if by_blocks:
+        if symmetric:
             batch = X[None] if single else X
             G = gram(batch.mH if square else batch)
             P = hermitian_product(G, G, G, beta=b, alpha=c) if c else b * G

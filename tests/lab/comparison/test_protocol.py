@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from polargrad.lab.cli.main import main
-from polargrad.lab.comparison.coordinate_search import Coordinate, CoordinateSearch, coordinates_of
+from polargrad.lab.comparison.coordinate_search import Coordinate, CoordinateSearch, coordinates_of, with_numbers_of
 from polargrad.lab.comparison.protocol import Protocol, ProtocolFindings, Setting, run_protocol, verdicts_of
+from polargrad.lab.lm.models import ARCHITECTURES, Architecture
 from polargrad.lab.recipes import spec_of
 from polargrad.lab.run.spec import RunSpec
 from tests.runs import tiny_spec, tiny_text
@@ -72,6 +73,37 @@ def test_every_recipe_has_the_same_number_of_runs_and_starts_at_its_own_values()
         assert len(made) == 24
         assert not state.pending
         assert made[0].optimizer == spec_of(name).optimizer
+
+
+def test_a_recipe_starts_at_the_tuned_baselines_values_where_they_are_better():
+    tuned = spec_of("muon+adamw", changes=["hidden.lr=0.02", "hidden.momentum=0.8", "head.weight_decay=0.0"])
+    tuned = dataclasses.replace(tuned, schedule=dataclasses.replace(tuned.schedule, decay_fraction=0.5))
+    base = spec_of("whitened-muon+adamw")
+    start = with_numbers_of(base, tuned)
+    assert start.optimizer == {
+        **tuned.optimizer,
+        "hidden": {**tuned.optimizer["hidden"], "whitening": base.optimizer["hidden"]["whitening"]},
+    }
+    assert start.schedule == tuned.schedule
+    other = with_numbers_of(spec_of("muon+normalized-rows"), tuned)  # its hidden rates are of another scale
+    assert other.optimizer["hidden"] == spec_of("muon+normalized-rows").optimizer["hidden"]
+    assert with_numbers_of(tuned, tuned) == tuned
+
+    def bowl(spec):
+        return math.log2(spec.learning_rates["hidden"] / 0.04) ** 2 + 10 * abs(spec.schedule.decay_fraction - 0.5)
+
+    search, losses, made = CoordinateSearch(base, 8, start), {}, []
+    while (state := search.state(losses)).pending:
+        made += state.pending
+        losses[made[-1].name] = bowl(made[-1])
+    assert [spec.optimizer for spec in made[:2]] == [base.optimizer, start.optimizer]
+    assert state.best.learning_rates["hidden"] == 0.04
+    worse, losses = dataclasses.replace(start, schedule=base.schedule).with_option("hidden", "lr", 1e-4), {}
+    search = CoordinateSearch(base, 3, worse)
+    while (state := search.state(losses)).pending:
+        losses[state.pending[0].name] = bowl(state.pending[0])
+    assert len(losses) == 3
+    assert state.best.learning_rates["hidden"] == 2 * base.learning_rates["hidden"]  # from the recipe's own values
 
 
 def test_runs_that_diverge_are_never_the_best():
@@ -140,7 +172,7 @@ def test_seeds_and_text_that_count_chose_nothing(texts):
     while waiting := protocol.pending(losses):
         made.append(waiting[0])
         losses[waiting[0].name] = float(len(made))
-    assert len(made) == protocol.size == 10
+    assert len(made) == protocol.size == 13
     searches = [spec for spec in made if " try " in spec.name]
     counted = [spec for spec in made if " seed " in spec.name]
     assert {spec.seed for spec in searches} == {1}
@@ -222,14 +254,24 @@ def test_a_protocol_runs_is_resumed_and_writes_its_page(texts, tmp_path, capsys)
 
 
 def test_the_command(texts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("polargrad.lab.cli.protocol.MINI", tiny_spec(texts[0]).objective)
+    tiny = {
+        entry.name: getattr(tiny_spec(texts[0]).objective, entry.name) for entry in dataclasses.fields(Architecture)
+    }
+    monkeypatch.setitem(ARCHITECTURES, "tiny", Architecture(**tiny))
     search, other = map(str, texts)
     out = tmp_path / "out"
-    options = ["--steps", "3", "--tokens", "32", "--runs", "2", "--seeds", "2", "--data", search, "--text", other]
+    options = ["--steps", "3", "--tokens", "32", "--seeds", "2", "--data", search, "--text", other, "--model", "tiny"]
+    options += ["--runs", "2"]
     assert main(["protocol", "muon+adamw", "whitened-muon+adamw", *options, "--out", str(out)]) == 0
     assert "whitened-muon+adamw" in capsys.readouterr().out
     spec = RunSpec.from_json((out / "whitened-muon+adamw 3x32 seed 101" / "spec.json").read_text())
     assert spec.optimizer["hidden"]["whitening"] == "two-sided"
+    tuned = [str(out / f"{name} 3x32 try 02" / "spec.json") for name in ("muon+adamw", "whitened-muon+adamw")]
+    again = tmp_path / "again"
+    assert main(["protocol", *tuned, *options[:-2], "--runs", "1", "--out", str(again)]) == 0
+    for name in ("muon+adamw", "whitened-muon+adamw"):  # untouched
+        found = RunSpec.from_json((again / f"{name} 3x32 seed 102" / "spec.json").read_text())
+        assert found.optimizer == RunSpec.from_json((out / f"{name} 3x32 try 02" / "spec.json").read_text()).optimizer
     short = tmp_path / "short.txt"
     short.write_text("too little\n" * 20)
     bad = ["--text", str(short), "--out", str(tmp_path / "bad")]

@@ -38,7 +38,9 @@ def test_the_paper_s_model_is_the_paper_s():
 
 
 def test_an_unknown_model_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown model 'gpt2-smal'; did you mean 'gpt2-small'\? .* 'demo', 'laptop'"):
+    with pytest.raises(
+        ValueError, match=r"unknown model 'gpt2-smal'; did you mean 'gpt2-small'\? .* 'demo', 'mini', 'laptop'"
+    ):
         architecture("gpt2-smal")
 
 

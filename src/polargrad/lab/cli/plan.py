@@ -29,7 +29,7 @@ class Plan(Options):
     Example: polargrad plan --model qwen2.5-540m --mesh 16x64x1 --optimizer polargrad
 
     Args:
-        model: demo, laptop, gpt2-small, gpt2-medium, qwen2.5-540m (the paper's) or moe-demo
+        model: demo, mini, laptop, gpt2-small, gpt2-medium, qwen2.5-540m (the paper's) or moe-demo
         mesh: copies x shards x tensor-parallel ranks, such as 16x64x1
         optimizer: recipe of the optimizer: adamw, muon+adamw, polargrad, ...; see `polargrad list`
         tokens: tokens that a data-parallel rank sees in a step; tensor-parallel ranks share them

@@ -10,9 +10,11 @@ from typing import Literal
 from polargrad.lab.cli import report, terminal
 from polargrad.lab.cli.arguments import Jobs, Positional
 from polargrad.lab.comparison import protocol
+from polargrad.lab.lm.models import architecture
 from polargrad.lab.options import option
-from polargrad.lab.recipes import MINI, spec_of
-from polargrad.lab.run.spec import RunSpec
+from polargrad.lab.recipes import spec_of
+from polargrad.lab.run.environment import chosen_device
+from polargrad.lab.run.spec import LanguageModel, RunSpec
 
 RECIPES = ("muon+adamw", "adamw", "muon+polargrad", "muon+normalized-rows", "whitened-muon+adamw")
 
@@ -21,18 +23,22 @@ RECIPES = ("muon+adamw", "adamw", "muon+polargrad", "muon+normalized-rows", "whi
 class Protocol(Jobs):
     """Tune every recipe alike, then judge it by the steps in which it reaches the final loss of the tuned baseline.
 
-    It is the optimization track of modded-nanogpt in miniature. The model is fixed: width 96, two layers, a vocabulary
-    of 1,024, sequences of 64. At every length and batch each recipe is tuned anew, by a search over its rates, momenta,
-    betas, weight decays and the share of the run with falling rates, in the same number of runs. Then it runs with
-    seeds and on a text that the search has not seen. Two recipes are told apart by the rule of the track, with the
-    standard deviation that these runs have. The defaults take about four hours with --jobs 2 on two idle cores.
+    It is the optimization track of modded-nanogpt in miniature. The model is fixed: by default width 96, two layers, a
+    vocabulary of 1,024, sequences of 64. At every length and batch each recipe is tuned anew, by a search over its
+    rates, momenta, betas, weight decays and the share of the run with falling rates, in the same number of runs, from
+    its own values or those found for the baseline. Then it runs with seeds and on a text that the search has not seen.
+    Two recipes are told apart by the rule of the track, with the standard deviation that these runs have. The defaults
+    take about eight hours with --jobs 2 on two idle cores.
+
+    `--runs 1` judges recipes at the values that they come with, such as those of a smaller model's search.
 
     `polargrad resume DIR` continues it where it was stopped, so that it can run in pieces.
 
     Example: polargrad protocol muon+adamw whitened-muon+adamw --steps 64 --tokens 16384 --runs 12 --jobs 2
 
     Args:
-        names: recipes, or spec.json files whose optimizers are taken
+        names: recipes, or spec.json files whose optimizers and share of falling rates are taken
+        model: mini, or another model of `pretrain`
         baseline: whose final loss is to be reached
         steps: lengths of the runs
         tokens: tokens in a step
@@ -42,10 +48,12 @@ class Protocol(Jobs):
         data: text of the search
         text: text of the runs that count; by default the sources of the installed torch
         documents: of that text; 0: all
+        device: auto is a GPU where there is one; --jobs of them share it
         out: new folder; runs/protocol-DATE-TIME by default
     """
 
     names: Positional[tuple[str, ...]] = RECIPES
+    model: str = "mini"
     baseline: str = "muon+adamw"
     steps: tuple[int, ...] = (64, 192)
     tokens: tuple[int, ...] = (2048, 16384)
@@ -55,6 +63,7 @@ class Protocol(Jobs):
     data: str = "standard-library"
     text: str = ""
     documents: int = option(0, least=0)
+    device: str = "auto"
     out: Path | None = None
 
     def __call__(self) -> None:
@@ -65,7 +74,7 @@ class Protocol(Jobs):
 
             text, documents = str(Path(torch.__file__).parent), documents or 1000
         asked = protocol.Protocol(
-            recipes=tuple(map(self._spec, self.names)),
+            recipes=self._specs(),
             settings=tuple(protocol.Setting(steps, tokens) for tokens in self.tokens for steps in self.steps),
             text=text,
             documents=documents,
@@ -78,9 +87,21 @@ class Protocol(Jobs):
         protocol.run_protocol(asked, out, jobs=self.jobs, threads=self.threads, **report.narrated())
         report.print_protocol(out)
 
-    def _spec(self, name: str) -> RunSpec:
-        if name.endswith(".json"):
-            spec = RunSpec.from_json(Path(name).read_text(encoding="utf-8"))
-        else:
-            spec = spec_of(name)
-        return dataclasses.replace(spec, objective=dataclasses.replace(MINI, corpus=self.data), probe=())
+    def _specs(self) -> tuple[RunSpec, ...]:
+        sizes = dataclasses.asdict(architecture(self.model))
+        objective = LanguageModel(**sizes, corpus=self.data, device=chosen_device(self.device))
+        specs = [
+            RunSpec.from_json(Path(name).read_text(encoding="utf-8")) if name.endswith(".json") else spec_of(name)
+            for name in self.names
+        ]
+        # The runs of a search are called by the recipe that they are a variant of, where that tells them apart.
+        variants = [spec.recipe for spec in specs]
+        return tuple(
+            dataclasses.replace(
+                spec,
+                name=spec.recipe if variants.count(spec.recipe) == 1 else spec.name,
+                objective=objective,
+                probe=(),
+            )
+            for spec in specs
+        )

@@ -50,13 +50,13 @@ FORMAT = 1
 Tuner = Literal["rates", "coordinate", "optuna"]
 
 
-def fixed_search(tuner: Tuner, base: RunSpec, runs: int) -> CoordinateSearch:
+def fixed_search(tuner: Tuner, base: RunSpec, runs: int, start: RunSpec | None = None) -> CoordinateSearch:
     """The search of a fixed number of runs."""
     if tuner == "coordinate":
-        return CoordinateSearch(base, runs)
+        return CoordinateSearch(base, runs, start)
     from polargrad.lab.comparison.optuna_search import OptunaSearch
 
-    return OptunaSearch(base, runs)
+    return OptunaSearch(base, runs, start)
 
 
 @dataclass(frozen=True, kw_only=True)

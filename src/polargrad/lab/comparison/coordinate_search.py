@@ -5,6 +5,7 @@ The state of a search is a function of the final losses of the runs that have en
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -12,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polargrad.lab.comparison.rate_search import SearchState, alike_roles
+from polargrad.lab.comparison.rate_search import FIXED_ROLES, SearchState, alike_roles
 from polargrad.lab.options import check_integer
 from polargrad.lab.run.spec import Plain, RunSpec
 
@@ -55,6 +56,8 @@ MOVES: Mapping[str, Callable[[float, float], float | None]] = {
     "normalize_rows": _memory,
 }
 ABSENT = {"weight_decay": 0.0}
+# Numbers mean the same in two roles that agree in these.
+_KIND = ("rule", "geometry", "scale", "momentum_order")
 
 
 @dataclass(frozen=True)
@@ -135,17 +138,39 @@ def coordinates_of(spec: RunSpec) -> tuple[Coordinate, ...]:
     return tuple(found)
 
 
+def with_numbers_of(spec: RunSpec, tuned: RunSpec) -> RunSpec:
+    """A recipe at the numbers of another one, where both step a role by the same rule, norm and scale.
+
+    Example:
+        >>> from polargrad.lab.recipes import spec_of
+        >>> tuned = spec_of("muon+adamw", changes=["hidden.lr=0.02", "head.lr=0.01"])
+        >>> found = with_numbers_of(spec_of("muon+polargrad"), tuned).learning_rates
+        >>> found["hidden"], found["head"]  # the head is stepped by other rules
+        (0.02, 0.2)
+    """
+    for role, own in spec.optimizer.items():
+        other = tuned.optimizer.get(role, {})
+        if role in FIXED_ROLES or any(own.get(key) != other.get(key) for key in _KIND):
+            continue
+        for option in MOVES:
+            if option in other and (option in own or option in ABSENT):
+                spec = spec.with_option(role, option, other[option])
+    shares = {one.option: one.value(tuned) for one in coordinates_of(tuned) if not one.roles}
+    return dataclasses.replace(spec, schedule=dataclasses.replace(spec.schedule, **shares))
+
+
 @dataclass(frozen=True)
 class CoordinateSearch:
     """The search for one recipe's numbers in a fixed number of runs at full length.
 
-    From the recipe's own values it goes along each coordinate in turn, up and else down, for as long as the loss falls,
-    then along the next; after a round without gain the moves are halved. Every recipe has the same number of runs, so
-    that one with more numbers is searched less finely.
+    From the recipe's own values, or others if they are better, it goes along each coordinate in turn, up and else down,
+    for as long as the loss falls, then along the next; after a round without gain the moves are halved. Every recipe
+    has the same number of runs, so that one with more numbers is searched less finely.
 
     Args:
         base: the recipe at its own values; its name, seed and text are those of the search.
         runs: how many.
+        start: the recipe at other values that are tried second, such as those of `with_numbers_of`.
 
     Raises:
         ValueError: fewer runs than one.
@@ -153,6 +178,7 @@ class CoordinateSearch:
 
     base: RunSpec
     runs: int = 24
+    start: RunSpec | None = None
 
     def __post_init__(self) -> None:
         check_integer("runs", self.runs)
@@ -163,7 +189,7 @@ class CoordinateSearch:
         return f"{self.base.name} try "
 
     def walk(self) -> Generator[tuple[Point, int], float, None]:
-        """The points of the search with the number of halvings so far; each is answered by its loss."""
+        """The points of the search from `base` with the number of halvings so far; each is answered by its loss."""
         return _walk(self.base, coordinates_of(self.base))
 
     def state(self, losses: Mapping[str, float | None]) -> SearchState:
@@ -171,30 +197,47 @@ class CoordinateSearch:
 
         `bracketed` says that the search ended with moves at their finest, `extensions` how often they were halved.
         """
-        coordinates, walk = coordinates_of(self.base), self.walk()
-        point, halvings, lowest, best = next(walk)[0], 0, math.inf, None
+        proposals = self._proposals()
+        (spec, halvings), lowest, best = next(proposals), math.inf, None
         for number in range(1, self.runs + 1):
             name = f"{self.prefix}{number:02}"
+            spec = dataclasses.replace(spec, name=name, recipe=self.base.recipe)
             if name not in losses:
-                return SearchState((self._spec(coordinates, point, name),), best, False, halvings)
+                return SearchState((spec,), best, False, halvings)
             loss = losses[name]
             loss = math.inf if loss is None else loss
             if loss < lowest or best is None:
-                lowest, best = loss, self._spec(coordinates, point, name)
+                lowest, best = loss, spec
             try:
-                point, halvings = walk.send(loss)
+                spec, halvings = proposals.send(loss)
             except StopIteration:
                 return SearchState((), best, True, halvings, "no number is better a quarter of a move up or down.")
         return SearchState((), best, False, halvings, f"the search ended with its {self.runs} runs.")
 
-    def _spec(self, coordinates: tuple[Coordinate, ...], point: Point, name: str) -> RunSpec:
-        spec = self.base
-        for coordinate, moves in zip(coordinates, point, strict=True):
-            if moves:
-                value = coordinate.moved(self.base, moves)
-                assert value is not None
-                spec = coordinate.applied(spec, value)
-        return dataclasses.replace(spec, name=name, recipe=self.base.recipe)
+    def _proposals(self) -> Generator[tuple[RunSpec, int], float, None]:
+        """The specs of the runs in order, with the number of halvings; each is answered by its loss."""
+        home, lowest = self.base, (yield self.base, 0)
+        if self.start is not None:
+            loss = yield self.start, 0
+            if loss < lowest:
+                home, lowest = self.start, loss
+        coordinates, walk = coordinates_of(home), dataclasses.replace(self, base=home, start=None).walk()
+        next(walk)  # home itself
+        with contextlib.suppress(StopIteration):
+            point, halvings = walk.send(lowest)
+            while True:
+                loss = yield _moved(home, coordinates, point), halvings
+                point, halvings = walk.send(loss)
+
+
+def _moved(home: RunSpec, coordinates: tuple[Coordinate, ...], point: Point) -> RunSpec:
+    spec = home
+    for coordinate, moves in zip(coordinates, point, strict=True):
+        if moves:
+            value = coordinate.moved(home, moves)
+            assert value is not None
+            spec = coordinate.applied(spec, value)
+    return spec
 
 
 def _walk(base: RunSpec, coordinates: tuple[Coordinate, ...]) -> Generator[tuple[Point, int], float, None]:

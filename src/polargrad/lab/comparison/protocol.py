@@ -1,10 +1,14 @@
 """The protocol: recipes tuned alike, at every length and batch anew, then judged on seeds and text that chose nothing.
 
 It is the optimization track of modded-nanogpt in miniature: model, text, batch and evaluation are fixed; a recipe is
-judged by the steps in which it reaches the final loss of the tuned baseline.
+judged by the steps in which it reaches the final loss of the tuned baseline. The baseline is searched first. Then every
+recipe, the baseline again too, has as many runs, which begin at its own values or at those found, whichever is better:
+so no recipe loses by the numbers of tables that it shares.
 
-    DIR/protocol.json      recipes, settings, seeds and number of runs, so that it can be resumed
-    DIR/NAME try 01/       a run folder for each run of a search, DIR/NAME seed 101/ for each run that counts
+    DIR/protocol.json        recipes, settings, seeds and number of runs, so that it can be resumed
+    DIR/NAME TAG try 01/     a run folder for each run of a search; TAG is steps x tokens
+    DIR/NAME TAG first try 01/  of the baseline's first search
+    DIR/NAME TAG seed 101/   for each run that counts
     DIR/report.html
 """
 
@@ -23,8 +27,7 @@ import mpmath
 
 from polargrad.lab.comparison.analysis import Replicates, final_metric
 from polargrad.lab.comparison.comparison import final_losses, fixed_search
-from polargrad.lab.comparison.coordinate_search import CoordinateSearch, coordinates_of
-from polargrad.lab.comparison.rate_search import SearchState
+from polargrad.lab.comparison.coordinate_search import CoordinateSearch, coordinates_of, with_numbers_of
 from polargrad.lab.options import check_integer, check_value
 from polargrad.lab.report.curves import loss_figures
 from polargrad.lab.report.page import UNKNOWN, Cell, Section, Table, write_page
@@ -44,7 +47,7 @@ from polargrad.lab.run.folder import (
 from polargrad.lab.run.spec import LanguageModel, RunSpec, from_plain, without_format
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
 
-FORMAT = 1
+FORMAT = 2
 
 # The track's threshold of .004 on the loss at a standard deviation of .0013 between its runs.
 SIGMAS = 0.004 / 0.0013
@@ -104,7 +107,7 @@ class Protocol:
         documents: how many of its documents, 0 for all.
         seeds: of the runs that count, equal for all recipes.
         search_seed: of the search; none of `seeds`.
-        runs: of the search of each recipe at each setting.
+        runs: of the search of each recipe at each setting, and of the baseline's first.
         baseline: name of the recipe whose final loss is to be reached.
         evaluations: in each run that counts, from the steps of which crossings are read.
         tuner: the search, along one number after the other or by Optuna.
@@ -151,12 +154,23 @@ class Protocol:
         check_value("tuner", self.tuner, Literal["coordinate", "optuna"])
         for setting in self.settings:
             for spec in self.recipes:
-                self.search(spec, setting)
+                self._search(spec, setting, setting.tag)
 
-    def search(self, recipe: RunSpec, setting: Setting) -> CoordinateSearch:
-        """The search of a recipe at a setting."""
-        base = dataclasses.replace(setting.of(recipe, setting.tag), seed=self.search_seed)
-        return fixed_search(self.tuner, base, self.runs)
+    def _search(self, recipe: RunSpec, setting: Setting, tag: str, start: RunSpec | None = None) -> CoordinateSearch:
+        base = dataclasses.replace(setting.of(recipe, tag), seed=self.search_seed)
+        if start is not None:
+            start = with_numbers_of(base, start)
+            start = None if start.optimizer == base.optimizer and start.schedule == base.schedule else start
+        return fixed_search(self.tuner, base, self.runs, start)
+
+    def first_search(self, setting: Setting) -> CoordinateSearch:
+        """The first search of the baseline at a setting, from its own values."""
+        (recipe,) = (spec for spec in self.recipes if spec.name == self.baseline)
+        return self._search(recipe, setting, f"{setting.tag} first")
+
+    def search(self, recipe: RunSpec, setting: Setting, losses: Mapping[str, float | None]) -> CoordinateSearch:
+        """The search of a recipe at a setting, once the baseline's first one has ended; its best values come second."""
+        return self._search(recipe, setting, setting.tag, self.first_search(setting).state(losses).best)
 
     def counted(self, recipe: RunSpec, setting: Setting, tuned: RunSpec) -> list[RunSpec]:
         """The runs of a tuned recipe that count."""
@@ -175,8 +189,10 @@ class Protocol:
         """The runs that can start now, given the final losses of those that have ended, by name; setting by setting."""
         waiting: list[RunSpec] = []
         for setting in self.settings:
-            for recipe in self.recipes:
-                state = self.search(recipe, setting).state(losses)
+            first = self.first_search(setting).state(losses)
+            waiting += first.pending
+            for recipe in () if first.pending else self.recipes:
+                state = self.search(recipe, setting, losses).state(losses)
                 waiting += state.pending
                 if not state.pending and state.best is not None:
                     counted = self.counted(recipe, setting, state.best)
@@ -186,7 +202,7 @@ class Protocol:
     @property
     def size(self) -> int:
         """The number of runs in all, at most."""
-        return len(self.settings) * len(self.recipes) * (self.runs + len(self.seeds))
+        return len(self.settings) * (self.runs + len(self.recipes) * (self.runs + len(self.seeds)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -222,7 +238,7 @@ def run_protocol(protocol: Protocol, path: str | Path, **options: Any) -> Path:
     recipes, text = pinned(protocol.recipes), at_commit(protocol.text)
     protocol = dataclasses.replace(protocol, recipes=recipes, text=text)
     for setting in protocol.settings:
-        search = protocol.search(protocol.recipes[0], setting).base
+        search = protocol.first_search(setting).base
         for spec in (search, protocol.counted(protocol.recipes[0], setting, search)[0]):
             build_objective(spec)
     create_folder(path)
@@ -358,10 +374,6 @@ class ProtocolFindings:
         """The final losses by name."""
         return {name: final_metric(run) for name, run in self.runs.items()}
 
-    def state(self, recipe: RunSpec, setting: Setting) -> SearchState:
-        """The state of a recipe's search at a setting."""
-        return self.protocol.search(recipe, setting).state(self.losses)
-
     def replicates(self, setting: Setting) -> dict[str, Replicates]:
         """The recipes of which all runs that count have ended, the baseline first."""
         found = {}
@@ -419,11 +431,14 @@ class ProtocolFindings:
     def tuned(self, setting: Setting) -> Table:
         """A table of what each recipe's search found."""
         rows = []
-        for recipe in self.protocol.recipes:
-            search, state = self.protocol.search(recipe, setting), self.state(recipe, setting)
-            base = search.base
-            tries = [loss for name, loss in self.losses.items() if name.startswith(search.prefix)]
-            first = self.losses.get(f"{search.prefix}01")
+        first = self.protocol.first_search(setting)
+        searches = {f"{self.protocol.baseline}, first": first}
+        if not first.state(self.losses).pending:
+            searches |= {one.name: self.protocol.search(one, setting, self.losses) for one in self.protocol.recipes}
+        for name, search in searches.items():
+            base, state = search.base, search.state(self.losses)
+            tries = [loss for run, loss in self.losses.items() if run.startswith(search.prefix)]
+            own = self.losses.get(f"{search.prefix}01")
             best = state.best or base
             changed = [
                 f"{one.label} {one.value(base):g} to {one.value(best):g}"
@@ -432,9 +447,9 @@ class ProtocolFindings:
             ]
             lowest = min((loss for loss in tries if loss is not None), default=None)
             rows.append((
-                recipe.name,
+                name,
                 f"{len(tries)}{' so far' if state.pending else ''}",
-                UNKNOWN if first is None else f"{first:.4f}",
+                UNKNOWN if own is None else f"{own:.4f}",
                 UNKNOWN if lowest is None else f"{lowest:.4f}",
                 ", ".join(changed) or "the recipe's own values",
             ))  # fmt: skip

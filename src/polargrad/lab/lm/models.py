@@ -168,6 +168,8 @@ _GPT2: dict[str, Any] = {"family": "gpt2", "vocabulary": 50257, "sequence": 1024
 ARCHITECTURES: Registry[Architecture] = Registry("model")
 # 1.9M parameters, the laboratory's small model
 ARCHITECTURES.add("demo", Architecture())
+# .38M parameters, for the many runs of the protocol
+ARCHITECTURES.add("mini", Architecture(hidden_size=96, layers=2, heads=3, vocabulary=1024, sequence=64))
 # 10.6M parameters
 ARCHITECTURES.add("laptop", Architecture(hidden_size=320, layers=6, heads=5, mlp=960, vocabulary=4096, sequence=256))
 # GPT-2 Small, 124M parameters

@@ -58,6 +58,19 @@ def version(package: str) -> str | None:
         return None
 
 
+def chosen_device(name: str) -> str:
+    """The device of that name; "auto" is the accelerator where there is one, else the CPU.
+
+    Example:
+        >>> chosen_device("cpu")
+        'cpu'
+    """
+    if name != "auto":
+        return name
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else accelerator.type
+
+
 def device_name() -> str:
     """The accelerator's name where there is one, else "cpu"."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -1,18 +1,19 @@
 """Products whose result is Hermitian, formed by blocks on and below the diagonal: about 0.65 of the full product.
 
 BLAS has routines for this (syrk, herk) that torch does not reach. Panels of rows, each as wide as its last row needs,
-cover little more than half of the result. On other devices than a CPU, and for small matrices, where the calls cost
-more than the flops, the plain product is used.
+cover little more than half of the result. On a GPU a kernel does so in half precision (`tiled.py`). Elsewhere, and for
+small matrices, where the calls cost more than the flops, the plain product is used.
 """
 
 from __future__ import annotations
 
 import itertools
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-__all__ = ["gram", "gram_plain", "hermitian_product", "product", "row_panels"]
+__all__ = ["by_blocks", "gram", "gram_plain", "hermitian_product", "product", "row_panels"]
 
 # Blocks of this size and below are formed in full.
 _BASE = 192
@@ -35,6 +36,20 @@ def row_panels(m: int, n: int, itemsize: int) -> list[slice]:
 def blocked(X: Tensor) -> bool:
     """Whether the blocked products pay for the matrix or batch X."""
     return X.device.type == "cpu" and X.shape[-1] >= SMALLEST_BLOCKED and not torch.compiler.is_compiling()
+
+
+def by_blocks(X: Tensor) -> bool:
+    """Whether the Hermitian products of the batch X are formed by blocks, on a CPU or by the kernel of a GPU."""
+    return blocked(X) or _tiled(X) is not None
+
+
+def _tiled(X: Tensor) -> ModuleType | None:
+    """The kernel, if it takes the batch X; imported on a GPU alone, since Triton takes its time."""
+    if not X.is_cuda:
+        return None
+    from polargrad.linalg.kernels import tiled
+
+    return tiled if tiled.can_tile(X) else None
 
 
 def padded(m: int, n: int, dtype: torch.dtype) -> Tensor:
@@ -84,6 +99,8 @@ def gram(X: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """
     dtype = dtype or X.dtype
     if not blocked(X):
+        if dtype == X.dtype and (kernel := _tiled(X)) is not None:
+            return kernel.symmetric_product(X.mT, X)
         return gram_plain(X, dtype)
     k, m, n = X.shape
     G = torch.empty(k, n, n, dtype=dtype, device=X.device)
@@ -116,6 +133,8 @@ def hermitian_product(
         [[[3.0, 3.0], [3.0, 3.0]]]
     """
     if not blocked(B):
+        if (kernel := _tiled(B)) is not None:
+            return kernel.symmetric_product(A, B, addend, beta=beta, alpha=alpha)
         if addend is not None:
             return torch.baddbmm(addend, A, B, beta=beta, alpha=alpha)
         return A @ B if alpha == 1.0 else alpha * (A @ B)

@@ -1,0 +1,122 @@
+"""Products in half precision whose result is symmetric, by the tiles on and below the diagonal, with Triton on a GPU.
+
+A tile is computed once and written twice, so that about half of the multiplications are left. `symmetric.py` has the
+plain twin, and asks `can_tile`.
+"""
+
+# pyright: reportOptionalMemberAccess=false, reportIndexIssue=false, reportInvalidTypeForm=false
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+try:
+    import triton  # pyright: ignore[reportMissingImports]
+    import triton.language as tl  # pyright: ignore[reportMissingImports]
+except ImportError:  # as in a CPU build of torch
+    triton = tl = None
+
+__all__ = ["SMALLEST", "can_tile", "symmetric_product"]
+
+# Matrices with fewer columns are left to the plain product.
+SMALLEST = 512
+
+
+class Tiling(NamedTuple):
+    """How the work is cut: tiles of `size` squared, `depth` of the inner dimension at a time."""
+
+    size: int
+    depth: int
+    warps: int
+    stages: int
+
+
+LARGE, SMALL = Tiling(128, 64, 8, 4), Tiling(64, 64, 4, 4)
+# The least number of large tiles, about two for every multiprocessor of the largest GPUs.
+_ENOUGH = 264
+
+
+if triton is not None:
+
+    @triton.jit
+    def _product(
+        A, B, D, C, n, inner, alpha, beta,
+        a_batch, a_row, a_inner, b_batch, b_inner, b_column, d_batch, d_row, d_column,
+        ADD: tl.constexpr, WHOLE: tl.constexpr, SIZE: tl.constexpr, DEPTH: tl.constexpr,
+    ):  # fmt: skip
+        """The tile (i, j), j <= i, of C = alpha A B + beta D, and its transpose in the tile (j, i)."""
+        t, p = tl.program_id(0), tl.program_id(1).to(tl.int64)
+        i = ((tl.sqrt(8.0 * t + 1.0) - 1.0) * 0.5).to(tl.int32)
+        i = tl.where(i * (i + 1) // 2 > t, i - 1, i)
+        i = tl.where((i + 1) * (i + 2) // 2 <= t, i + 1, i)
+        j = t - i * (i + 1) // 2
+        rows, columns, steps = i * SIZE + tl.arange(0, SIZE), j * SIZE + tl.arange(0, SIZE), tl.arange(0, DEPTH)
+        a = A + p * a_batch + (rows % n).to(tl.int64)[:, None] * a_row + steps[None, :] * a_inner
+        b = B + p * b_batch + (columns % n).to(tl.int64)[None, :] * b_column + steps[:, None] * b_inner
+        total = tl.zeros((SIZE, SIZE), dtype=tl.float32)
+        for start in range(0, inner, DEPTH):
+            if WHOLE:
+                total = tl.dot(tl.load(a), tl.load(b), total)
+            else:
+                left = steps < inner - start
+                total = tl.dot(
+                    tl.load(a, mask=left[None, :], other=0.0), tl.load(b, mask=left[:, None], other=0.0), total
+                )
+            a += DEPTH * a_inner
+            b += DEPTH * b_inner
+        total = total * alpha
+        inside = (rows < n)[:, None] & (columns < n)[None, :]
+        if ADD:
+            d = D + p * d_batch + rows.to(tl.int64)[:, None] * d_row + columns[None, :] * d_column
+            total += beta * tl.load(d, mask=inside, other=0.0).to(tl.float32)
+        result = total.to(C.dtype.element_ty)
+        C += p * n * n
+        tl.store(C + rows.to(tl.int64)[:, None] * n + columns[None, :], result, mask=inside)
+        if i != j:
+            mirrored = (columns < n)[:, None] & (rows < n)[None, :]
+            tl.store(C + columns.to(tl.int64)[:, None] * n + rows[None, :], tl.trans(result), mask=mirrored)
+
+
+def can_tile(X: Tensor) -> bool:
+    """Whether the kernel takes the matrices X (k, m, n): large, in half precision, on a GPU with Triton, not traced."""
+    if triton is None or torch.version.hip is not None or X.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    traced = (
+        isinstance(X, FakeTensor) or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(X)
+    )
+    return X.is_cuda and X.shape[-1] >= SMALLEST and not traced and not X.requires_grad
+
+
+def tiles(n: int, size: int) -> int:
+    """The number of tiles on and below the diagonal."""
+    across = -(-n // size)
+    return across * (across + 1) // 2
+
+
+def symmetric_product(
+    A: Tensor, B: Tensor, addend: Tensor | None = None, *, beta: float = 1.0, alpha: float = 1.0,
+    tiling: Tiling | None = None,
+) -> Tensor:  # fmt: skip
+    """The sum alpha A B + beta addend (k, n, n) where product and addend are symmetric, in half precision.
+
+    Args:
+        A: (k, n, m), with any strides, as the next.
+        B: (k, m, n).
+        addend: (k, n, n), or None.
+        beta: its factor.
+        alpha: the factor of the product.
+        tiling: how the work is cut; None is by the number of tiles.
+    """
+    k, n, inner = A.shape
+    C = torch.empty(k, n, n, dtype=A.dtype, device=A.device)
+    cut = tiling or (LARGE if k * tiles(n, LARGE.size) >= _ENOUGH else SMALL)
+    D = C if addend is None else addend
+    _product[(tiles(n, cut.size), k)](
+        A, B, D, C, n, inner, alpha, beta, *A.stride(), *B.stride(), *D.stride(),
+        ADD=addend is not None, WHOLE=inner % cut.depth == 0, SIZE=cut.size, DEPTH=cut.depth,
+        num_warps=cut.warps, num_stages=cut.stages,
+    )  # fmt: skip
+    return C
