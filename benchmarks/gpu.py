@@ -367,9 +367,8 @@ def _symmetric(bench: Bench, X: torch.Tensor) -> None:
         calls["X X^T"] = (lambda: X @ X.mT, lambda cut: tiled.symmetric_product(X, X.mT, tiling=cut))
     for name, (plain, by_tiles) in calls.items():
         times = {str(tuple(cut)): bench.milliseconds(functools.partial(by_tiles, cut), 0.05) for cut in cuts}
-        chosen, whole = (bench.milliseconds(functools.partial(by_tiles, None), 0.05), bench.milliseconds(plain, 0.05))
-        shape = tuple(X.shape)
-        bench.say("symmetric", shape=shape, call=name, whole=whole, chosen=chosen, cuts=times, error=error)
+        whole, shape = bench.milliseconds(plain, 0.05), tuple(X.shape)
+        bench.say("symmetric", shape=shape, call=name, whole=whole, cuts=times, error=error)
 
 
 def profile(bench: Bench) -> None:

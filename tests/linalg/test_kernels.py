@@ -137,11 +137,12 @@ def test_the_kernel_takes_nothing_on_a_cpu():
 class TestOnAGPU:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize("shape", [(3, 700, 640), (1, 1024, 1024), (24, 1030, 1000), (1, 512, 4096)], ids=str)
-    def test_products_are_those_in_double_rounded_once(self, shape, dtype):
+    def test_products_are_those_in_double_rounded_once(self, shape, dtype, monkeypatch):
+        monkeypatch.setattr(tiled, "LEAST_WORK", 0)
+        monkeypatch.setattr(tiled, "LEAST_TILES", 0)
         X = torch.randn(shape, device="cuda").to(dtype)
         for Y in (X, X.mT, X[:, ::2]):
-            if not tiled.can_tile(Y):
-                continue
+            assert tiled.can_tile(Y)
             C, wide = gram(Y), Y.double().mT @ Y.double()
             assert (C.double() - wide).norm() <= torch.finfo(dtype).eps * wide.norm()
             R = (C.float() / torch.linalg.matrix_norm(C.float(), keepdim=True)).to(dtype)
@@ -150,12 +151,14 @@ class TestOnAGPU:
             assert (P.double() - wide).norm() <= torch.finfo(dtype).eps * wide.norm()
 
     @pytest.mark.parametrize("method", ["newton-schulz", "gram-newton-schulz"])
-    @pytest.mark.parametrize("shape", [(2, 1024, 768), (1, 1024, 1024), (2, 600, 3000)], ids=str)
+    @pytest.mark.parametrize("shape", [(20, 1024, 768), (16, 1024, 1024), (20, 800, 3000)], ids=str)
     def test_factors_are_those_of_the_plain_products(self, shape, method, monkeypatch):
-        A = torch.randn(shape, device="cuda")
+        A, made = torch.randn(shape, device="cuda"), []
+        kernel = tiled.symmetric_product
+        monkeypatch.setattr(tiled, "symmetric_product", lambda *args, **kw: made.append(1) or kernel(*args, **kw))
         U = polargrad.polar_factor(A, method)
+        assert made
         monkeypatch.setattr(tiled, "can_tile", lambda X: False)
         plain = polargrad.polar_factor(A, method)
         error = torch.linalg.matrix_norm(U - plain) / torch.linalg.matrix_norm(plain)
-        assert (error > 0).any()  # the kernel was used
         assert (error <= 8 * torch.finfo(torch.bfloat16).eps).all()

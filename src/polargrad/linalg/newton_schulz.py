@@ -23,6 +23,7 @@ from polargrad.linalg.coefficients import (
 )
 from polargrad.linalg.compilation import compile_constant
 from polargrad.linalg.kernels import by_blocks, gram, hermitian_product
+from polargrad.linalg.kernels.symmetric import SMALLEST_BLOCKED
 from polargrad.linalg.method import IterationResult, PolarMethod, check_count, register
 from polargrad.linalg.minimax import CUSHION, composition, with_safety
 from polargrad.linalg.precision import HALF
@@ -45,24 +46,28 @@ def normalize_frobenius(X: Tensor, floor: float | Tensor | None = None) -> Tenso
 def iterate_polynomials(X: Tensor, schedule: tuple[Coefficients, ...]) -> Tensor:
     """Apply p_k(X) = a_k X + X (b_k G + c_k G^2) with G = X^H X, for each row of the schedule.
 
-    X is (k, m, n) with m >= n, singular values at most 1. Tall input keeps G small (n x n). A square matrix is
-    multiplied from the left, as torch.optim.Muon does, so that half-precision results agree with it bit for bit.
+    X is (k, m, n) with m >= n, singular values at most 1. Tall input keeps G small (n x n). A square matrix, and the
+    transpose of a wide one, are multiplied from the left, as torch.optim.Muon does, so that half-precision results
+    agree with it bit for bit and nothing is copied.
     """
-    square = X.shape[-2] == X.shape[-1]
-    single, symmetric = X.shape[0] == 1, by_blocks(X)
+    turned = not X.is_contiguous() and X.mT.is_contiguous()
+    X = X.mT if turned else X
+    left = turned or X.shape[-2] == X.shape[-1]
+    single, symmetric = X.shape[0] == 1, X.shape[-1] >= SMALLEST_BLOCKED and by_blocks(X.mT if left else X)
     # A single matrix takes the 2-D routines, which are faster than a batch of one.
     add_product, X = (torch.addmm, X[0]) if single else (torch.baddbmm, X)
     for a, b, c in schedule:
         if symmetric:
             batch = X[None] if single else X
-            G = gram(batch.mH if square else batch)
+            G = gram(batch.mH if left else batch)
             P = hermitian_product(G, G, G, beta=b, alpha=c) if c else b * G
             P = P[0] if single else P
         else:
-            G = X @ X.mH if square else X.mH @ X
+            G = X @ X.mH if left else X.mH @ X
             P = add_product(G, G, G, beta=b, alpha=c) if c else b * G
-        X = add_product(X, P, X, beta=a) if square else add_product(X, X, P, beta=a)
-    return X[None] if single else X
+        X = add_product(X, P, X, beta=a) if left else add_product(X, X, P, beta=a)
+    X = X[None] if single else X
+    return X.mT if turned else X
 
 
 @compile_constant

@@ -193,7 +193,7 @@ def test_seeds_and_text_that_count_chose_nothing(texts):
         ("the baseline 'muon' is not among the recipes adamw, polar", {"baseline": "muon"}),
         ("different settings", {"settings": (Setting(4, 64), Setting(4, 64))}),
         ("50 tokens in a step are not a multiple of the model's sequences of 16", {"settings": (Setting(4, 50),)}),
-        ("runs", {"runs": 0}),
+        ("runs", {"runs": -1}),
     ],
 )
 def test_what_would_not_be_fair_is_refused(texts, match, changed):
@@ -266,12 +266,13 @@ def test_the_command(texts, tmp_path, monkeypatch, capsys):
     assert "whitened-muon+adamw" in capsys.readouterr().out
     spec = RunSpec.from_json((out / "whitened-muon+adamw 3x32 seed 101" / "spec.json").read_text())
     assert spec.optimizer["hidden"]["whitening"] == "two-sided"
-    tuned = [str(out / f"{name} 3x32 try 02" / "spec.json") for name in ("muon+adamw", "whitened-muon+adamw")]
+    tuned = [str(out / "tuned" / f"{name} 3x32.json") for name in ("muon+adamw", "whitened-muon+adamw")]
     again = tmp_path / "again"
-    assert main(["protocol", *tuned, *options[:-2], "--runs", "1", "--out", str(again)]) == 0
+    assert main(["protocol", *tuned, *options[:-2], "--runs", "0", "--out", str(again)]) == 0
     for name in ("muon+adamw", "whitened-muon+adamw"):  # untouched
-        found = RunSpec.from_json((again / f"{name} 3x32 seed 102" / "spec.json").read_text())
-        assert found.optimizer == RunSpec.from_json((out / f"{name} 3x32 try 02" / "spec.json").read_text()).optimizer
+        found = [RunSpec.from_json((at / f"{name} 3x32 seed 102" / "spec.json").read_text()) for at in (out, again)]
+        assert found[0].content == found[1].content
+    assert len(list(again.glob("*/spec.json"))) == 4
     short = tmp_path / "short.txt"
     short.write_text("too little\n" * 20)
     bad = ["--text", str(short), "--out", str(tmp_path / "bad")]

@@ -30,7 +30,7 @@ class Protocol(Jobs):
     Two recipes are told apart by the rule of the track, with the standard deviation that these runs have. The defaults
     take about eight hours with --jobs 2 on two idle cores.
 
-    `--runs 1` judges recipes at the values that they come with, such as those of a smaller model's search.
+    `--runs 0` judges recipes at the values that they come with, such as those of a smaller model's search.
 
     `polargrad resume DIR` continues it where it was stopped, so that it can run in pieces.
 
@@ -57,7 +57,7 @@ class Protocol(Jobs):
     baseline: str = "muon+adamw"
     steps: tuple[int, ...] = (64, 192)
     tokens: tuple[int, ...] = (2048, 16384)
-    runs: int = option(16)
+    runs: int = option(16, least=0)
     tuner: Literal["coordinate", "optuna"] = "coordinate"
     seeds: int = option(8, least=2)
     data: str = "standard-library"

@@ -169,11 +169,11 @@ class CoordinateSearch:
 
     Args:
         base: the recipe at its own values; its name, seed and text are those of the search.
-        runs: how many.
+        runs: how many; 0 is no search.
         start: the recipe at other values that are tried second, such as those of `with_numbers_of`.
 
     Raises:
-        ValueError: fewer runs than one.
+        ValueError: a negative number of runs.
     """
 
     base: RunSpec
@@ -181,7 +181,7 @@ class CoordinateSearch:
     start: RunSpec | None = None
 
     def __post_init__(self) -> None:
-        check_integer("runs", self.runs)
+        check_integer("runs", self.runs, least=0)
 
     @property
     def prefix(self) -> str:
@@ -197,6 +197,8 @@ class CoordinateSearch:
 
         `bracketed` says that the search ended with moves at their finest, `extensions` how often they were halved.
         """
+        if not self.runs:
+            return SearchState((), self.base, False, 0, "there was no search.")
         proposals = self._proposals()
         (spec, halvings), lowest, best = next(proposals), math.inf, None
         for number in range(1, self.runs + 1):

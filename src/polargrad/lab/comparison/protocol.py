@@ -9,6 +9,7 @@ so no recipe loses by the numbers of tables that it shares.
     DIR/NAME TAG try 01/     a run folder for each run of a search; TAG is steps x tokens
     DIR/NAME TAG first try 01/  of the baseline's first search
     DIR/NAME TAG seed 101/   for each run that counts
+    DIR/tuned/NAME TAG.json  what a search found, as a spec
     DIR/report.html
 """
 
@@ -107,7 +108,8 @@ class Protocol:
         documents: how many of its documents, 0 for all.
         seeds: of the runs that count, equal for all recipes.
         search_seed: of the search; none of `seeds`.
-        runs: of the search of each recipe at each setting, and of the baseline's first.
+        runs: of the search of each recipe at each setting, and of the baseline's first; 0 judges recipes at the values
+            that they come with.
         baseline: name of the recipe whose final loss is to be reached.
         evaluations: in each run that counts, from the steps of which crossings are read.
         tuner: the search, along one number after the other or by Optuna.
@@ -149,8 +151,8 @@ class Protocol:
                 raise ValueError(f"{spec.name} is a matrix problem; the protocol trains language models")
             if spec.objective.corpus == self.text:
                 raise ValueError(f"the search and the runs that count are both on {self.text}; give two texts")
-        for name in ("runs", "evaluations"):
-            check_integer(name, getattr(self, name))
+        check_integer("runs", self.runs, least=0)
+        check_integer("evaluations", self.evaluations)
         check_value("tuner", self.tuner, Literal["coordinate", "optuna"])
         for setting in self.settings:
             for spec in self.recipes:
@@ -428,14 +430,18 @@ class ProtocolFindings:
             f"error of the differences seed by seed, pooled over the recipes; told apart from {least} errors on.",
         )
 
+    def searches(self, setting: Setting) -> dict[str, CoordinateSearch]:
+        """The searches that could begin, by recipe; the baseline's first one is called so."""
+        first = self.protocol.first_search(setting)
+        found = {f"{self.protocol.baseline}, first": first}
+        if not first.state(self.losses).pending:
+            found |= {one.name: self.protocol.search(one, setting, self.losses) for one in self.protocol.recipes}
+        return found
+
     def tuned(self, setting: Setting) -> Table:
         """A table of what each recipe's search found."""
         rows = []
-        first = self.protocol.first_search(setting)
-        searches = {f"{self.protocol.baseline}, first": first}
-        if not first.state(self.losses).pending:
-            searches |= {one.name: self.protocol.search(one, setting, self.losses) for one in self.protocol.recipes}
-        for name, search in searches.items():
+        for name, search in self.searches(setting).items():
             base, state = search.base, search.state(self.losses)
             tries = [loss for run, loss in self.losses.items() if run.startswith(search.prefix)]
             own = self.losses.get(f"{search.prefix}01")
@@ -488,8 +494,14 @@ class ProtocolFindings:
         return sections
 
     def write_page(self, page: Path) -> Path:
-        """Write the page and return its path."""
-        protocol = self.protocol
+        """Write the page, and beside it what the searches that have ended found; return the page's path."""
+        protocol, folder = self.protocol, page.parent / "tuned"
+        folder.mkdir(exist_ok=True)
+        for setting in protocol.settings:
+            for name, search in self.searches(setting).items():
+                state = search.state(self.losses)
+                if not state.pending and state.best is not None:
+                    write_json(folder / f"{name} {setting.tag}.json", state.best.to_dict())
         text = (
             f"{len(protocol.recipes)} recipes, each tuned in {protocol.runs} runs at every setting, then run with "
             f"{len(protocol.seeds)} seeds on {protocol.text}, which chose nothing."

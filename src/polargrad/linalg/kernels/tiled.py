@@ -19,10 +19,11 @@ try:
 except ImportError:  # as in a CPU build of torch
     triton = tl = None
 
-__all__ = ["SMALLEST", "can_tile", "symmetric_product"]
+__all__ = ["LEAST_TILES", "LEAST_WORK", "can_tile", "symmetric_product"]
 
-# Matrices with fewer columns are left to the plain product.
-SMALLEST = 512
+# The least number of multiplications, and of tiles, about two for every multiprocessor of the largest GPUs. Below, the
+# plain product is as fast, and cheaper to launch.
+LEAST_WORK, LEAST_TILES = 10**10, 264
 
 
 class Tiling(NamedTuple):
@@ -34,9 +35,7 @@ class Tiling(NamedTuple):
     stages: int
 
 
-LARGE, SMALL = Tiling(128, 64, 8, 4), Tiling(64, 64, 4, 4)
-# The least number of large tiles, about two for every multiprocessor of the largest GPUs.
-_ENOUGH = 264
+TILING = Tiling(128, 64, 8, 4)  # no other was faster on an H100
 
 
 if triton is not None:
@@ -81,13 +80,14 @@ if triton is not None:
 
 
 def can_tile(X: Tensor) -> bool:
-    """Whether the kernel takes the matrices X (k, m, n): large, in half precision, on a GPU with Triton, not traced."""
+    """Whether the kernel takes X^T X of X (k, m, n): large, in half precision, on a GPU with Triton, not traced."""
     if triton is None or torch.version.hip is not None or X.dtype not in (torch.bfloat16, torch.float16):
         return False
-    traced = (
-        isinstance(X, FakeTensor) or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(X)
-    )
-    return X.is_cuda and X.shape[-1] >= SMALLEST and not traced and not X.requires_grad
+    k, m, n = X.shape
+    if not X.is_cuda or k * m * n * n < LEAST_WORK or k * tiles(n, TILING.size) < LEAST_TILES:
+        return False
+    traced = isinstance(X, FakeTensor) or torch.compiler.is_compiling()
+    return not traced and not X.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(X)
 
 
 def tiles(n: int, size: int) -> int:
@@ -98,7 +98,7 @@ def tiles(n: int, size: int) -> int:
 
 def symmetric_product(
     A: Tensor, B: Tensor, addend: Tensor | None = None, *, beta: float = 1.0, alpha: float = 1.0,
-    tiling: Tiling | None = None,
+    tiling: Tiling = TILING,
 ) -> Tensor:  # fmt: skip
     """The sum alpha A B + beta addend (k, n, n) where product and addend are symmetric, in half precision.
 
@@ -108,15 +108,14 @@ def symmetric_product(
         addend: (k, n, n), or None.
         beta: its factor.
         alpha: the factor of the product.
-        tiling: how the work is cut; None is by the number of tiles.
+        tiling: how the work is cut.
     """
     k, n, inner = A.shape
     C = torch.empty(k, n, n, dtype=A.dtype, device=A.device)
-    cut = tiling or (LARGE if k * tiles(n, LARGE.size) >= _ENOUGH else SMALL)
     D = C if addend is None else addend
-    _product[(tiles(n, cut.size), k)](
+    _product[(tiles(n, tiling.size), k)](
         A, B, D, C, n, inner, alpha, beta, *A.stride(), *B.stride(), *D.stride(),
-        ADD=addend is not None, WHOLE=inner % cut.depth == 0, SIZE=cut.size, DEPTH=cut.depth,
-        num_warps=cut.warps, num_stages=cut.stages,
+        ADD=addend is not None, WHOLE=inner % tiling.depth == 0, SIZE=tiling.size, DEPTH=tiling.depth,
+        num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
     return C
