@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import os
 import subprocess
 import sys
 import tomllib
@@ -11,20 +10,18 @@ from pathlib import Path
 import pytest
 
 import polargrad
-from polargrad.lab.openmp import SPINS
 
 SOURCE = Path(polargrad.__file__).parent
 # Each layer and the others that it may import besides itself.
 LIBRARY = ("outside", "linalg", "geometry", "optim", "diagnostics", "distributed")
 TRAIN = (*LIBRARY, "lab.options", "lab.files", "lab.exit_codes", "lab.train")
-RUN = (*TRAIN, "lab.openmp", "lab.lm", "lab.matrix", "lab.run")
+RUN = (*TRAIN, "lab.lm", "lab.matrix", "lab.run")
 ALLOWED = {
     **{layer: LIBRARY[:position] for position, layer in enumerate(LIBRARY)},
     "integrations": TRAIN,
     "lab.options": ("linalg",),
     "lab.files": LIBRARY,
     "lab.exit_codes": (),
-    "lab.openmp": (),
     "lab.train": TRAIN,
     "lab.lm": TRAIN,
     "lab.matrix": TRAIN,
@@ -161,20 +158,6 @@ def test_every_public_name_is_there(package):
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nosuch'"):
         _ = module.nosuch
     assert polargrad.__version__
-
-
-@pytest.mark.parametrize("chosen", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}], ids=str)
-def test_a_command_sets_how_threads_wait_before_torch_is_there(chosen):
-    """Else OpenMP's library has read the environment already."""
-    script = (
-        "import os, sys, polargrad.__main__ as entry, polargrad.lab.cli; assert 'torch' not in sys.modules;"
-        "before = dict(os.environ); entry.yield_cores(); assert 'torch' not in sys.modules;"
-        "print({k: v for k, v in os.environ.items() if before.get(k) != v}); sys.argv = ['', '--version'];"
-        "sys.exit(entry.main())"
-    )
-    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=kept | chosen)
-    assert done.stdout.splitlines()[0] == str({} if chosen else {"GOMP_SPINCOUNT": str(SPINS)})
 
 
 def test_a_release_has_one_version():

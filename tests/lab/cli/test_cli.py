@@ -304,3 +304,17 @@ def test_an_interrupted_benchmark_keeps_what_it_measured(capsys, monkeypatch, tm
     assert "[1 of 2" in out
     assert f"the 1 of 2 measurements made until then are in {tmp_path / 'b'}" in err
     assert len((tmp_path / "b" / "polar.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that nobody can write to")
+@pytest.mark.parametrize(
+    "command",
+    ["run adamw", "run quadratic", "run theory", "pretrain", "compare adamw muon+adamw", "protocol adamw muon+adamw"],
+)
+def test_a_folder_that_cannot_be_made_is_said_before_any_text_is_read(command, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("POLARGRAD_CACHE", str(tmp_path))
+    code, _, said = _run(capsys, *command.split(), "--out", "/proc/nowhere/run")
+    assert code == 2
+    assert said.startswith("polargrad: ")
+    assert "cannot make the folder /proc/nowhere/run" in said
+    assert not list(tmp_path.iterdir())

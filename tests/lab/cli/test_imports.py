@@ -16,7 +16,6 @@ from tests.runs import tiny_spec, tiny_text, written_run
 # Every spec holds a decoder's sizes.
 BASE = {
     "lab",
-    "lab.openmp",
     "lab.options",
     "lab.files",
     "lab.exit_codes",

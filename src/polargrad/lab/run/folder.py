@@ -323,17 +323,20 @@ def _read_settings(path: Path) -> Mapping[str, Any]:
 
 
 def refuse_existing(path: Path) -> None:
-    """Say early, before any work, that a folder exists.
+    """Say early, before any work, that a folder exists or could not be made.
 
     Raises:
         FileExistsError: if it does.
-        OSError: it cannot be looked for, since its name is too long or a folder above it is closed.
+        OSError: its name is too long, or a folder above it is closed or read-only.
     """
     if os.path.lexists(path):
         raise FileExistsError(
             f"{path} exists and is left as it is; give another --out, or delete it if it is not wanted. If it is of a "
             f"run that was stopped, `polargrad resume {path}` goes on"
         )
+    above = next((one for one in path.absolute().parents if os.path.lexists(one)), path)
+    with named_errors(f"cannot make the folder {path}"):
+        os.rmdir(tempfile.mkdtemp(prefix=".polargrad-", dir=above))  # permissions alone do not tell
 
 
 def read_run(path: str | Path) -> Run:
