@@ -11,7 +11,7 @@ from polargrad import parameter_groups
 from polargrad.lab.lm import architecture
 from polargrad.lab.recipes import optimizer_for
 from polargrad.lab.run import runner
-from polargrad.lab.run.build import build_objective, build_optimizer, torch_device
+from polargrad.lab.run.build import build, build_objective, build_optimizer, torch_device
 from tests.runs import tiny_spec, tiny_text
 
 
@@ -80,6 +80,19 @@ def test_precision_is_of_weights_and_of_the_forward_pass(spec, precision, weight
     optimizer = build_optimizer(spec, objective.module)
     optimizer.step()
     assert {optimizer.state[p]["momentum_buffer"].dtype for p in optimizer.param_groups[0]["params"]} == {weights}
+
+
+def test_tf32_is_a_setting_of_a_gpu_for_the_time_of_a_run(spec, monkeypatch):
+    with pytest.raises(ValueError, match=r"tf32 is a precision of NVIDIA's GPUs, and the device is 'cpu'; give"):
+        changed(spec, precision="tf32")
+    seen, settings = [], torch.backends.cuda.matmul
+    monkeypatch.setattr(runner, "train", lambda *_, **__: seen.append(settings.allow_tf32))
+    built = build(spec)
+    runner._train(built)
+    on_a_gpu = changed(spec, device="cuda", precision="tf32")
+    runner._train(dataclasses.replace(built, spec=on_a_gpu))
+    assert seen == [False, True]
+    assert not settings.allow_tf32
 
 
 def test_a_mixture_of_experts_is_a_spec_like_any_other(spec, tmp_path):

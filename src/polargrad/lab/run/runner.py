@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,7 +306,11 @@ def _train(built: BuiltRun, **options: Any) -> Summary:
 
     The optimizer does not warn of updates it skipped: they are events of the record, which the pages tell of.
     """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
+    with (
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        warnings.catch_warnings(),
+        _float32_products(getattr(built.spec.objective, "precision", "float32")),
+    ):
         warnings.filterwarnings("ignore", message="skipped updates")
         torch.manual_seed(built.spec.seed)
         return train(
@@ -318,6 +322,18 @@ def _train(built: BuiltRun, **options: Any) -> Summary:
             parallel=built.parallel,
             **options,
         )
+
+
+@contextlib.contextmanager
+def _float32_products(precision: str) -> Iterator[None]:
+    """Have a GPU round the entries of float32 products to TF32 where that is the precision; the step does not."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_tf32
+    settings.allow_tf32 = precision == "tf32" or before
+    try:
+        yield
+    finally:
+        settings.allow_tf32 = before
 
 
 def _record_text(built: BuiltRun, record: Record, step: int) -> None:

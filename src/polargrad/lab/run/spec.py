@@ -65,9 +65,10 @@ class Computation:
     Args:
         batch: sequences in a step.
         accumulation: parts that a batch is differentiated in, to save memory; a divisor of `batch`.
-        precision: "float32"; "bfloat16-mixed": forward and backward in bfloat16 where torch deems it safe, weights and
-            updates in float32; "bfloat16": weights too; "float64": weights and losses, to compare runs
-            on several layouts (norms of transformers stay in float32).
+        precision: "float32"; "tf32": the same, products of forward and backward in TF32, on an NVIDIA GPU;
+            "bfloat16-mixed": forward and backward in bfloat16 where torch deems it safe, weights and updates in
+            float32; "bfloat16": weights too; "float64": weights and losses, to compare runs on several layouts (norms
+            of transformers stay in float32).
         activation_checkpointing: compute each block's activations again in the backward pass instead of keeping them.
         compiled: forward and backward through `torch.compile`.
         device: cpu or cuda; in a launch file or a flag also auto.
@@ -75,7 +76,7 @@ class Computation:
 
     batch: int = 16
     accumulation: int = 1
-    precision: Literal["float32", "bfloat16-mixed", "bfloat16", "float64"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16-mixed", "bfloat16", "float64"] = "float32"
     activation_checkpointing: bool = False
     compiled: bool = option(False, flag="compile")
     device: str = "cpu"
@@ -121,6 +122,10 @@ class LanguageModel(Evaluation, Computation, Text, Architecture):
             raise ValueError(
                 f"accumulation {self.accumulation} does not divide the batch of {self.batch} sequences; it may be one "
                 f"of {', '.join(map(str, divisors))}"
+            )
+        if self.precision == "tf32" and not self.device.startswith("cuda"):
+            raise ValueError(
+                f"tf32 is a precision of NVIDIA's GPUs, and the device is {self.device!r}; give --precision float32"
             )
         if not 0.0 < self.held_out <= 0.5:
             raise ValueError(f"held_out is {self.held_out!r}, the share of documents held out; give one in (0, 0.5]")

@@ -47,7 +47,10 @@ def trained(path: str | Path) -> Trained:
     spec = run.spec
     if not isinstance(spec.objective, LanguageModel):
         raise ValueError(f"{path} is a run of a matrix problem, which has no model; give one of a language model")
-    here = dataclasses.replace(spec, objective=dataclasses.replace(spec.objective, device="cpu", compiled=False))
+    model = spec.objective
+    precision = "float32" if model.precision == "tf32" else model.precision  # a GPU's
+    model = dataclasses.replace(model, device="cpu", compiled=False, precision=precision)
+    here = dataclasses.replace(spec, objective=model)
     built = build(here)
     configuration = dataclasses.replace(built, spec=spec).configuration
     checkpoint = Checkpoints(Path(path) / CHECKPOINTS, configuration).newest()

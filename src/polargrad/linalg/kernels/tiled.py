@@ -86,8 +86,9 @@ def can_tile(X: Tensor) -> bool:
     k, m, n = X.shape
     if not X.is_cuda or k * m * n * n < LEAST_WORK or k * tiles(n, TILING.size) < LEAST_TILES:
         return False
-    traced = isinstance(X, FakeTensor) or torch.compiler.is_compiling()
-    return not traced and not X.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(X)
+    if isinstance(X, FakeTensor) or torch.compiler.is_compiling() or X.requires_grad:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(X)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def tiles(n: int, size: int) -> int:
