@@ -506,6 +506,6 @@ class ProtocolFindings:
             f"{len(protocol.recipes)} recipes, each tuned in {protocol.runs} runs at every setting, then run with "
             f"{len(protocol.seeds)} seeds on {protocol.text}, which chose nothing."
         )
-        environments = {name: run.environment for name, run in list(self.runs.items())[:1]}
+        environments = {name: run.environment for name, run in self.runs.items()}
         title = f"The protocol: {', '.join(spec.name for spec in protocol.recipes)}"
         return write_page(page, title, [text, *self.sentences()], self.sections(), environments)

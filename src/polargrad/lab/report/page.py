@@ -173,6 +173,10 @@ def write_page(
     return path
 
 
+# Above so many runs only their number is told.
+_MOST_NAMED = 8
+
+
 def _environment(environments: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     """A line for each entry; where runs differ, each value with the runs that have it."""
     lines = []
@@ -180,7 +184,8 @@ def _environment(environments: Mapping[str, Mapping[str, Any]]) -> list[tuple[st
         values: dict[str, list[str]] = {}
         for name, environment in environments.items():
             values.setdefault(_text(environment.get(key)), []).append(name)
-        text = next(iter(values)) if len(values) == 1 else "; ".join(f"{v} ({', '.join(n)})" for v, n in values.items())
+        told = {v: ", ".join(n) if len(n) <= _MOST_NAMED else f"{len(n)} runs" for v, n in values.items()}
+        text = next(iter(values)) if len(values) == 1 else "; ".join(f"{v} ({n})" for v, n in told.items())
         lines.append((key.replace("_", " "), text))
     return lines
 
