@@ -353,8 +353,15 @@ def processes(mode: str | None, mesh: str | None = None) -> Iterator[Parallel]:
             store, rank, world = next(torch.distributed.rendezvous("env://"))
             # torchrun keeps the store when it starts its processes anew; what earlier ones wrote must not be read.
             store = torch.distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+            on_gpus = device.type == "cuda"
+            torch.distributed.init_process_group(
+                "nccl" if on_gpus else "gloo",
+                store=store,
+                rank=rank,
+                world_size=world,
+                timeout=TIMEOUT,
+                device_id=device if on_gpus else None,  # else NCCL guesses one at the first exchange
+            )
             messages = Messages(store)
             control = cast(torch.distributed.ProcessGroup, torch.distributed.new_group(backend="gloo", timeout=TIMEOUT))
             axes = torch.distributed.device_mesh.init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
