@@ -148,6 +148,52 @@ class TestLightning:
         ):
             fit(Module(lambda module: module.head), 2)
 
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("schedule", [None, lambda step: 1 / (1 + step)], ids=["constant", "schedule"])
+    def test_backbone_finetuning_resumes_to_the_same_weights(self, schedule, tmp_path):
+        pl = pytest.importorskip("lightning.pytorch")
+        from lightning.pytorch.callbacks import BackboneFinetuning
+
+        class Thawing(BackboneFinetuning):
+            """Undoes that Lightning freezes the backbone again when it resumes (its issue 21901; docs/limits.md)."""
+
+            def on_train_start(self, trainer, pl_module):
+                for p in (p for group in trainer.optimizers[0].param_groups for p in group["params"]):
+                    p.requires_grad_(True)
+
+        class Module(pl.LightningModule):
+            def __init__(self):
+                super().__init__()
+                torch.manual_seed(0)
+                self.backbone, self.head = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)), nn.Linear(8, 3)
+
+            def training_step(self, batch, index):
+                return nn.functional.cross_entropy(self.head(self.backbone(batch[0])), batch[1])
+
+            def configure_optimizers(self):
+                return lightning.configure_optimizers(self, schedule=schedule, hidden={"lr": 0.02})
+
+        torch.manual_seed(1)
+        data = [(torch.randn(8), i % 3) for i in range(8)]
+
+        def fit(epochs, ckpt_path=None):
+            trainer = pl.Trainer(
+                max_epochs=epochs, callbacks=[Thawing(1, lambda epoch: 1.5)], logger=False, accelerator="cpu",
+                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
+            module = Module()
+            trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=4), ckpt_path=ckpt_path)
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+            return module, [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+        whole, rates = fit(4)
+        for stop in (1, 2, 3):
+            fit(stop)
+            resumed, resumed_rates = fit(4, tmp_path / "last.ckpt")
+            assert resumed_rates == rates
+            for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
+                assert torch.equal(p, q)
+
     def test_the_module_itself_will_do(self, decoder):
         pytest.importorskip("lightning")
         from lightning.pytorch import LightningModule
