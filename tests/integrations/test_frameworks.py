@@ -1,5 +1,7 @@
 """What each framework does to the optimizer: roles, rates and numbers stay as they are."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -50,6 +52,37 @@ class TestTrainer:
             assert isinstance(made, polargrad.PolarGrad)
             assert roles(made) == ["hidden", "embedding", "head", "vector"]
             assert made.param_groups[0]["lr"] == 0.01
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("accumulation", [1, 2])
+    def test_a_run_that_is_stopped_and_resumed_ends_at_the_same_weights(self, accumulation, tmp_path, decoder):
+        pytest.importorskip("accelerate")
+        from transformers import Trainer, TrainingArguments
+
+        rows = (torch.arange(32).unsqueeze(1) * 5 ** torch.arange(6) + 3) % 32
+        initial = copy.deepcopy(decoder.state_dict())
+
+        def trained(folder, checkpoint=None):
+            """Weights after 6 steps over an epoch's end, with a checkpoint after 3 in its middle."""
+            decoder.load_state_dict(initial)
+            arguments = TrainingArguments(
+                output_dir=str(tmp_path / folder), max_steps=6, save_steps=3, per_device_train_batch_size=4,
+                gradient_accumulation_steps=accumulation, warmup_steps=2, use_cpu=True, report_to="none",
+                disable_tqdm=True,
+            )  # fmt: skip
+            trainer = Trainer(
+                model=decoder,
+                args=arguments,
+                train_dataset=[{"input_ids": row, "labels": row} for row in rows],
+                optimizer_cls_and_kwargs=transformers.optimizer(hidden={"lr": 0.01}),
+            )
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            return [p.detach().clone() for p in decoder.parameters()]
+
+        whole, checkpoint = trained("whole"), tmp_path / "whole" / "checkpoint-3"
+        assert all(map(torch.equal, trained("resumed", checkpoint), whole))
+        (checkpoint / "optimizer.pt").unlink()
+        assert not any(map(torch.equal, trained("without state", checkpoint), whole))
 
     def test_what_routing_refuses_is_refused_when_training_starts(self, arguments, decoder):
         from transformers import Trainer
