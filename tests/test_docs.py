@@ -145,6 +145,33 @@ def test_every_public_object_has_a_page():
                 assert id(value) in documented, f"{loaded.__name__}.{name} has no page; name it in docs/api"
 
 
+def _is_there(name):
+    """Whether a dotted name leads from the package to an object."""
+    found, parts = importlib.import_module("polargrad"), name.split(".")
+    for i, part in enumerate(parts[1:], start=2):
+        if not hasattr(found, part):
+            try:
+                importlib.import_module(".".join(parts[:i]))
+            except ModuleNotFoundError:
+                return False
+        found = getattr(found, part)
+    return True
+
+
+def test_every_name_of_the_package_that_is_written_leads_to_something():
+    sources = [path for folder in ("src", "examples") for path in (ROOT / folder).rglob("*.py")]
+    written = {
+        (name, path.name)
+        for path in [*PAGES, *(ROOT / "docs" / "api").glob("*.md"), *NOTEBOOKS, *sources]
+        for name in re.findall(r"(?<![\w./-])polargrad(?:\.[A-Za-z_]\w*)+", path.read_text(encoding="utf-8"))
+    }
+    entry_points = {f"polargrad.{group}" for group in ("data", "geometries", "methods", "problems", "recipes")}
+    assert len(written) > 100
+    assert {pair for pair in written if pair[0] not in entry_points and not _is_there(pair[0])} == set()
+    assert not _is_there("polargrad.distributed.save")
+    assert _is_there("polargrad.distributed.checkpoint.save")
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run_and_hold_their_outputs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("POLARGRAD_CACHE", str(tmp_path / "cache"))

@@ -7,7 +7,13 @@ from tests.distributed.wrapped import OPTIONS, trained
 
 
 @pytest.mark.parametrize(
-    ("world", "kinds"), [(2, ["ddp", "fsdp", "tp"]), (4, ["hsdp", "fsdp and tp"])], ids=["two ranks", "four ranks"]
+    ("world", "kinds"),
+    [
+        (2, ["ddp", "fsdp", "tp"]),
+        (2, ["ddp, accumulated", "fsdp, accumulated"]),
+        (4, ["hsdp", "fsdp and tp"]),
+    ],
+    ids=["two ranks", "two ranks, accumulated gradients", "four ranks"],
 )
 def test_weights_are_those_of_one_process(world, kinds, tmp_path):
     for result in spawn(world, tmp_path, trained, kinds, 6):
@@ -15,4 +21,4 @@ def test_weights_are_those_of_one_process(world, kinds, tmp_path):
         assert result[0] == "returned", result[1]
         assert set(result[1]) == {(kind, which) for kind in kinds for which in OPTIONS}
         for key, error in result[1].items():
-            assert error <= 1e-9, (key, error)
+            assert error <= 1e-10, (key, error)

@@ -1,14 +1,18 @@
-"""A small language model under torch's own wrappers: DDP, FSDP2, HSDP, tensor parallelism, and both at once."""
+"""A small language model under torch's own wrappers: DDP, FSDP2, HSDP, tensor parallelism, and both at once.
+
+A kind that ends in ", accumulated" computes a gradient in parts, which the ranks exchange with the last one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -16,6 +20,7 @@ import polargrad
 
 VOCABULARY, WIDTH = 67, 8
 BATCH, LENGTH = 8, 5
+ACCUMULATED = ", accumulated"
 
 PLAN = {
     "embedding": RowwiseParallel(input_layouts=Replicate()),  # rows of the vocabulary
@@ -85,6 +90,16 @@ def wrapped(kind, world):
     return model, model, share, None
 
 
+def backward(call, tokens, parts):
+    """The gradient of the mean loss, in `parts` of the batch: all but the last without an exchange between ranks."""
+    for i, part in enumerate(tokens.chunk(parts)):
+        last = i == parts - 1
+        if isinstance(call, FSDPModule):
+            call.set_requires_gradient_sync(last)
+        with contextlib.nullcontext() if last or isinstance(call, FSDPModule) else call.no_sync():
+            (call(part) / parts).backward()
+
+
 def trained(rank, world, kinds, steps):
     """For each kind and options the largest difference of a weight to those of the single process, relative."""
     return {(kind, which): _trained(kind, world, which, steps) for kind in kinds for which in OPTIONS}
@@ -93,7 +108,7 @@ def trained(rank, world, kinds, steps):
 def _trained(kind, world, which, steps):
     torch.manual_seed(0)
     alone = Model().double()
-    model, call, (part, parts), group = wrapped(kind, world)
+    model, call, (part, parts), group = wrapped(kind.removesuffix(ACCUMULATED), world)
     optimizers = []
     for one, process_group in ((alone, None), (model, group)):
         options = {role: dict(own) for role, own in OPTIONS[which].items()}
@@ -110,7 +125,7 @@ def _trained(kind, world, which, steps):
         alone(tokens).backward()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            call(tokens.chunk(parts)[part]).backward()
+            backward(call, tokens.chunk(parts)[part], 2 if kind.endswith(ACCUMULATED) else 1)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

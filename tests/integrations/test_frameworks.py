@@ -1,5 +1,7 @@
 """What each framework does to the optimizer: roles, rates and numbers stay as they are."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -50,6 +52,37 @@ class TestTrainer:
             assert isinstance(made, polargrad.PolarGrad)
             assert roles(made) == ["hidden", "embedding", "head", "vector"]
             assert made.param_groups[0]["lr"] == 0.01
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("accumulation", [1, 2])
+    def test_a_run_that_is_stopped_and_resumed_ends_at_the_same_weights(self, accumulation, tmp_path, decoder):
+        pytest.importorskip("accelerate")
+        from transformers import Trainer, TrainingArguments
+
+        rows = (torch.arange(32).unsqueeze(1) * 5 ** torch.arange(6) + 3) % 32
+        initial = copy.deepcopy(decoder.state_dict())
+
+        def trained(folder, checkpoint=None):
+            """Weights after 6 steps over an epoch's end, with a checkpoint after 3 in its middle."""
+            decoder.load_state_dict(initial)
+            arguments = TrainingArguments(
+                output_dir=str(tmp_path / folder), max_steps=6, save_steps=3, per_device_train_batch_size=4,
+                gradient_accumulation_steps=accumulation, warmup_steps=2, use_cpu=True, report_to="none",
+                disable_tqdm=True,
+            )  # fmt: skip
+            trainer = Trainer(
+                model=decoder,
+                args=arguments,
+                train_dataset=[{"input_ids": row, "labels": row} for row in rows],
+                optimizer_cls_and_kwargs=transformers.optimizer(hidden={"lr": 0.01}),
+            )
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            return [p.detach().clone() for p in decoder.parameters()]
+
+        whole, checkpoint = trained("whole"), tmp_path / "whole" / "checkpoint-3"
+        assert all(map(torch.equal, trained("resumed", checkpoint), whole))
+        (checkpoint / "optimizer.pt").unlink()
+        assert not any(map(torch.equal, trained("without state", checkpoint), whole))
 
     def test_what_routing_refuses_is_refused_when_training_starts(self, arguments, decoder):
         from transformers import Trainer
@@ -147,6 +180,52 @@ class TestLightning:
             ValueError, match=r"not of the module that configure_optimizers was given.*give it the whole"
         ):
             fit(Module(lambda module: module.head), 2)
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("schedule", [None, lambda step: 1 / (1 + step)], ids=["constant", "schedule"])
+    def test_backbone_finetuning_resumes_to_the_same_weights(self, schedule, tmp_path):
+        pl = pytest.importorskip("lightning.pytorch")
+        from lightning.pytorch.callbacks import BackboneFinetuning
+
+        class Thawing(BackboneFinetuning):
+            """Undoes that Lightning freezes the backbone again when it resumes (its issue 21901; docs/limits.md)."""
+
+            def on_train_start(self, trainer, pl_module):
+                for p in (p for group in trainer.optimizers[0].param_groups for p in group["params"]):
+                    p.requires_grad_(True)
+
+        class Module(pl.LightningModule):
+            def __init__(self):
+                super().__init__()
+                torch.manual_seed(0)
+                self.backbone, self.head = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)), nn.Linear(8, 3)
+
+            def training_step(self, batch, index):
+                return nn.functional.cross_entropy(self.head(self.backbone(batch[0])), batch[1])
+
+            def configure_optimizers(self):
+                return lightning.configure_optimizers(self, schedule=schedule, hidden={"lr": 0.02})
+
+        torch.manual_seed(1)
+        data = [(torch.randn(8), i % 3) for i in range(8)]
+
+        def fit(epochs, ckpt_path=None):
+            trainer = pl.Trainer(
+                max_epochs=epochs, callbacks=[Thawing(1, lambda epoch: 1.5)], logger=False, accelerator="cpu",
+                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
+            module = Module()
+            trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=4), ckpt_path=ckpt_path)
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+            return module, [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+        whole, rates = fit(4)
+        for stop in (1, 2, 3):
+            fit(stop)
+            resumed, resumed_rates = fit(4, tmp_path / "last.ckpt")
+            assert resumed_rates == rates
+            for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
+                assert torch.equal(p, q)
 
     def test_the_module_itself_will_do(self, decoder):
         pytest.importorskip("lightning")

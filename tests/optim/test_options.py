@@ -191,8 +191,41 @@ def test_the_constructor_takes_few_arguments():
 
 
 def test_the_rate_is_looked_at_before_the_parameters():
-    with pytest.raises(ValueError, match=r"Tensor lr must be 1-element, got shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"Tensor lr must be 1-element .* got shape \(2,\)"):
         polargrad.PolarGrad([], lr=torch.tensor([0.1, 0.2]))
+
+
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [
+        (torch.tensor([0.1, 0.2]), r"shape \(2,\), torch.float32, torch.strided, on cpu;"),
+        (torch.tensor([]), r"shape \(0,\)"),
+        (torch.tensor(0.1, device="meta"), r"shape \(\), torch.float32, torch.strided, on meta;"),
+        (torch.tensor(1), "torch.int64"),
+        (torch.tensor(True), "torch.bool"),
+        (torch.tensor(0.1 + 0j), "torch.complex64"),
+        (torch.tensor(0.1).to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+        (torch.tensor([0.1]).to_sparse(), "torch.sparse_coo"),
+        (torch.tensor(0.1, requires_grad=True), "with requires_grad=True"),
+        (torch.tensor(0.1, requires_grad=True) * 2, "with requires_grad=True"),
+    ],
+    ids=lambda value: "" if isinstance(value, torch.Tensor) else value,
+)
+def test_a_tensor_without_one_number_is_no_rate(rate, told):
+    match = f"Tensor lr.* must be 1-element.*got .*{told}.*give a number"
+    with pytest.raises(ValueError, match=match):
+        polargrad.PolarGrad([matrix()], lr=rate)
+    for capturable in (False, True):
+        optimizer = polargrad.PolarGrad([matrix()], lr=0.1, capturable=capturable)
+        with pytest.raises(ValueError, match=match):
+            optimizer.add_param_group({"params": [matrix()], "lr": rate})
+        assert len(optimizer.param_groups) == 1
+        (p,) = optimizer.param_groups[0]["params"]
+        before, p.grad = p.detach().clone(), torch.ones_like(p)
+        optimizer.param_groups[0]["lr"] = rate
+        with pytest.raises(ValueError, match=match):
+            optimizer.step()
+        assert torch.equal(p, before)
 
 
 def test_a_group_inherits_what_its_own_choices_use():

@@ -264,7 +264,7 @@ class Saved:
         entries: list[dict[str, Any]] = []
         for number, (present, saved) in enumerate(zip(optimizer.param_groups, self.groups, strict=True)):
             options = {**present, **_options_of(saved)}
-            check_rate(f"{self.folder}: lr of group {number}", options["lr"], False)
+            check_rate(f"{self.folder}: lr of group {number}", options["lr"], present["params"], False)
             if isinstance(present["lr"], Tensor):
                 options["lr"] = torch.full_like(present["lr"], options["lr"])
             entries.append({**options, "params": [numbers[name] for name in saved["names"]]})

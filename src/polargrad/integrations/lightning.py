@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from polargrad.lab.train import lr_scheduler
 from polargrad.optim import PolarGrad, parameter_groups
@@ -22,7 +21,6 @@ class _ByRole(PolarGrad):
     """
 
     all_groups: Callable[[], list[dict[str, Any]]] | None = None
-    scheduler: LambdaLR | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group that names its rule as it is, and any other as one group for each role, if there are several."""
@@ -47,10 +45,6 @@ class _ByRole(PolarGrad):
         for group in groups:
             ratio = group["lr"] / groups[-1]["lr"] if groups[-1]["lr"] else 1.0
             super().add_param_group({**group, **own, "lr": ratio * param_group.get("lr", groups[-1]["lr"])})
-            if self.scheduler is not None:  # which knows the groups from before alone
-                self.param_groups[-1]["initial_lr"] = self.param_groups[-1]["lr"]
-                self.scheduler.base_lrs.append(self.param_groups[-1]["lr"])
-                self.scheduler.lr_lambdas.append(self.scheduler.lr_lambdas[0])
             if group is not groups[-1]:
                 self.param_groups[-1]["lr_ratio"] = ratio
 
@@ -104,5 +98,7 @@ def configure_optimizers(
     optimizer.all_groups = lambda: parameter_groups(module, partial=True, **chosen)
     if schedule is None:
         return {"optimizer": optimizer}
-    optimizer.scheduler = lr_scheduler(optimizer, schedule)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": optimizer.scheduler, "interval": "step"}}
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": lr_scheduler(optimizer, schedule), "interval": "step"},
+    }

@@ -99,14 +99,31 @@ def _decay(option: str, value: Any) -> None:
         raise ValueError(f"{option} must lie in [0, 1), got {value}")
 
 
-def _learning_rate(option: str, value: Any) -> None:
+def _learning_rate(option: str, value: Any, *, read: bool = True) -> None:
+    """Check a learning rate; the value of a tensor only with `read`, and never on a device, which would wait."""
     if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(value.shape)}")
-        if value.device.type != "cpu":
-            return  # its value may change at any time, and reading it would wait for the device
+        dense = value.layout is torch.strided and value.dtype in _PARAMETER_DTYPES
+        if value.numel() != 1 or not dense or value.requires_grad:
+            raise _not_a_rate(option, value)
+        if not read or value.device.type != "cpu":
+            return
         value = value.item()
     _nonnegative(option, value)
+
+
+def _check_rate_device(option: str, lr: Any, parameters: Iterable[Tensor]) -> None:
+    if isinstance(lr, Tensor) and lr.device.type != "cpu" and all(p.device.type != lr.device.type for p in parameters):
+        raise _not_a_rate(option, lr)
+
+
+def _not_a_rate(option: str, lr: Tensor) -> ValueError:
+    """Of integers, schedulers would lose the fraction; into what requires a gradient, they cannot write."""
+    gradient = ", with requires_grad=True" if lr.requires_grad else ""
+    return ValueError(
+        f"Tensor {option} must be 1-element of {', '.join(map(str, _PARAMETER_DTYPES))}, dense, without requires_grad, "
+        f"on the host or on a device of the group's parameters, got shape {tuple(lr.shape)}, {lr.dtype}, {lr.layout}, "
+        f"on {lr.device}{gradient}; give a number, or torch.tensor(number)"
+    )
 
 
 def _betas(option: str, value: Any) -> None:
@@ -166,15 +183,15 @@ def check_values(options: Mapping[str, Any]) -> None:
             _CHECKS[option](option, value)
 
 
-def check_rate(what: str, lr: Any, capturable: bool) -> None:
-    """Check a learning rate that was set in a group; one on a device is not read, nor any with `capturable`.
+def check_rate(what: str, lr: Any, parameters: Iterable[Tensor], capturable: bool) -> None:
+    """Check the rate that was set in a group of parameters; one on a device is not read, nor any with `capturable`.
 
     Raises:
-        ValueError: it is not a number, or below 0, or not finite.
+        ValueError: it is not a number, or below 0, or not finite, or a tensor that does not hold one number, or that is
+            on another device than the parameters.
     """
-    if isinstance(lr, Tensor) and (capturable or torch.compiler.is_compiling()):
-        return
-    _learning_rate(what, lr)
+    _check_rate_device(what, lr, parameters)
+    _learning_rate(what, lr, read=not (capturable or torch.compiler.is_compiling()))
 
 
 def plain_options(options: MutableMapping[str, Any], *, load: bool = True) -> None:
@@ -407,11 +424,12 @@ def resolve(group: Mapping[str, Any]) -> Rule:
         TypeError: an option of another kind.
     """
     check_values({"rule": group["rule"]})
-    options = copy.deepcopy({option: group[option] for option in group if option in OPTIONS[group["rule"]]})
+    options = {option: group[option] for option in group if option in OPTIONS[group["rule"]]}
     check_values(options)
     if group["capturable"] and group["on_nonfinite"] == "raise":
         raise ValueError("capturable=True cannot go with on_nonfinite='raise', which reads from the device; use 'skip'")
     del options["lr"]  # schedulers change it in every step
+    options = copy.deepcopy(options)
     shared = {
         "weight_decay": group["weight_decay"],
         "cautious": group["weight_decay_mode"] == "cautious",
@@ -522,8 +540,9 @@ def check_parameters(group: Mapping[str, Any], rule: Rule) -> None:
 
     Raises:
         TypeError: a dtype that cannot be optimized.
-        ValueError: a shape or dtype that the group's options do not take.
+        ValueError: a shape or dtype that the group's options do not take, or another device than that of the rate.
     """
+    _check_rate_device("lr", group["lr"], group["params"])
     for position, p in enumerate(group["params"]):
         if getattr(p, "_fsdp_flattened", False):
             raise ValueError(

@@ -400,7 +400,7 @@ class PolarGrad(torch.optim.Optimizer):
             try:
                 lr = group["lr"]
                 if not (type(lr) is float and 0.0 <= lr < math.inf):
-                    check_rate(f"lr of group {index}", lr, group["capturable"])
+                    check_rate(f"lr of group {index}", lr, group["params"], group["capturable"])
                 for option, value in self._rules[index].options.items():
                     if group[option] != value:
                         rule = resolve(group)

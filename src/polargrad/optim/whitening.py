@@ -148,8 +148,8 @@ class Whitening(ABC):
             if key not in state:
                 raise ValueError(
                     f"the state of {name} lacks {key}, which whitening={self.name!r} keeps; it was saved without "
-                    "whitening, or by a rank that does not own the matrix (polargrad.distributed.save keeps what all "
-                    "ranks own)"
+                    "whitening, or by a rank that does not own the matrix "
+                    "(polargrad.distributed.checkpoint.save keeps what all ranks own)"
                 )
             if not bool(state[key].isfinite().all()):
                 raise ValueError(f"the state of {name} holds NaN or infinity in {key}; load an earlier one")

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from polargrad.lab.train import Constant, Cosine, StepDecay, WarmupLinearDecay, schedule_from_dict
+from polargrad.lab.train import Constant, Cosine, StepDecay, WarmupLinearDecay, lr_scheduler, schedule_from_dict
 
 ALL = [
     Constant(),
@@ -87,3 +87,30 @@ def test_linear_decay_begins_at_the_last_forty_percent_and_would_end_at_zero():
 def test_bad_schedules_are_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("number", [float, torch.tensor], ids=["number", "tensor"])
+def test_torch_s_scheduler_is_followed_by_groups_that_came_later_or_with_a_state(number):
+    def made():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=number(1.0))
+        return optimizer, lr_scheduler(optimizer, StepDecay(1, 0.5))
+
+    def add(optimizer):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": number(2.0)})
+
+    def step(optimizer, scheduler):
+        optimizer.step()
+        scheduler.step()
+        return [float(group["lr"]) for group in optimizer.param_groups]
+
+    optimizer, scheduler = made()
+    assert step(optimizer, scheduler) == [0.5]
+    add(optimizer)
+    assert step(optimizer, scheduler) == [0.25, 0.5]
+
+    resumed, scheduler_of_resumed = made()
+    add(resumed)
+    resumed.load_state_dict(optimizer.state_dict())
+    scheduler_of_resumed.load_state_dict(scheduler.state_dict())
+    assert step(resumed, scheduler_of_resumed) == [0.125, 0.25]
+    assert step(optimizer, scheduler) == [0.125, 0.25]

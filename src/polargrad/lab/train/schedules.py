@@ -231,10 +231,23 @@ class LearningRates:
                 group["lr"] = rate
 
 
+class _ForAllGroups(LambdaLR):
+    """LambdaLR with one multiplier for all groups, also those that are added later or come with a state."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        groups = self.optimizer.param_groups
+        for group in groups[len(self.base_lrs) :]:
+            rate = group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
+            self.base_lrs.append(group.setdefault("initial_lr", rate))
+        self.lr_lambdas = self.lr_lambdas[:1] * len(groups)
+        return super().get_lr()
+
+
 def lr_scheduler(optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]) -> LambdaLR:
     """A schedule as torch's own scheduler, for training loops other than ours.
 
     A torch scheduler moves on after the last step too, past the end of a schedule, and stays at the last multiplier.
+    Groups that are added later follow it too, each from the rate that it has when the scheduler first meets it.
 
     Args:
         optimizer: optimizer whose groups' rates are multiplied.
@@ -256,7 +269,7 @@ def lr_scheduler(optimizer: torch.optim.Optimizer, schedule: Callable[[int], flo
     def multiplier(step: int) -> float:
         return schedule(step - 1 if step == total else step)
 
-    return LambdaLR(optimizer, multiplier)
+    return _ForAllGroups(optimizer, multiplier)
 
 
 def schedule_from_dict(plain: dict[str, Any]) -> Schedule:
