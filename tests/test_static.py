@@ -59,7 +59,9 @@ ALLOWED = {
         *("mkdir", "rename", "os.open", "shutil.rmtree", "open to write"),
     },
     "lab/files.py": {"tempfile.*", "chmod", "unlink", "replace", "write_bytes", "os.open"},
-    "lab/run/folder.py": {"tempfile.mkdtemp", "chmod", "mkdir", "rename", "unlink", "open to write", "shutil.rmtree"},
+    "lab/run/folder.py": {
+        *("tempfile.mkdtemp", "chmod", "mkdir", "os.rmdir", "rename", "unlink", "open to write", "shutil.rmtree"),
+    },
     "lab/train/checkpoint.py": {"rename", "rmdir"},
     "lab/train/optimizers.py": {"torch.save"},  # into memory
     "lab/lm/cache.py": {"mkdir", "write_text"},

@@ -40,6 +40,7 @@ from polargrad.lab.run.folder import (
     Run,
     create_folder,
     find_runs,
+    make_folder,
     read_plan,
     read_run,
     refuse_existing,
@@ -496,7 +497,7 @@ class ProtocolFindings:
     def write_page(self, page: Path) -> Path:
         """Write the page, and beside it what the searches that have ended found; return the page's path."""
         protocol, folder = self.protocol, page.parent / "tuned"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         for setting in protocol.settings:
             for name, search in self.searches(setting).items():
                 state = search.state(self.losses)
