@@ -32,7 +32,7 @@ pytest: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
 # Every fault of docs/what-happens-when.md, and how it ended; nothing else should be running.
 faults: $(READY)

@@ -113,15 +113,24 @@ for dtype, (k, m, n), depth in itertools.product((torch.float32, torch.float16),
     X = torch.randn(k, m, n).to(dtype)
     C = tiled.symmetric_product(X.mT, X, tiling=cut)
     R = (C / C.float().norm()).to(dtype)
-    P = tiled.symmetric_product(R, R.mT, R, beta=-4.775, alpha=2.03, tiling=cut)
-    for found, wide in ((C, X.double().mT @ X.double()), (P, 2.03 * R.double() @ R.double() - 4.775 * R.double())):
+    P = tiled.symmetric_product(R, R.mT, R.mT, beta=-4.775, alpha=2.03, tiling=cut)
+    Y = torch.randn(k, 2 * m, n).to(dtype)[:, ::2]
+    Q = tiled.symmetric_product(Y.mT, Y, tiling=cut)
+    wide = 2.03 * R.double() @ R.double() - 4.775 * R.double()
+    for found, wide in ((C, X.double().mT @ X.double()), (Q, Y.double().mT @ Y.double()), (P, wide)):
         assert (found.double() - wide).norm() <= torch.finfo(dtype).eps * wide.norm()
 """
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, as in a CUDA build of torch")
 def test_the_tiles_by_the_interpreter():
-    subprocess.run([sys.executable, "-c", INTERPRETED], check=True, env={**os.environ, "TRITON_INTERPRET": "1"})
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
+    )
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("this Triton's interpreter does not know this NumPy")
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_tile_on_and_below_the_diagonal_is_counted():
@@ -140,6 +149,7 @@ class TestOnAGPU:
     def test_products_are_those_in_double_rounded_once(self, shape, dtype, monkeypatch):
         monkeypatch.setattr(tiled, "LEAST_WORK", 0)
         monkeypatch.setattr(tiled, "LEAST_TILES", 0)
+        monkeypatch.setattr(tiled, "LEAST_COLUMNS", 0)
         X = torch.randn(shape, device="cuda").to(dtype)
         for Y in (X, X.mT, X[:, ::2]):
             assert tiled.can_tile(Y)

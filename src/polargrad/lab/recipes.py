@@ -307,7 +307,7 @@ register("muon+adamw", "Muon on hidden matrices, AdamW on embedding, head and ve
 register("adamw", "AdamW on every parameter.", by_role(adamw(1e-3), *tables(6e-2, 1.5e-2)))
 register(
     "whitened-muon+adamw",
-    "Muon on hidden matrices whitened by running covariances of the gradient, AdamW on the rest; for large batches.",
+    "Muon on hidden matrices whitened by running covariances of the gradient, AdamW on the rest.",
     by_role(muon(7e-3, whitening="two-sided"), *tables()),
 )
 register(

@@ -50,10 +50,10 @@ def iterate_polynomials(X: Tensor, schedule: tuple[Coefficients, ...]) -> Tensor
     transpose of a wide one, are multiplied from the left, as torch.optim.Muon does, so that half-precision results
     agree with it bit for bit and nothing is copied.
     """
-    turned = not X.is_contiguous() and X.mT.is_contiguous()
-    X = X.mT if turned else X
-    left = turned or X.shape[-2] == X.shape[-1]
-    single, symmetric = X.shape[0] == 1, X.shape[-1] >= SMALLEST_BLOCKED and by_blocks(X.mT if left else X)
+    square = X.shape[-2] == X.shape[-1]
+    turned = not square and not X.is_contiguous() and X.mT.is_contiguous()
+    X, left = X.mT if turned else X, square or turned
+    single, symmetric = X.shape[0] == 1, min(X.shape[-2:]) >= SMALLEST_BLOCKED and by_blocks(X.mT if left else X)
     # A single matrix takes the 2-D routines, which are faster than a batch of one.
     add_product, X = (torch.addmm, X[0]) if single else (torch.baddbmm, X)
     for a, b, c in schedule:

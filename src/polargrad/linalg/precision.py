@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -51,6 +51,26 @@ def is_lowered(device_type: str) -> bool:
 
 
 @contextmanager
+def _products_in(backend: str, precision: str) -> Iterator[None]:
+    """Have float32 products of a backend in "ieee" or "tf32" within the block."""
+    get, set_ = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+    before = get(backend, "matmul")
+    set_(backend, "matmul", precision)
+    try:
+        yield
+    finally:
+        # What was inherited from a wider setting is inherited again.
+        set_(backend, "matmul", "none")
+        if get(backend, "matmul") != before:
+            set_(backend, "matmul", before)
+
+
+def tf32_products() -> AbstractContextManager[None]:
+    """Context in which float32 products on an NVIDIA GPU multiply in TF32; not those of this package."""
+    return _products_in("cuda", "tf32")
+
+
+@contextmanager
 def stated_precision(device_type: str) -> Iterator[None]:
     """Context in which products are computed in the dtype of their operands, whatever surrounds it.
 
@@ -64,14 +84,5 @@ def stated_precision(device_type: str) -> Iterator[None]:
         if torch.compiler.is_compiling():
             yield
             return
-        backend = _backend(device_type)
-        get, set_ = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
-        before = get(backend, "matmul")
-        set_(backend, "matmul", "ieee")
-        try:
+        with _products_in(_backend(device_type), "ieee"):
             yield
-        finally:
-            # What was inherited from a wider setting is inherited again.
-            set_(backend, "matmul", "none")
-            if get(backend, "matmul") != before:
-                set_(backend, "matmul", before)

@@ -135,11 +135,12 @@ def momentum(
     """
     first = buffers[0]
     N = first if in_place else torch.empty((len(buffers), *first.shape), dtype=first.dtype, device=first.device)
-    _momentum[_grid(first.numel(), len(buffers))](
-        _table(gradients), _table(buffers), N, keep, first.numel(), beta,
-        IN_PLACE=in_place, FLUSH=first.dtype == torch.float16, HEAVY=heavy, NESTEROV=nesterov,
-        G_TYPE=_type(gradients[0].dtype), M_TYPE=_type(first.dtype), BLOCK=_BLOCK,
-    )  # fmt: skip
+    with torch.cuda.device_of(first):
+        _momentum[_grid(first.numel(), len(buffers))](
+            _table(gradients), _table(buffers), N, keep, first.numel(), beta,
+            IN_PLACE=in_place, FLUSH=first.dtype == torch.float16, HEAVY=heavy, NESTEROV=nesterov,
+            G_TYPE=_type(gradients[0].dtype), M_TYPE=_type(first.dtype), BLOCK=_BLOCK,
+        )  # fmt: skip
     return N
 
 
@@ -155,7 +156,8 @@ def update(weights: Sequence[Tensor], D: Tensor, length: Tensor, decay: Tensor, 
         sign: -1.0 to ascend.
     """
     first = weights[0]
-    _update[_grid(first.numel(), len(weights))](
-        _table(weights), D, length, decay, first.numel(), sign,
-        CAUTIOUS=cautious, W_TYPE=_type(first.dtype), D_TYPE=_type(D.dtype), BLOCK=_BLOCK,
-    )  # fmt: skip
+    with torch.cuda.device_of(first):
+        _update[_grid(first.numel(), len(weights))](
+            _table(weights), D, length, decay, first.numel(), sign,
+            CAUTIOUS=cautious, W_TYPE=_type(first.dtype), D_TYPE=_type(D.dtype), BLOCK=_BLOCK,
+        )  # fmt: skip

@@ -112,7 +112,8 @@ def _learning_rate(option: str, value: Any, *, read: bool = True) -> None:
 
 
 def _check_rate_device(option: str, lr: Any, parameters: Iterable[Tensor]) -> None:
-    if isinstance(lr, Tensor) and lr.device.type != "cpu" and all(p.device.type != lr.device.type for p in parameters):
+    devices = {p.device.type for p in parameters}
+    if isinstance(lr, Tensor) and devices and lr.device.type not in {"cpu", *devices}:
         raise _not_a_rate(option, lr)
 
 

@@ -106,6 +106,13 @@ def test_a_recipe_starts_at_the_tuned_baselines_values_where_they_are_better():
     assert state.best.learning_rates["hidden"] == 2 * base.learning_rates["hidden"]  # from the recipe's own values
 
 
+def test_roles_move_together_that_are_alike_before_and_after_a_start():
+    joined, apart = spec_of("muon+polargrad"), spec_of("muon+polargrad", changes=["head.lr=0.1"])
+    labels = [{one.label for one in coordinates_of(*pair)} for pair in ((joined, apart), (apart, joined), (joined,))]
+    assert labels[0] == labels[1] >= {"embedding.lr", "head.lr"}
+    assert "embedding+head.lr" in labels[2]
+
+
 def test_runs_that_diverge_are_never_the_best():
     base = spec_of("adamw")
     state, made = searched(base, 8, lambda spec: 1.0 if spec.optimizer == base.optimizer else None)
@@ -201,6 +208,9 @@ def test_what_would_not_be_fair_is_refused(texts, match, changed):
         asked(texts, **changed)
     with pytest.raises(ValueError, match="both on"):
         asked((texts[0], texts[0]))
+    long = dataclasses.replace(tiny_spec(texts[0], "adamw"), name="a" * 105)
+    with pytest.raises(ValueError, match="cannot be called"):  # with what the searches add to it
+        Protocol((long, tiny_spec(texts[0], "polar")), (Setting(4, 64),), str(texts[1]), baseline=long.name)
 
 
 def test_the_rule_tells_apart_what_is_apart():
@@ -273,6 +283,8 @@ def test_the_command(texts, tmp_path, monkeypatch, capsys):
         found = [RunSpec.from_json((at / f"{name} 3x32 seed 102" / "spec.json").read_text()) for at in (out, again)]
         assert found[0].content == found[1].content
     assert len(list(again.glob("*/spec.json"))) == 4
+    assert not (again / "tuned").exists()
+    assert "2 recipes, at the values that they came with, then" in (again / "report.html").read_text()
     short = tmp_path / "short.txt"
     short.write_text("too little\n" * 20)
     bad = ["--text", str(short), "--out", str(tmp_path / "bad")]

@@ -12,6 +12,7 @@ from polargrad.lab.lm import architecture
 from polargrad.lab.recipes import optimizer_for
 from polargrad.lab.run import runner
 from polargrad.lab.run.build import build, build_objective, build_optimizer, torch_device
+from polargrad.linalg.precision import is_lowered, stated_precision
 from tests.runs import tiny_spec, tiny_text
 
 
@@ -85,14 +86,22 @@ def test_precision_is_of_weights_and_of_the_forward_pass(spec, precision, weight
 def test_tf32_is_a_setting_of_a_gpu_for_the_time_of_a_run(spec, monkeypatch):
     with pytest.raises(ValueError, match=r"tf32 is a precision of NVIDIA's GPUs, and the device is 'cpu'; give"):
         changed(spec, precision="tf32")
-    seen, settings = [], torch.backends.cuda.matmul
-    monkeypatch.setattr(runner, "train", lambda *_, **__: seen.append(settings.allow_tf32))
-    built = build(spec)
+    seen, built, get = [], build(spec), torch._C._get_fp32_precision_getter
+    on_a_gpu = dataclasses.replace(built, spec=changed(spec, device="cuda", precision="tf32"))
+
+    def products(*_, **__):
+        seen.append((get("cuda", "matmul"), is_lowered("cuda")))
+        with stated_precision("cuda"):  # as the optimizer's step
+            seen.append((get("cuda", "matmul"), is_lowered("cuda")))
+
+    monkeypatch.setattr(runner, "train", products)
+    before = get("cuda", "matmul"), torch.get_float32_matmul_precision()
+    runner._train(on_a_gpu)
+    assert seen == [("tf32", True), ("ieee", False)]
+    seen.clear()
     runner._train(built)
-    on_a_gpu = changed(spec, device="cuda", precision="tf32")
-    runner._train(dataclasses.replace(built, spec=on_a_gpu))
-    assert seen == [False, True]
-    assert not settings.allow_tf32
+    assert seen == [(before[0], False)] * 2
+    assert before == (get("cuda", "matmul"), torch.get_float32_matmul_precision())
 
 
 def test_a_mixture_of_experts_is_a_spec_like_any_other(spec, tmp_path):

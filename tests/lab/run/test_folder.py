@@ -3,7 +3,16 @@ import json
 import pytest
 
 from polargrad.lab.comparison import comparison, protocol
-from polargrad.lab.run.folder import RECORDS, SPEC, SUMMARY, RecordError, RunFolder, find_runs, read_run
+from polargrad.lab.run.folder import (
+    RECORDS,
+    SPEC,
+    SUMMARY,
+    RecordError,
+    RunFolder,
+    find_runs,
+    read_run,
+    refuse_existing,
+)
 from polargrad.lab.studies.matrix import experiments
 from tests.runs import tiny_spec, written_run
 
@@ -126,3 +135,12 @@ def test_a_damaged_plan_is_named(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(RecordError, match=f"{name} .*restore it, or run"):
         PLANS[name](tmp_path)
+
+
+def test_a_folder_that_could_not_be_made_is_refused_early_and_nothing_is_left(tmp_path):
+    refuse_existing(tmp_path / "deep" / "run")
+    (tmp_path / "file").write_text("")
+    for path, error in (("x" * 300, OSError), ("file/run", NotADirectoryError), ("file", FileExistsError)):
+        with pytest.raises(error):
+            refuse_existing(tmp_path / path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

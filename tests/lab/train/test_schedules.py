@@ -114,3 +114,18 @@ def test_torch_s_scheduler_is_followed_by_groups_that_came_later_or_with_a_state
     scheduler_of_resumed.load_state_dict(scheduler.state_dict())
     assert step(resumed, scheduler_of_resumed) == [0.125, 0.25]
     assert step(optimizer, scheduler) == [0.125, 0.25]
+
+
+def test_torch_s_scheduler_follows_groups_that_were_replaced_or_are_gone():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 4.0)]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    scheduler = lr_scheduler(optimizer, StepDecay(1, 0.5))
+    optimizer.step()
+    scheduler.step()
+    del optimizer.param_groups[0]
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 8.0})
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 2.0]
+    del optimizer.param_groups[1]
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5]

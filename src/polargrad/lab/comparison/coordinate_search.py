@@ -120,16 +120,21 @@ class Coordinate:
         return spec
 
 
-def coordinates_of(spec: RunSpec) -> tuple[Coordinate, ...]:
+def coordinates_of(spec: RunSpec, other: RunSpec | None = None) -> tuple[Coordinate, ...]:
     """Rates, momenta, weight decays and betas of roles with equal options, and the share of the run with falling rates.
 
-    Norms and biases keep the recipe's own values.
+    Norms and biases keep the recipe's own values. With another spec, roles move together that are alike in both.
     """
+    elsewhere = {} if other is None else {role: roles for roles in alike_roles(other) for role in roles}
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for roles in alike_roles(spec):
+        for role in roles:
+            alike.setdefault((roles, elsewhere.get(role)), []).append(role)
     found = []
     for option in MOVES:
         if hasattr(spec.schedule, option):
             found.append(Coordinate(option))
-        for roles in alike_roles(spec):
+        for roles in map(tuple, alike.values()):
             given: Any = spec.optimizer[roles[0]].get(option, ABSENT.get(option))
             if isinstance(given, tuple | list):
                 found += [Coordinate(option, roles, index) for index in range(len(given))]
@@ -188,9 +193,9 @@ class CoordinateSearch:
         """The names of its runs, down to their number."""
         return f"{self.base.name} try "
 
-    def walk(self) -> Generator[tuple[Point, int], float, None]:
-        """The points of the search from `base` with the number of halvings so far; each is answered by its loss."""
-        return _walk(self.base, coordinates_of(self.base))
+    def walk(self, home: RunSpec, coordinates: tuple[Coordinate, ...]) -> Generator[tuple[Point, int], float, None]:
+        """The points of the search from `home` with the number of halvings so far; each is answered by its loss."""
+        return _walk(home, coordinates)
 
     def state(self, losses: Mapping[str, float | None]) -> SearchState:
         """The state after runs with these final losses, by name; None for a run that diverged.
@@ -223,7 +228,8 @@ class CoordinateSearch:
             loss = yield self.start, 0
             if loss < lowest:
                 home, lowest = self.start, loss
-        coordinates, walk = coordinates_of(home), dataclasses.replace(self, base=home, start=None).walk()
+        coordinates = coordinates_of(home, self.base)
+        walk = self.walk(home, coordinates)
         next(walk)  # home itself
         with contextlib.suppress(StopIteration):
             point, halvings = walk.send(lowest)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
 
-from polargrad.lab.comparison.coordinate_search import CoordinateSearch, Point, coordinates_of
+from polargrad.lab.comparison.coordinate_search import Coordinate, CoordinateSearch, Point
+from polargrad.lab.run.spec import RunSpec
 
 __all__ = ["OptunaSearch"]
 
@@ -33,8 +34,8 @@ class OptunaSearch(CoordinateSearch):
     def prefix(self) -> str:
         return f"{self.base.name} optuna {_optuna().__version__} try "
 
-    def walk(self) -> Generator[tuple[Point, int], float, None]:
-        spans = {one.label: one.span(self.base) for one in coordinates_of(self.base)}
+    def walk(self, home: RunSpec, coordinates: tuple[Coordinate, ...]) -> Generator[tuple[Point, int], float, None]:
+        spans = {one.label: one.span(home) for one in coordinates}
         losses: tuple[float, ...] = ()
         while True:
             loss = yield _proposal(self.base.seed, max(1, self.runs // 3), tuple(spans.items()), losses), 0

@@ -157,7 +157,10 @@ class Protocol:
         check_value("tuner", self.tuner, Literal["coordinate", "optuna"])
         for setting in self.settings:
             for spec in self.recipes:
-                self._search(spec, setting, setting.tag)
+                search = self._search(spec, setting, setting.tag)
+                dataclasses.replace(search.base, name=f"{search.prefix}01")  # the longest names can be given
+            first = self.first_search(setting)
+            dataclasses.replace(first.base, name=f"{first.prefix}01")
 
     def _search(self, recipe: RunSpec, setting: Setting, tag: str, start: RunSpec | None = None) -> CoordinateSearch:
         base = dataclasses.replace(setting.of(recipe, tag), seed=self.search_seed)
@@ -431,30 +434,29 @@ class ProtocolFindings:
             f"error of the differences seed by seed, pooled over the recipes; told apart from {least} errors on.",
         )
 
-    def searches(self, setting: Setting) -> dict[str, CoordinateSearch]:
-        """The searches that could begin, by recipe; the baseline's first one is called so."""
+    def searches(self, setting: Setting) -> list[CoordinateSearch]:
+        """The searches that could begin, the baseline's first one before the others; none where nothing is tuned."""
         first = self.protocol.first_search(setting)
-        found = {f"{self.protocol.baseline}, first": first}
-        if not first.state(self.losses).pending:
-            found |= {one.name: self.protocol.search(one, setting, self.losses) for one in self.protocol.recipes}
-        return found
+        if not self.protocol.runs or first.state(self.losses).pending:
+            return [first] if self.protocol.runs else []
+        return [first, *(self.protocol.search(one, setting, self.losses) for one in self.protocol.recipes)]
 
     def tuned(self, setting: Setting) -> Table:
         """A table of what each recipe's search found."""
         rows = []
-        for name, search in self.searches(setting).items():
+        for number, search in enumerate(self.searches(setting)):
             base, state = search.base, search.state(self.losses)
             tries = [loss for run, loss in self.losses.items() if run.startswith(search.prefix)]
             own = self.losses.get(f"{search.prefix}01")
             best = state.best or base
             changed = [
                 f"{one.label} {one.value(base):g} to {one.value(best):g}"
-                for one in coordinates_of(base)
+                for one in coordinates_of(base, best)
                 if one.value(best) != one.value(base)
             ]
             lowest = min((loss for loss in tries if loss is not None), default=None)
             rows.append((
-                name,
+                base.name.removesuffix(f" {setting.tag}") if number else f"{self.protocol.baseline}, first",
                 f"{len(tries)}{' so far' if state.pending else ''}",
                 UNKNOWN if own is None else f"{own:.4f}",
                 UNKNOWN if lowest is None else f"{lowest:.4f}",
@@ -488,24 +490,31 @@ class ProtocolFindings:
         for setting in self.protocol.settings:
             found = self.replicates(setting)
             tables = [self.results(setting)] if found else []
+            tables += [self.tuned(setting)] if self.protocol.runs else []
             level = found[self.protocol.baseline].final.mean if self.protocol.baseline in found else None
             figures = loss_figures({name: one.runs for name, one in found.items()}, level) if found else []
             figures = [dataclasses.replace(one, key=f"{one.key}-{setting.tag}") for one in figures]
-            sections.append(Section(str(setting), (), [*tables, self.tuned(setting)], figures))
+            sections.append(Section(str(setting), (), tables, figures))
         return sections
 
     def write_page(self, page: Path) -> Path:
         """Write the page, and beside it what the searches that have ended found; return the page's path."""
         protocol, folder = self.protocol, page.parent / "tuned"
-        make_folder(folder)
         for setting in protocol.settings:
-            for name, search in self.searches(setting).items():
+            for search in self.searches(setting)[1:]:
                 state = search.state(self.losses)
                 if not state.pending and state.best is not None:
-                    write_json(folder / f"{name} {setting.tag}.json", state.best.to_dict())
+                    make_folder(folder)
+                    write_json(folder / f"{search.base.name}.json", state.best.to_dict())
+        tuned = "at the values that they came with"
+        if protocol.runs:
+            tuned = (
+                f"each tuned in {protocol.runs} runs at every setting, after as many of {protocol.baseline} alone, "
+                "whose best values were tried too"
+            )
         text = (
-            f"{len(protocol.recipes)} recipes, each tuned in {protocol.runs} runs at every setting, then run with "
-            f"{len(protocol.seeds)} seeds on {protocol.text}, which chose nothing."
+            f"{len(protocol.recipes)} recipes, {tuned}, then run with {len(protocol.seeds)} seeds on {protocol.text}, "
+            "which chose nothing."
         )
         environments = {name: run.environment for name, run in self.runs.items()}
         title = f"The protocol: {', '.join(spec.name for spec in protocol.recipes)}"

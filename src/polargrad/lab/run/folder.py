@@ -329,7 +329,8 @@ def refuse_existing(path: Path) -> None:
         FileExistsError: if it does.
         OSError: its name is too long, or a folder above it is closed or read-only.
     """
-    if os.path.lexists(path):
+    with named_errors(f"cannot make the folder {path}"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(path)
         raise FileExistsError(
             f"{path} exists and is left as it is; give another --out, or delete it if it is not wanted. If it is of a "
             f"run that was stopped, `polargrad resume {path}` goes on"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from polargrad.lab.train import Checkpoint, CheckpointError, CheckpointPolicy, C
 from polargrad.lab.train.checkpoint import differences
 from polargrad.lab.train.optimizers import evaluation_weights
 from polargrad.lab.train.parallel import Parallel
+from polargrad.linalg.precision import tf32_products
 
 if TYPE_CHECKING:
     from polargrad.lab.train import Progress, Record, Summary
@@ -309,7 +310,7 @@ def _train(built: BuiltRun, **options: Any) -> Summary:
     with (
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
         warnings.catch_warnings(),
-        _float32_products(getattr(built.spec.objective, "precision", "float32")),
+        tf32_products() if getattr(built.spec.objective, "precision", "") == "tf32" else contextlib.nullcontext(),
     ):
         warnings.filterwarnings("ignore", message="skipped updates")
         torch.manual_seed(built.spec.seed)
@@ -322,18 +323,6 @@ def _train(built: BuiltRun, **options: Any) -> Summary:
             parallel=built.parallel,
             **options,
         )
-
-
-@contextlib.contextmanager
-def _float32_products(precision: str) -> Iterator[None]:
-    """Have a GPU round the entries of float32 products to TF32 where that is the precision; the step does not."""
-    settings = torch.backends.cuda.matmul
-    before = settings.allow_tf32
-    settings.allow_tf32 = precision == "tf32" or before
-    try:
-        yield
-    finally:
-        settings.allow_tf32 = before
 
 
 def _record_text(built: BuiltRun, record: Record, step: int) -> None:

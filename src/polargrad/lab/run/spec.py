@@ -123,7 +123,7 @@ class LanguageModel(Evaluation, Computation, Text, Architecture):
                 f"accumulation {self.accumulation} does not divide the batch of {self.batch} sequences; it may be one "
                 f"of {', '.join(map(str, divisors))}"
             )
-        if self.precision == "tf32" and not self.device.startswith("cuda"):
+        if self.precision == "tf32" and (not self.device.startswith("cuda") or torch.version.hip is not None):
             raise ValueError(
                 f"tf32 is a precision of NVIDIA's GPUs, and the device is {self.device!r}; give --precision float32"
             )

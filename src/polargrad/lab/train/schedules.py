@@ -232,13 +232,13 @@ class LearningRates:
 
 
 class _ForAllGroups(LambdaLR):
-    """LambdaLR with one multiplier for all groups, also those that are added later or come with a state."""
+    """LambdaLR with one multiplier for all groups, also those that are added or replaced later or come with a state."""
 
     def get_lr(self) -> list[float | Tensor]:
         groups = self.optimizer.param_groups
-        for group in groups[len(self.base_lrs) :]:
-            rate = group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
-            self.base_lrs.append(group.setdefault("initial_lr", rate))
+        for group in groups:
+            group.setdefault("initial_lr", group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"])
+        self.base_lrs = [group["initial_lr"] for group in groups]
         self.lr_lambdas = self.lr_lambdas[:1] * len(groups)
         return super().get_lr()
 

@@ -43,13 +43,13 @@ def by_blocks(X: Tensor) -> bool:
     return blocked(X) or _tiled(X) is not None
 
 
-def _tiled(X: Tensor) -> ModuleType | None:
-    """The kernel, if it takes the batch X; imported on a GPU alone, since Triton takes its time."""
-    if not X.is_cuda:
+def _tiled(*operands: Tensor) -> ModuleType | None:
+    """The kernel, if it takes the batches; imported on a GPU alone, since Triton takes its time."""
+    if not operands[0].is_cuda:
         return None
     from polargrad.linalg.kernels import tiled
 
-    return tiled if tiled.can_tile(X) else None
+    return tiled if tiled.can_tile(*operands) else None
 
 
 def padded(m: int, n: int, dtype: torch.dtype) -> Tensor:
@@ -133,7 +133,7 @@ def hermitian_product(
         [[[3.0, 3.0], [3.0, 3.0]]]
     """
     if not blocked(B):
-        if (kernel := _tiled(B)) is not None:
+        if (kernel := _tiled(B, A, *([] if addend is None else [addend]))) is not None:
             return kernel.symmetric_product(A, B, addend, beta=beta, alpha=alpha)
         if addend is not None:
             return torch.baddbmm(addend, A, B, beta=beta, alpha=alpha)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 try:
     import triton  # pyright: ignore[reportMissingImports]
@@ -19,11 +18,13 @@ try:
 except ImportError:  # as in a CPU build of torch
     triton = tl = None
 
-__all__ = ["LEAST_TILES", "LEAST_WORK", "can_tile", "symmetric_product"]
+__all__ = ["LEAST_COLUMNS", "LEAST_TILES", "LEAST_WORK", "can_tile", "symmetric_product"]
 
-# The least number of multiplications, and of tiles, about two for every multiprocessor of the largest GPUs. Below, the
-# plain product is as fast, and cheaper to launch.
-LEAST_WORK, LEAST_TILES = 10**10, 264
+# The least number of multiplications, of columns, which are four tiles, and of tiles, about two for every
+# multiprocessor of the largest GPUs. Below, the plain product is as fast, and cheaper to launch.
+LEAST_WORK, LEAST_COLUMNS, LEAST_TILES = 10**10, 512, 264
+# CUDA's bound on the second axis of a grid.
+_MOST_MATRICES = 65_535
 
 
 class Tiling(NamedTuple):
@@ -69,7 +70,7 @@ if triton is not None:
         total = total * alpha
         inside = (rows < n)[:, None] & (columns < n)[None, :]
         if ADD:
-            d = D + p * d_batch + rows.to(tl.int64)[:, None] * d_row + columns[None, :] * d_column
+            d = D + p * d_batch + rows.to(tl.int64)[:, None] * d_row + columns.to(tl.int64)[None, :] * d_column
             total += beta * tl.load(d, mask=inside, other=0.0).to(tl.float32)
         result = total.to(C.dtype.element_ty)
         C += p * n * n
@@ -79,16 +80,25 @@ if triton is not None:
             tl.store(C + columns.to(tl.int64)[:, None] * n + rows[None, :], tl.trans(result), mask=mirrored)
 
 
-def can_tile(X: Tensor) -> bool:
-    """Whether the kernel takes X^T X of X (k, m, n): large, in half precision, on a GPU with Triton, not traced."""
+def can_tile(X: Tensor, *others: Tensor) -> bool:
+    """Whether the kernel takes X^T X of X (k, m, n), or a product of X and others.
+
+    Large ones in half precision on a GPU with Triton, of tensors that torch neither traces nor differentiates.
+    """
     if triton is None or torch.version.hip is not None or X.dtype not in (torch.bfloat16, torch.float16):
         return False
     k, m, n = X.shape
-    if not X.is_cuda or k * m * n * n < LEAST_WORK or k * tiles(n, TILING.size) < LEAST_TILES:
+    if k > _MOST_MATRICES or n < LEAST_COLUMNS or k * m * n * n < LEAST_WORK:
         return False
-    if isinstance(X, FakeTensor) or torch.compiler.is_compiling() or X.requires_grad:
+    if k * tiles(n, TILING.size) < LEAST_TILES:
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(X)  # pyright: ignore[reportAttributeAccessIssue]
+    return not torch.compiler.is_compiling() and all(_is_plain(one, X) for one in (X, *others))
+
+
+def _is_plain(X: Tensor, first: Tensor) -> bool:
+    alike = type(X) is Tensor and X.device == first.device and X.dtype == first.dtype
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(X)  # pyright: ignore[reportAttributeAccessIssue]
+    return alike and X.is_cuda and not X.requires_grad and not wrapped
 
 
 def tiles(n: int, size: int) -> int:
@@ -114,9 +124,10 @@ def symmetric_product(
     k, n, inner = A.shape
     C = torch.empty(k, n, n, dtype=A.dtype, device=A.device)
     D = C if addend is None else addend
-    _product[(tiles(n, tiling.size), k)](
-        A, B, D, C, n, inner, alpha, beta, *A.stride(), *B.stride(), *D.stride(),
-        ADD=addend is not None, WHOLE=inner % tiling.depth == 0, SIZE=tiling.size, DEPTH=tiling.depth,
-        num_warps=tiling.warps, num_stages=tiling.stages,
-    )  # fmt: skip
+    with torch.cuda.device_of(C):
+        _product[(tiles(n, tiling.size), k)](
+            A, B, D, C, n, inner, alpha, beta, *A.stride(), *B.stride(), *D.stride(),
+            ADD=addend is not None, WHOLE=inner % tiling.depth == 0, SIZE=tiling.size, DEPTH=tiling.depth,
+            num_warps=tiling.warps, num_stages=tiling.stages,
+        )  # fmt: skip
     return C
