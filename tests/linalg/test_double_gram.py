@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from polargrad.linalg import polar_factor
+from polargrad.linalg import double_gram, polar_factor
 from polargrad.linalg.double_gram import DoubleGram
 from tests.assertions import assert_close, assert_polar_factor, rounding
 from tests.matrices import GALLERY, make, with_singular_values
@@ -115,3 +115,11 @@ def test_where_a_sketch_gains_nothing_or_fails_it_is_dropped(name):
     A = tall_case(name)
     assert DoubleGram()._from_sketch(A[None]) is None
     assert_polar_factor(A, polar_factor(A, DoubleGram()))
+
+
+def test_a_batch_of_many_small_matrices_is_that_of_its_parts(monkeypatch):
+    A = torch.randn(7, 5, 3)
+    A[2], A[4, :, 1] = 0.0, A[4, :, 0]
+    U = DoubleGram().iterate(A).unitary
+    monkeypatch.setattr(double_gram, "_PART_BYTES", 2 * 9 * 8)
+    assert torch.equal(DoubleGram().iterate(A).unitary, U)

@@ -39,6 +39,8 @@ _SKETCH_FROM = 20
 # Batches of matrices that are not tall with at most so many columns go by eigenvalues, and tall ones by fewer columns:
 # one call of LAPACK for each costs less than the calls of the iteration for all (benchmarks/small.py).
 _EIGENVALUES, _EIGENVALUES_TALL = 48, 24
+# Bytes of such a batch's Gram matrices at a time: fresh memory for those of a million matrices would cost a third more.
+_PART_BYTES = 2**24
 # Batches of matrices with at least this many columns are taken one by one, so that each stays in the cache.
 _ONE_BY_ONE = 192
 # Of the singular values of a usual square matrix, relative to the largest; the operations are counted for it.
@@ -107,7 +109,9 @@ class DoubleGram(PolarMethod):
         if X.dtype not in (torch.float32, torch.complex64):
             raise TypeError(f"{type(self).__name__} is for float32 or complex64 work, got {X.dtype}; use 'svd'")
         if X.shape[0] > 1 and X.shape[-1] <= (_EIGENVALUES_TALL if is_tall(X) else _EIGENVALUES):
-            return IterationResult(self._by_eigenvalues(X, gram(X, double_precision(X.dtype))), steps=1)
+            most = max(1, _PART_BYTES // (X.shape[-1] ** 2 * double_precision(X.dtype).itemsize))
+            parts = [self._by_eigenvalues(part, gram(part, double_precision(X.dtype))) for part in X.split(most)]
+            return IterationResult(parts[0] if len(parts) == 1 else torch.cat(parts), steps=1)
         if X.shape[0] == 1 or X.shape[-1] < _ONE_BY_ONE:
             return self._by_rank(X)
         parts = [self._by_rank(x[None]) for x in X]
