@@ -163,6 +163,9 @@ MISSES = [
     # Householder QR of [R; c I] with graded rows of R
     Case("zolo-pd", torch.float64, 33, 33, "hilbert", (2, 2), 142),
     Case("zolo-pd", torch.complex128, 64, 48, "hilbert", (1, 3), 398),
+    # a null direction at 2.0 eps, the least cut-off then
+    Case("svd", torch.complex128, 40, 8, "rank-deficient", (2, 2), 296),
+    Case("auto", torch.complex128, 40, 8, "rank-deficient", (2, 2), 296),
 ]
 
 

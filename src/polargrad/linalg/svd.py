@@ -27,10 +27,11 @@ class SVD(PolarMethod):
     (and the zero matrix gives zero).
 
     Args:
-        cutoff: relative to the largest singular value; None is n / 4 eps of the working dtype, at least 2 eps: LAPACK
-            leaves up to n / 7 eps of a null direction. In single precision on a CPU matrices with a singular value
-            below n eps are decomposed in double, and the cut-off is sqrt(n) / 2 eps, at most 4 eps: what rounding of
-            the entries leaves of a null direction. Elsewhere it is at most 4 eps too.
+        cutoff: relative to the largest singular value; None is n / 4 eps of the working dtype, in double precision at
+            least 4 eps: LAPACK leaves up to n / 7 eps of a null direction, rounding of a small matrix's entries 2 eps.
+            In single precision on a CPU matrices with a singular value below n eps are decomposed in double, and the
+            cut-off is sqrt(n) / 2 eps, at most 4 eps: what rounding of the entries leaves of a null direction.
+            Elsewhere it lies between 2 and 4 eps.
 
     Source: Higham, Functions of Matrices (2008), chapter 8.
     """
@@ -66,8 +67,8 @@ class SVD(PolarMethod):
     def _cutoff(self, dtype: torch.dtype, n: int) -> float:
         if self.cutoff is not None:
             return self.cutoff
-        multiple = max(2.0, n / 4)
-        return torch.finfo(dtype).eps * (multiple if torch.finfo(dtype).bits == 64 else min(multiple, 4.0))
+        multiple = max(4.0, n / 4) if torch.finfo(dtype).bits == 64 else min(max(2.0, n / 4), 4.0)
+        return torch.finfo(dtype).eps * multiple
 
     def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
         """The decomposition, and the product of its factors."""
