@@ -89,6 +89,7 @@ def test_screenshots(page, mode, width, tmp_path):
     from PIL import Image
 
     picture = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"report-{mode}-{width}.png"
+    picture.parent.mkdir(exist_ok=True)
     scheme = f"--blink-settings=preferredColorScheme={0 if mode == 'dark' else 1}"
     chromium.run(tmp_path, scheme, f"--window-size={width},3000", f"--screenshot={picture}", page.as_uri())
     corner = Image.open(picture).convert("L").getpixel((2, 2))
