@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/polargrad compare adamw muon+adamw muon+normalized-rows
+	$(BIN)/polargrad compare adamw muon+adamw muon+normalized-tables
 
 test: lint types docs pytest
 

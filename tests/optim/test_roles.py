@@ -241,7 +241,7 @@ def test_the_first_rule_wins_and_overrides_the_role():
 def test_a_rule_may_name_a_role_only():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
     groups = polargrad.parameter_groups(model, rules=[("1.*", "head")])
-    assert [(group["role"], group["rule"]) for group in groups] == [("embedding", "adamw"), ("head", "polar")]
+    assert [(group["role"], group["rule"]) for group in groups] == [("embedding", "polar"), ("head", "polar")]
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_part_of_a_model_leaves_what_concerns_the_others_unused():
 
 
 def test_the_defaults_are_the_recipe_that_won():
-    won = spec_of("muon+normalized-rows").optimizer
+    won = spec_of("muon+normalized-tables").optimizer
     ours = polargrad.PolarGrad(polargrad.parameter_groups(qwen2()))
     assert {group["role"] for group in ours.param_groups} == set(won)
     for group in ours.param_groups:

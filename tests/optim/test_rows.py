@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import polargrad
+from polargrad.linalg.method import METHODS
 from polargrad.optim.execution import Batch, Executor
 from polargrad.optim.options import resolve
 from polargrad.optim.update import normalize_rows
@@ -33,7 +34,7 @@ def test_follows_the_reference(order, scale, capturable):
     assert distance({**ours, "normalize_rows": None}, theirs, capturable=capturable) > 1e-4
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-100, 1e100])
+@pytest.mark.parametrize("scale", [1.0, 1e-5, 1e100])
 def test_first_step_has_rows_as_the_average_one_of_a_polar_factor(scale):
     D = scale * torch.randn(3, 7, 4, dtype=torch.float64) * torch.logspace(-8, 0, 7, dtype=torch.float64)[:, None]
     even = evened(D, {}, 0.9)
@@ -79,3 +80,33 @@ def test_rows_are_outputs_however_they_are_stored():
 def test_a_decay_out_of_range(beta):
     with pytest.raises(ValueError, match=r"normalize_rows must lie in \[0, 1\)"):
         polargrad.PolarGrad([torch.nn.Parameter(torch.zeros(2, 2))], normalize_rows=beta)
+
+
+@pytest.mark.parametrize("scale", ["spectral", "nuclear"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("order", ["momentum-first", "polar-first"])
+def test_rows_without_a_gradient_stay_where_they_are(method, dtype, scale, order):
+    """A decomposition leaves rounding errors in them, which must not become as long as the other rows."""
+    torch.manual_seed(0)
+    W = torch.nn.Parameter(torch.randn(40, 6, dtype=dtype))
+    seen = torch.arange(0, 40, 3)
+    rest = torch.ones(40, dtype=torch.bool)
+    rest[seen] = False
+    before = W.detach().clone()
+    optimizer = polargrad.PolarGrad(
+        [W], lr=0.1, scale=scale, momentum=0.5, normalize_rows=0.95, method=method, momentum_order=order
+    )
+    for _ in range(5):
+        W.grad = torch.zeros_like(W)
+        W.grad[seen] = torch.randn(len(seen), 6, dtype=dtype)
+        optimizer.step()
+    assert torch.equal(W.detach()[rest], before[rest])
+    assert ((W.detach() - before)[seen].abs().amax(1) > 1e-3).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_rounding_errors_of_a_decomposition_are_there(monkeypatch):
+    monkeypatch.setattr("polargrad.optim.update._ROUNDING_OF_ROWS", 0)
+    with pytest.raises(AssertionError):
+        test_rows_without_a_gradient_stay_where_they_are("svd", torch.float32, "nuclear", "momentum-first")

@@ -91,7 +91,7 @@ def configure_optimizers(
         >>> from torch import nn
         >>> made = configure_optimizers(nn.Linear(4, 3), schedule=lambda step: 0.5, hidden={"lr": 0.02})
         >>> [(group["role"], group["lr"]) for group in made["optimizer"].param_groups]
-        [('hidden', 0.01), ('vector', 0.015)]
+        [('hidden', 0.01), ('vector', 0.03)]
     """
     chosen: dict[str, Any] = {"example": example, "rules": rules, "defaults": defaults, **options}
     optimizer = _ByRole(parameter_groups(module, **chosen))

@@ -78,6 +78,6 @@ def optimizer(
         >>> factory, routing = optimizer(hidden={"lr": 0.01})
         >>> made = factory()(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4)), **routing)
         >>> [(group["role"], group["lr"]) for group in made.param_groups]
-        [('hidden', 0.01), ('embedding', 0.05), ('vector', 0.03)]
+        [('hidden', 0.01), ('embedding', 0.12), ('vector', 0.06)]
     """
     return ByRole, {"example": example, "rules": rules, "defaults": defaults, **options}

@@ -87,12 +87,12 @@ class OptimizerOptions(Options, Clipping):
     """[optimizer] A recipe, and changes to it.
 
     Args:
-        recipe: muon+normalized-rows, muon+adamw, adamw, ...: see `polargrad list`; or an optimizer of your own.
+        recipe: muon+normalized-tables, muon+adamw, adamw, ...: see `polargrad list`; or an optimizer of your own.
         set: change of an option of a role's group, as in hidden.lr=0.005, embedding+head.momentum=0.9 or
             *.weight_decay=0.1; may be given several times.
     """
 
-    recipe: str = "muon+normalized-rows"
+    recipe: str = "muon+normalized-tables"
     set: tuple[str, ...] = option((), metavar="ROLE.OPTION=V", repeated=True)
 
 

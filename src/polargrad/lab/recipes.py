@@ -285,7 +285,7 @@ def polar(lr: float, momentum: float, **options: Plain) -> Options:
 def muon(lr: float, **changed: Plain) -> Options:
     """Five quintic Newton-Schulz steps on Nesterov momentum, scaled to AdamW's update size."""
     steps: Options = {"method": "newton-schulz", "max_steps": 5}
-    return polar(lr, 0.9, **{"nesterov": True, "scale": "rms", **steps, **changed})
+    return polar(lr, **{"momentum": 0.9, "nesterov": True, "scale": "rms", **steps, **changed})
 
 
 def polargrad(lr: float, momentum: float = 0.5, **options: Plain) -> Options:
@@ -293,7 +293,27 @@ def polargrad(lr: float, momentum: float = 0.5, **options: Plain) -> Options:
     return polar(lr, momentum, scale="nuclear", method="qdwh", max_steps=5, **options)
 
 
-# The order is that of `polargrad list`: the best of docs/log.md's tuned comparison first.
+def normalized_tables(embedding: float = 0.12, head: float = 0.056) -> tuple[Options, Options]:
+    """Polar factors with normalized rows on embedding and head, at a rate each."""
+    rows: Options = {"nesterov": True, "normalize_rows": 0.95, "method": "auto"}
+    return polar(embedding, 0.5, scale="rms", **rows), polar(head, 0.7, scale="spectral", **rows)
+
+
+# The order is that of `polargrad list`: the best of docs/log.md's tuned comparisons first.
+register(
+    "muon+normalized-tables",
+    "Muon on hidden matrices, row-normalized polar factors on embedding and head, AdamW on vectors.",
+    by_role(muon(0.028, scale="spectral"), *normalized_tables(), vectors=adamw(6e-2, betas=LONG, weight_decay=0.0)),
+)
+register(
+    "normuon+normalized-tables",
+    "The same with the rows of the hidden matrices' factors evened out (NorMuon).",
+    by_role(
+        muon(0.028, momentum=0.8, scale="spectral", normalize_rows=0.95),
+        *normalized_tables(),
+        vectors=adamw(6e-2, betas=LONG, weight_decay=0.0),
+    ),
+)
 register(  # inputs of entries +-1 have the head's outputs moved by its rate, root mean square
     "muon+normalized-rows",
     "Muon on hidden matrices, row-normalized polar factors on the head, AdamW on the rest; rates for any width.",

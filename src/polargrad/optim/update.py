@@ -848,6 +848,10 @@ class CappedPolyak(Polyak):
 STEP_RULES: dict[str, type[StepRule]] = {cls.name: cls for cls in (FixedRate, Smoothness, Polyak, CappedPolyak)}
 
 
+# A row of a direction below so many eps of the average row is taken for rounding errors.
+_ROUNDING_OF_ROWS = 64
+
+
 def normalize_rows(
     batch: Batch, directions: list[Tensor], lengths: Sequence[float], beta: float, floor: float = 0.0
 ) -> list[Tensor]:
@@ -859,7 +863,9 @@ def normalize_rows(
         v_i <- beta v_i + (1 - beta) mean_j D_ij^2;   D_i <- sqrt(r / (mn)) D_i / sqrt(v_i / (1 - beta^t))
 
     so that each row moves as the average row of D would have; a row that was always zero stays so, and one below
-    `floor` times the average row goes to zero. The state keeps sqrt(v) of every row and 1 - beta^t of every matrix.
+    `floor` times the average row goes to zero. A row that is no more than the rounding errors of D, as a decomposition
+    leaves for a token that no batch had, is zero: otherwise it would become as long as any other. The state keeps
+    sqrt(v) of every row and 1 - beta^t of every matrix.
 
     Args:
         batch: whose directions these are.
@@ -896,7 +902,11 @@ def normalize_rows(
     ]
     average = executor.local_slices(batch.parameters, average)
     most = 1.0 / floor if floor else math.inf
-    factors = [torch.where(v > 0, (a / v).clamp_max(most), 0.0) for a, v in zip(average, new_rms, strict=True)]
+    least = _ROUNDING_OF_ROWS * torch.finfo(dtype).eps * math.sqrt(n)
+    factors = [
+        torch.where((v > 0) & (norm >= least * a), (a / v).clamp_max(most), 0.0)
+        for a, v, norm in zip(average, new_rms, norms, strict=True)
+    ]
     return [(D.to(dtype) * f).to(D.dtype) for D, f in zip(directions, factors, strict=True)]
 
 

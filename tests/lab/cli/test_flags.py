@@ -150,7 +150,7 @@ def test_a_flag_with_nothing_to_act_on_is_refused(capsys, tmp_path, monkeypatch,
     ("words", "wanted"),
     [
         (["polargrad", "pre"], {"pretrain"}),
-        (["polargrad", "compare", "muon+norm"], {"muon+normalized-rows"}),
+        (["polargrad", "compare", "muon+norm"], {"muon+normalized-rows", "muon+normalized-tables"}),
         (["polargrad", "compare", "adamw", "--tun"], {"--tune", "--tuner"}),
         (["polargrad", "run", "proc"], {"procrustes"}),
         (["polargrad", "pretrain", "--no-u"], {"--no-untied"}),

@@ -31,11 +31,11 @@ def searched(base, runs, loss, kind=CoordinateSearch):
 def test_every_number_of_a_recipe_is_a_coordinate_and_moves_within_its_range():
     spec = spec_of("muon+adamw")
     found = {one.label: one for one in coordinates_of(spec)}
-    assert list(found)[:4] == ["hidden.lr", "embedding.lr", "head.lr", "hidden.momentum"]
+    assert list(found)[:5] == ["hidden.lr", "embedding.lr", "head.lr", "vector.lr", "hidden.momentum"]
     assert {"decay_fraction", "hidden.weight_decay", "head.weight_decay", "embedding.betas[0]", "head.betas[1]"} <= set(
         found
     )
-    assert not any("vector" in label for label in found)
+    assert [label for label in found if "vector" in label] == ["vector.lr"]
     moved = {label: [one.moved(spec, moves) for moves in (-1.0, 1.0)] for label, one in found.items()}
     assert moved["hidden.lr"] == [0.0025, 0.01]
     assert moved["hidden.momentum"] == [0.8, 0.95]
@@ -76,7 +76,9 @@ def test_every_recipe_has_the_same_number_of_runs_and_starts_at_its_own_values()
 
 
 def test_a_recipe_starts_at_the_tuned_baselines_values_where_they_are_better():
-    tuned = spec_of("muon+adamw", changes=["hidden.lr=0.02", "hidden.momentum=0.8", "head.weight_decay=0.0"])
+    tuned = spec_of(
+        "muon+adamw", changes=["hidden.lr=0.02", "hidden.momentum=0.8", "head.weight_decay=0.0", "vector.lr=0.1"]
+    )
     tuned = dataclasses.replace(tuned, schedule=dataclasses.replace(tuned.schedule, decay_fraction=0.5))
     base = spec_of("whitened-muon+adamw")
     start = with_numbers_of(base, tuned)

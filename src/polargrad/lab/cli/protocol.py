@@ -16,7 +16,7 @@ from polargrad.lab.recipes import spec_of
 from polargrad.lab.run.environment import chosen_device
 from polargrad.lab.run.spec import LanguageModel, RunSpec
 
-RECIPES = ("muon+adamw", "adamw", "muon+polargrad", "muon+normalized-rows", "whitened-muon+adamw")
+RECIPES = ("muon+adamw", "adamw", "muon+polargrad", "muon+normalized-tables", "whitened-muon+adamw")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from polargrad.lab.train import Progress
     from polargrad.lab.train.parallel import Parallel
 
-FORMAT = 1
+FORMAT = 2
 
 Tuner = Literal["rates", "coordinate", "optuna"]
 

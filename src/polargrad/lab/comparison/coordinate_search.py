@@ -123,11 +123,11 @@ class Coordinate:
 def coordinates_of(spec: RunSpec, other: RunSpec | None = None) -> tuple[Coordinate, ...]:
     """Rates, momenta, weight decays and betas of roles with equal options, and the share of the run with falling rates.
 
-    Norms and biases keep the recipe's own values. With another spec, roles move together that are alike in both.
+    Of norms, biases and positions the rates alone. With another spec, roles move together that are alike in both.
     """
     elsewhere = {} if other is None else {role: roles for roles in alike_roles(other) for role in roles}
     alike: dict[tuple[Any, ...], list[str]] = {}
-    for roles in alike_roles(spec):
+    for roles in [*alike_roles(spec), *((role,) for role in FIXED_ROLES if role in spec.optimizer)]:
         for role in roles:
             alike.setdefault((roles, elsewhere.get(role)), []).append(role)
     found = []
@@ -135,6 +135,8 @@ def coordinates_of(spec: RunSpec, other: RunSpec | None = None) -> tuple[Coordin
         if hasattr(spec.schedule, option):
             found.append(Coordinate(option))
         for roles in map(tuple, alike.values()):
+            if roles[0] in FIXED_ROLES and option != "lr":
+                continue
             given: Any = spec.optimizer[roles[0]].get(option, ABSENT.get(option))
             if isinstance(given, tuple | list):
                 found += [Coordinate(option, roles, index) for index in range(len(given))]
@@ -155,9 +157,9 @@ def with_numbers_of(spec: RunSpec, tuned: RunSpec) -> RunSpec:
     """
     for role, own in spec.optimizer.items():
         other = tuned.optimizer.get(role, {})
-        if role in FIXED_ROLES or any(own.get(key) != other.get(key) for key in _KIND):
+        if any(own.get(key) != other.get(key) for key in _KIND):
             continue
-        for option in MOVES:
+        for option in ("lr",) if role in FIXED_ROLES else MOVES:
             if option in other and (option in own or option in ABSENT):
                 spec = spec.with_option(role, option, other[option])
     shares = {one.option: one.value(tuned) for one in coordinates_of(tuned) if not one.roles}

@@ -49,7 +49,7 @@ from polargrad.lab.run.folder import (
 from polargrad.lab.run.spec import LanguageModel, RunSpec, from_plain, without_format
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
 
-FORMAT = 2
+FORMAT = 3
 
 # The track's threshold of .004 on the loss at a standard deviation of .0013 between its runs.
 SIGMAS = 0.004 / 0.0013

@@ -42,6 +42,8 @@ class LanguageModelObjective:
         autocast: the dtype of the forward pass where torch deems it safe (`torch.autocast`), while weights keep their
             own; None: no conversion.
         forward: called instead of `module`, such as `DistributedDataParallel(module)`; None: `module` itself.
+        compiled: whether the loss of the logits is one compiled function, which stores fewer copies of them in single
+            precision; the module compiles itself.
         group: ranks that divide every batch and the evaluation among them: `loss` is the mean over this rank's part,
             `evaluate` over all of them. None: no division.
 
@@ -67,6 +69,7 @@ class LanguageModelObjective:
         accumulation: int = 1,
         autocast: torch.dtype | None = None,
         forward: Callable[..., Any] | None = None,
+        compiled: bool = False,
         group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         for name, size in (("evaluation_windows", evaluation_windows), ("accumulation", accumulation)):
@@ -94,6 +97,7 @@ class LanguageModelObjective:
         self.module, self.accumulation = module, accumulation
         self.sequence, self.units_per_step = sequence, batch_size * sequence
         self._forward = module if forward is None else forward
+        self._token_loss = torch.compile(_token_loss) if compiled else _token_loss
         self._group, self._autocast, self._held_out = group, autocast, held_out.tokens
         self._balancing = float(getattr(config, "router_aux_loss_coef", 0.0))
         available = window_count(held_out, sequence, "held-out")
@@ -159,6 +163,10 @@ class LanguageModelObjective:
         dtype = self._autocast
         with contextlib.nullcontext() if dtype is None else torch.autocast(windows.device.type, dtype=dtype):
             output = self._forward(input_ids=windows[:, :-1])
-        logits = output.logits.flatten(0, 1)
-        loss = F.cross_entropy(logits.to(at_least_single(logits.dtype)), windows[:, 1:].flatten())
-        return loss, getattr(output, "aux_loss", None)
+        return self._token_loss(output.logits, windows[:, 1:]), getattr(output, "aux_loss", None)
+
+
+def _token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The mean cross-entropy of tokens (B, S) under logits (B, S, V), in single precision at least."""
+    logits = logits.flatten(0, 1)
+    return F.cross_entropy(logits.to(at_least_single(logits.dtype)), tokens.flatten())
