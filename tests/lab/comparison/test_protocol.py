@@ -50,6 +50,16 @@ def test_every_number_of_a_recipe_is_a_coordinate_and_moves_within_its_range():
         assert one.applied(spec, one.value(spec)).optimizer == spec.optimizer or one.option in ("weight_decay",)
 
 
+def test_a_move_to_what_the_optimizer_refuses_is_not_made():
+    """A halved memory of momentum .5 is none, which Nesterov's momentum refuses and plain momentum does not."""
+    nesterov, plain = (
+        {one.label: one for one in coordinates_of(spec_of(name))}
+        for name in ("muon+normalized-tables", "muon+polargrad")
+    )
+    assert nesterov["embedding.momentum"].moved(spec_of("muon+normalized-tables"), -1.0) is None
+    assert plain["embedding+head.momentum"].moved(spec_of("muon+polargrad"), -1.0) == 0.0
+
+
 def test_a_search_goes_to_the_minimum_of_a_bowl():
     base = spec_of("muon+adamw")
 

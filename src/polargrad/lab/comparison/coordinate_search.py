@@ -13,9 +13,13 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from polargrad.lab.comparison.rate_search import FIXED_ROLES, SearchState, alike_roles
 from polargrad.lab.options import check_integer
 from polargrad.lab.run.spec import Plain, RunSpec
+from polargrad.lab.train.optimizers import OURS
+from polargrad.optim import PolarGrad
 
 # The smallest part of a whole move that a search goes by.
 FINEST = 0.25
@@ -94,8 +98,8 @@ class Coordinate:
             return None
         value = float(f"{value:.4g}")
         try:
-            self.applied(spec, value)
-        except ValueError:  # as where falling rates leave no room for the warm-up
+            _check(self.applied(spec, value), self.roles)
+        except ValueError:  # as where falling rates leave no room for the warm-up, or Nesterov's momentum becomes 0
             return None
         return value
 
@@ -118,6 +122,13 @@ class Coordinate:
                 whole = tuple(pair)
             spec = spec.with_option(role, self.option, whole)
         return spec
+
+
+def _check(spec: RunSpec, roles: tuple[str, ...]) -> None:
+    """Refuse options of roles that our optimizer refuses; one from outside says so when its run begins."""
+    for role in roles:
+        if spec.optimizer[role].get("rule", "polar") in OURS:
+            PolarGrad([{"params": [torch.nn.Parameter(torch.zeros(2, 2))], **spec.optimizer[role]}])
 
 
 def coordinates_of(spec: RunSpec, other: RunSpec | None = None) -> tuple[Coordinate, ...]:
