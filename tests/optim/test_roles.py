@@ -341,3 +341,35 @@ def test_projections_fused_head_by_head_are_cut_by_the_heads_of_their_own_layer(
         if any("query_key_value" in name for name, _ in group["params"])
     ]
     assert (fused["split"], fused["interleave"]) == ([32] * 3, 4)
+
+
+def test_options_of_another_rule_are_refused_and_not_dropped():
+    table = nn.Embedding(6, 4)
+    with pytest.raises(ValueError, match="betas"):
+        polargrad.PolarGrad(polargrad.parameter_groups(table, embedding={"betas": (0.9, 0.99)}))
+    with pytest.raises(ValueError, match=r"choose rule='adamw' without a learning rate, and 0\.12"):
+        polargrad.parameter_groups(table, embedding={"rule": "adamw"})
+    with pytest.raises(ValueError, match="give lr as well"):
+        polargrad.parameter_groups(table, rules=[("weight", {"rule": "adamw"})])
+    (group,) = polargrad.parameter_groups(table, embedding={"rule": "adamw", "lr": 0.05})
+    assert (group["rule"], group["lr"]) == ("adamw", 0.05)
+
+
+def test_a_table_whose_columns_are_looked_up_has_its_tokens_there():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.A, self.out = nn.Parameter(torch.randn(4, 50)), nn.Linear(4, 3)
+
+        def forward(self, tokens):
+            return self.out(nn.functional.embedding(tokens, self.A.T))
+
+    model, tokens = Turned(), torch.randint(50, (7,))
+    group = polargrad.parameter_groups(model, example=tokens)[0]
+    assert (group["role"], group["rule"], group["layout"]) == ("embedding", "polar", "transposed")
+    optimizer, before = polargrad.PolarGrad([group]), model.A.detach().clone()
+    model(tokens).square().sum().backward()
+    optimizer.step()
+    moved = (model.A.detach() - before).square().mean(0).sqrt()
+    assert (moved > 0).sum() == len(tokens.unique())
+    assert moved.max() < 0.2  # the average row of tokens moves by .2 lr = .024, in a first step each as far

@@ -7,7 +7,7 @@ import polargrad
 from polargrad.linalg.method import METHODS
 from polargrad.optim.execution import Batch, Executor
 from polargrad.optim.options import resolve
-from polargrad.optim.update import normalize_rows
+from polargrad.optim.update import GeometryLMO, normalize_rows
 from tests.optim.test_trajectories import CLOSE, distance
 
 
@@ -89,6 +89,7 @@ def test_a_decay_out_of_range(beta):
 def test_rows_without_a_gradient_stay_where_they_are(method, dtype, scale, order):
     """A decomposition leaves rounding errors in them, which must not become as long as the other rows."""
     torch.manual_seed(0)
+    size = torch.logspace(-4, 0, 6, dtype=dtype)  # of the columns, so that errors are eps times 1e4
     W = torch.nn.Parameter(torch.randn(40, 6, dtype=dtype))
     seen = torch.arange(0, 40, 3)
     rest = torch.ones(40, dtype=torch.bool)
@@ -99,14 +100,28 @@ def test_rows_without_a_gradient_stay_where_they_are(method, dtype, scale, order
     )
     for _ in range(5):
         W.grad = torch.zeros_like(W)
-        W.grad[seen] = torch.randn(len(seen), 6, dtype=dtype)
+        W.grad[seen] = torch.randn(len(seen), 6, dtype=dtype) * size
         optimizer.step()
     assert torch.equal(W.detach()[rest], before[rest])
     assert ((W.detach() - before)[seen].abs().amax(1) > 1e-3).all()
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_the_rounding_errors_of_a_decomposition_are_there(monkeypatch):
+    made = GeometryLMO.__init__
+    monkeypatch.setattr(GeometryLMO, "__init__", lambda *args, **given: made(*args, **{**given, "empty_rows": False}))
     monkeypatch.setattr("polargrad.optim.update._ROUNDING_OF_ROWS", 0)
     with pytest.raises(AssertionError):
         test_rows_without_a_gradient_stay_where_they_are("svd", torch.float32, "nuclear", "momentum-first")
+
+
+@pytest.mark.parametrize("whitening", ["one-sided", "two-sided"])
+def test_whitening_keeps_rows_without_a_gradient(whitening):
+    torch.manual_seed(0)
+    W = torch.nn.Parameter(torch.zeros(20, 30))
+    optimizer = polargrad.PolarGrad([W], lr=0.1, momentum=0.5, normalize_rows=0.95, method="svd", whitening=whitening)
+    for _ in range(3):
+        W.grad = torch.randn(20, 30) * torch.logspace(-4, 0, 30)
+        W.grad[::2] = 0.0
+        optimizer.step()
+    assert not W.detach()[::2].any()
+    assert (W.detach()[1::2].abs().amax(1) > 1e-3).all()

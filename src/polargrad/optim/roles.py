@@ -514,8 +514,14 @@ def parameter_groups(
     for f, rule, extra, role in zip(found, chosen, own, final, strict=True):
         if (role, rule) not in laid:
             merged: dict[str, Any] = dict(table.get(role, {}))
-            for own_options in (dict(options.get(role, {})), dict(extra)):
+            for own_options in filter(None, (dict(options.get(role, {})), dict(extra))):
                 plain_options(own_options)
+                given = merged.get("rule", "polar")
+                if "lr" not in own_options and own_options.get("rule", given) != given:
+                    raise ValueError(
+                        f"the options of {role} choose rule={own_options['rule']!r} without a learning rate, and "
+                        f"{merged.get('lr')} is that of rule={given!r}, which means something else; give lr as well"
+                    )
                 merged = {**inherited_options(own_options, merged), **own_options}
             laid[role, rule] = merged
         view = _kept_view(f, laid[role, rule])

@@ -194,7 +194,8 @@ class PolarRule:
 
     def __post_init__(self) -> None:
         floor = self.norm_floor if self.uses_floor else 0.0
-        lmo = GeometryLMO(self.geometry, self.step_rule.needs_squared_lengths, floor, self.scale.uses_dual_norm)
+        measured = self.step_rule.needs_squared_lengths, floor, self.scale.uses_dual_norm
+        lmo = GeometryLMO(self.geometry, *measured, empty_rows=self.row_beta is not None)
         object.__setattr__(self, "lmo", lmo)
         # Besides what the oracle holds there are the matrices that it is applied to and the stack of them.
         bound = max(1, int(self.workspace / (self.geometry.peak_memory + 2.0)))
@@ -536,6 +537,8 @@ class GeometryLMO(LMO):
         floor: where ||M||_F is below it, D goes to zero with M.
         dual_norms: whether to measure nu; otherwise the result holds the sum of D in its place, which costs less and
             says as well whether D is finite.
+        empty_rows: whether to see to it that rows of zeros have a direction of exact zeros, where a decomposition
+            leaves rounding errors of eps times the condition number.
 
     Example:
         >>> from polargrad.geometry import Spectral
@@ -544,6 +547,7 @@ class GeometryLMO(LMO):
     """
 
     dual_norms: bool = True
+    empty_rows: bool = False
     _resolved: dict[tuple[torch.dtype, torch.device], tuple[Callable[..., Tensor], torch.dtype]] = field(
         init=False, default_factory=dict, compare=False, repr=False
     )
@@ -555,6 +559,8 @@ class GeometryLMO(LMO):
         lmo, dtype = self._resolved[key]
         floor = self.floor if scale is None or not self.floor else self.floor * scale[:, None, None]
         D = lmo(M, norm_floor=floor)
+        if self.empty_rows:
+            D = D * (M != 0).any(-1, keepdim=True)
         nu = (M.to(dtype) * D).sum((-2, -1)) if self.dual_norms else D.sum((-2, -1), dtype=dtype)
         return LMOResult(D, nu, D.to(dtype).square().sum((-2, -1)) if self.squared_lengths else None)
 
@@ -863,9 +869,9 @@ def normalize_rows(
         v_i <- beta v_i + (1 - beta) mean_j D_ij^2;   D_i <- sqrt(r / (mn)) D_i / sqrt(v_i / (1 - beta^t))
 
     so that each row moves as the average row of D would have; a row that was always zero stays so, and one below
-    `floor` times the average row goes to zero. A row that is no more than the rounding errors of D, as a decomposition
-    leaves for a token that no batch had, is zero: otherwise it would become as long as any other. The state keeps
-    sqrt(v) of every row and 1 - beta^t of every matrix.
+    `floor` times the average row goes to zero. One below 64 eps of the average row is zero, since it may be no more
+    than rounding errors, which would become as long as any other. The state keeps sqrt(v) of every row and 1 - beta^t
+    of every matrix.
 
     Args:
         batch: whose directions these are.

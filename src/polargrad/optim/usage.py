@@ -233,6 +233,7 @@ class _Watcher(TorchDispatchMode):
         self.shapes = [tuple(p.shape) for p in parameters]
         self.products: list[_Product] = []
         self.lookups: dict[int, set[bool]] = {}
+        self.columns: set[int] = set()  # parameters of which columns are looked up
         self.entrywise: dict[int, set[str]] = {}
         self.lost: dict[str, Exception] = {}  # operators that could not be followed
         self.originals: list[tuple[Tensor, Tensor]] = []  # what the pass writes into, and clones from before
@@ -543,6 +544,9 @@ class _Watcher(TorchDispatchMode):
             if len(_varying(weight.place, rest, self.shapes[weight.parameter])) < 2:
                 sources = any(_storage(t) in self._indices for t in indices)
                 self.lookups.setdefault(weight.parameter, set()).add(sources)
+                along = _varying(weight.place, picked, self.shapes[weight.parameter])
+                if along and 0 not in along and len(self.shapes[weight.parameter]) == 2:
+                    self.columns.add(weight.parameter)
                 if not sources:  # positions, or biases of the experts that a router has picked
                     self._data.difference_update(map(_storage, outputs))
                 continue
@@ -699,7 +703,8 @@ class _Watcher(TorchDispatchMode):
             role, tells = "vector", ["multiplied"]
         else:
             return None
-        return Usage(role if wide else "vector", {}, ", ".join(tells))
+        view = {"layout": "transposed"} if role == "embedding" and parameter in self.columns else {}
+        return Usage(role if wide else "vector", view if wide else {}, ", ".join(tells))
 
     def finish(self, outputs: Iterable[Tensor]) -> None:
         """Note the products whose result is an output of the model."""

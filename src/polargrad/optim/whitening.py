@@ -308,7 +308,8 @@ class Whitener:
                     root = torch.where(where[chosen], self.whitening.root(new[chosen]), roots[chosen])
                     roots = roots.index_copy(0, chosen, root)
                 later.append(partial(self._write, which, own, old_roots, roots))
-            X = product(roots, X) if side == "left" else product(X, roots)
+            # A row of zeros has a covariance of zeros, and stays one but for rounding.
+            X = product(roots, X) * (X != 0).any(-1, keepdim=True) if side == "left" else product(X, roots)
         return list(torch.where(finite[:, None, None], X, math.nan).to(dtype).split(k))
 
     def _matrices(self, state: Mapping[str, Any], key: str, slot: int) -> Tensor:

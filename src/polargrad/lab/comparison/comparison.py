@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from polargrad.lab.train import Progress
     from polargrad.lab.train.parallel import Parallel
 
-FORMAT = 2
+FORMAT = 1
+# Of one whose search moves more than rates, since it moves those of vectors too: its earlier runs are of other values.
+SEARCH_FORMAT = 2
 
 Tuner = Literal["rates", "coordinate", "optuna"]
 
@@ -167,7 +169,7 @@ class Comparison(ComparisonOptions):
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return {
-            "format": FORMAT,
+            "format": _format(self.tuner if self.tune else "rates"),
             **values_of(Comparison, self),
             "recipes": [spec.to_dict() for spec in self.recipes],
             "seeds": list(self.seeds),
@@ -181,10 +183,16 @@ class Comparison(ComparisonOptions):
         Raises:
             ValueError: a format of another version, or unknown keys.
         """
-        plain = without_format(data, "the comparison", FORMAT)
+        plain = without_format(
+            data, "the comparison", _format(data.get("tuner", "rates") if data.get("tune") else "rates")
+        )
         lists = {name: tuple(plain.get(name, ())) for name in ("recipes", "seeds", "sweep")}
         lists["recipes"] = tuple(map(RunSpec.from_dict, lists["recipes"]))
         return from_plain(cls, {**plain, **lists}, "a comparison")
+
+
+def _format(tuner: Any) -> int:
+    return FORMAT if tuner == "rates" else SEARCH_FORMAT
 
 
 def run_comparison(

@@ -20,6 +20,7 @@ from polargrad.lab.options import check_integer
 from polargrad.lab.run.spec import Plain, RunSpec
 from polargrad.lab.train.optimizers import OURS
 from polargrad.optim import PolarGrad
+from polargrad.optim.matrix_view import VIEW_OPTIONS
 
 # The smallest part of a whole move that a search goes by.
 FINEST = 0.25
@@ -128,7 +129,8 @@ def _check(spec: RunSpec, roles: tuple[str, ...]) -> None:
     """Refuse options of roles that our optimizer refuses; one from outside says so when its run begins."""
     for role in roles:
         if spec.optimizer[role].get("rule", "polar") in OURS:
-            PolarGrad([{"params": [torch.nn.Parameter(torch.zeros(2, 2))], **spec.optimizer[role]}])
+            options = {key: value for key, value in spec.optimizer[role].items() if key not in VIEW_OPTIONS}
+            PolarGrad([{"params": [torch.nn.Parameter(torch.zeros(2, 2))], **options}])
 
 
 def coordinates_of(spec: RunSpec, other: RunSpec | None = None) -> tuple[Coordinate, ...]:
@@ -170,9 +172,13 @@ def with_numbers_of(spec: RunSpec, tuned: RunSpec) -> RunSpec:
         other = tuned.optimizer.get(role, {})
         if any(own.get(key) != other.get(key) for key in _KIND):
             continue
+        copied = spec
         for option in ("lr",) if role in FIXED_ROLES else MOVES:
             if option in other and (option in own or option in ABSENT):
-                spec = spec.with_option(role, option, other[option])
+                copied = copied.with_option(role, option, other[option])
+        with contextlib.suppress(ValueError):  # as where Nesterov's momentum would be 0: the recipe keeps its own
+            _check(copied, (role,))
+            spec = copied
     shares = {one.option: one.value(tuned) for one in coordinates_of(tuned) if not one.roles}
     return dataclasses.replace(spec, schedule=dataclasses.replace(spec.schedule, **shares))
 
