@@ -567,7 +567,7 @@ def train(bench: Bench) -> None:
         "plain loop, torch AdamW fused": fused,
         "adamw": _recipe("adamw"),
         "muon+adamw": _recipe("muon+adamw", hidden=2e-3),
-        "muon+normalized-rows": _recipe("muon+normalized-rows", hidden=2e-2, head=4e-2),
+        "muon+normalized-tables": _recipe("muon+normalized-tables", hidden=2e-2, head=4e-2),
     }
     for name, make in makers.items():
         steps, batch, parts = (3, 4, 2) if bench.tiny else (100, 64, 4)

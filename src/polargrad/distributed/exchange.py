@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -223,6 +224,12 @@ def _count(plan: TransferPlan, owned: list[tuple[int, int]]) -> int:
     return sum(len(plan.pieces[number].numbers) for _, number in owned)
 
 
+@lru_cache(maxsize=4096)
+def _on_device(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """Positions in a table, copied to the device in the first step alone: the copy waits for all that it has to do."""
+    return torch.tensor(places, device=device)
+
+
 def _placed(
     request: DirectionRequest,
     plan: TransferPlan,
@@ -246,9 +253,9 @@ def _placed(
     for rank, (reply, owned) in enumerate(zip(replies, plan.owned_by, strict=True)):
         count = _count(plan, owned)
         theirs = numbers if rank == here else reply[: _WORD * columns * count].view(torch.float64)
-        places = [index * each + i for index, number in owned for i in plan.pieces[number].numbers]
+        places = tuple(index * each + i for index, number in owned for i in plan.pieces[number].numbers)
         if places:
-            table[:, torch.tensor(places, device=table.device)] = theirs.view(columns, count)
+            table[:, _on_device(places, table.device)] = theirs.view(columns, count)
         moves = plan.directions_in[rank]
         if not moves:
             continue

@@ -21,7 +21,7 @@ from polargrad.lab.train import Schedule
 SURVIVORS = 1 / 3
 # Rungs of fewer steps say too little.
 LEAST_STEPS = 20
-# Rates of norms and biases stay the recipe's own.
+# Of norms, biases and positions this search keeps the recipe's own rates.
 FIXED_ROLES = ("vector", "position")
 
 # A point of the search: how many times the ratio away from the recipe's own rates, for each axis.
