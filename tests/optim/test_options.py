@@ -255,7 +255,7 @@ def test_a_role_keeps_what_an_overlaid_choice_uses():
     assert inherited_options({"rule": "adamw"}, muon) == {"lr": 0.1}
     assert inherited_options({"lr": 0.2}, muon) == {key: value for key, value in muon.items() if key != "lr"}
     model = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False))
-    for own in ({"rule": "adamw", "betas": (0.8, 0.9)}, {"geometry": "rows"}, {"method": "svd"}):
+    for own in ({"rule": "adamw", "lr": 0.028, "betas": (0.8, 0.9)}, {"geometry": "rows"}, {"method": "svd"}):
         optimizer = polargrad.PolarGrad(polargrad.parameter_groups(model, hidden=own))
         assert optimizer.param_groups[0]["lr"] == 0.028
 
