@@ -293,10 +293,10 @@ def polargrad(lr: float, momentum: float = 0.5, **options: Plain) -> Options:
     return polar(lr, momentum, scale="nuclear", method="qdwh", max_steps=5, **options)
 
 
-def normalized_tables(embedding: float = 0.12, head: float = 0.056) -> tuple[Options, Options]:
-    """Polar factors with normalized rows on embedding and head, at a rate each."""
+def normalized_tables() -> tuple[Options, Options]:
+    """Polar factors with normalized rows on embedding and head."""
     rows: Options = {"nesterov": True, "normalize_rows": 0.95, "method": "auto"}
-    return polar(embedding, 0.5, scale="rms", **rows), polar(head, 0.7, scale="spectral", **rows)
+    return polar(0.12, 0.5, scale="rms", **rows), polar(0.056, 0.7, scale="spectral", **rows)
 
 
 # The order is that of `polargrad list`: the best of docs/log.md's tuned comparisons first.
