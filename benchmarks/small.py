@@ -26,6 +26,8 @@ SIDES = (
     (256, 64),
     (1024, 256),
     (512, 32),
+    (2048, 96),
+    (2048, 192),
 )
 METHODS = {"auto": Auto(), "svd": SVD(), "double-gram": DoubleGram(), "gram-polynomials": GramPolynomials()}
 

@@ -29,8 +29,10 @@ _SMALL_ALONE, _SMALL_SQUARE = 192, 256
 _EIGENVALUES, _FEW = 48, 8
 # From this ratio of rows to columns on, full accuracy costs less on a GPU than float32 polynomials (benchmarks/gpu.py).
 _TALL_ON_DEVICE = 2
-# ... but not of a matrix with so many rows per column and so many entries, in single precision.
-_TALL, _MANY = 20, 2**18
+# ... but not of a matrix with so many rows per column and so many entries, in single precision: the Gram matrix is never
+# much slower, half as fast again where the matrix is well conditioned, and does not have to do its work twice where the
+# condition is beyond 4e4 (benchmarks/small.py).
+_TALL, _MANY = 6, 150_000
 # What float32 polynomials can still lift, where there is no fast double precision.
 _SINGLE_FLOOR = 1e-6
 # Polynomials are asked to reach accuracy a for singular values from min(this, a) * ||A||_F on, ...

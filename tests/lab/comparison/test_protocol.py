@@ -265,6 +265,10 @@ def test_a_protocol_runs_is_resumed_and_writes_its_page(texts, tmp_path, capsys)
     assert verdicts["polar"].gain == pytest.approx(replicates["adamw"].final.mean - replicates["polar"].final.mean)
     text = page.read_text(encoding="utf-8")
     assert all(part in text for part in ("4 steps of 64 tokens", "polar", "Gain over", "Numbers that changed"))
+    assert found.results(setting).columns.count("Steps of\nadamw") == 1
+    turned = dataclasses.replace(found, protocol=dataclasses.replace(protocol, baseline="polar")).results(setting)
+    column = turned.columns.index("Steps of\nadamw")
+    assert [str(row[column]) for row in turned.rows if "adamw" in str(row[0])] == ["100% ± 0"]
     losses = found.losses
     shutil.rmtree(folder / "polar 4x64 seed 102")
     assert main(["report", str(folder)]) == 0
