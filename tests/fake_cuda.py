@@ -49,12 +49,14 @@ class Operations(TorchDispatchMode):
 
     Attributes:
         counts: calls of each operation that is no view.
-        host_reads: calls that wait for the device: a number, a shape that depends on data, a copy to the host.
+        host_reads: calls that wait for the device: a number, a shape that depends on data, a copy to the host, a
+            decomposition whose errors are looked at.
         moved: bytes of the tensors that these operations read and write; products are left out.
     """
 
     _UNMOVED = ("mm", "bmm", "addmm", "baddbmm", "empty", "empty_like", "new_empty", "empty_strided")
     _READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+    _CHECKED = ("_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "_linalg_solve_ex", "linalg_eig")
 
     def __init__(self):
         super().__init__()
@@ -70,7 +72,7 @@ class Operations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         out = func(*args, **(kwargs or {}))
         moves = name in ("_to_copy", "copy_") and _on_cuda(args) and not _on_cuda((out,))
-        if name in self._READS or moves:
+        if name in self._READS + self._CHECKED or moves:
             self.host_reads[name] += 1
         if not func.is_view and func.namespace != "prim" and name not in ("detach", "_unsafe_view"):
             self.counts[name] += 1

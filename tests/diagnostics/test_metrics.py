@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from polargrad.diagnostics import matrix_metrics
+from polargrad.diagnostics.metrics import singular_values_by_gram
 
 
 def matrix(singular_values, m=7, n=5, dtype=torch.float64):
@@ -64,3 +65,25 @@ def test_matrices_without_these_metrics():
     for shape in [(3,), (2, 3, 3), (0, 3)]:
         with pytest.raises(ValueError, match="takes a matrix"):
             matrix_metrics(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(200, 12), (12, 200), (12, 12), (1, 5), (5, 1)], ids=str)
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_values_by_the_gram_matrix_are_those_of_the_svd(shape, scale, dtype):
+    q = min(shape)
+    G = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype) * torch.logspace(0, -5, shape[1])
+    G = (scale * G).to(torch.complex128 if dtype.is_complex else torch.float64)
+    wanted = torch.linalg.svdvals(G)
+    found = singular_values_by_gram(G)
+    resolution = math.sqrt(q * torch.finfo(torch.float64).eps) * wanted[0]
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() <= resolution
+    large = wanted > 30 * resolution
+    assert (found / wanted - 1)[large].abs().max() <= 1e-3
+    assert (found[1:] <= found[:-1]).all()
+
+
+def test_what_the_gram_matrix_does_not_resolve_is_zero():
+    assert singular_values_by_gram(matrix([1.0, 1e-4, 1e-6, 1e-9, 0.0]))[3:].tolist() == [0.0, 0.0]
+    assert singular_values_by_gram(matrix([1.0, 1e-4, 1e-6, 1e-7, 1e-9]))[3] == pytest.approx(1e-7, rel=0.1)

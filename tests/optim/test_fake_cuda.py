@@ -24,6 +24,8 @@ VARIANTS = {
     "split": {"split": [32, 32], "heads": [2, 1], **NS5},
     "smoothness": {"step_rule": {"name": "smoothness", "smoothness": 3.0}, "momentum": 0.0},
     "no momentum": {"momentum": 0.0, **NS5},
+    "polyak": {"step_rule": {"name": "polyak", "minimum": 0.0}, "momentum": 0.0},
+    "capped polyak": {"step_rule": {"name": "capped-polyak", "minimum": 0.0}, "momentum": 0.0, "scope": "group"},
 }
 # The hidden matrices and the vectors of GPT-2 Small; its table of tokens is tied to the head.
 MATRICES = [(12, (2304, 768)), (12, (768, 768)), (12, (3072, 768)), (12, (768, 3072))]
@@ -38,19 +40,19 @@ def parameters(shapes, dtype=torch.float32):
 
 
 def step(groups, **options):
-    """What a step asks of the device, once the state is there."""
-    optimizer = polargrad.PolarGrad(groups, **options)
-    optimizer.step()
+    """What a step asks of the device, once the state is there; its loss is on the device too."""
+    optimizer, loss = polargrad.PolarGrad(groups, **options), torch.empty((), device="cuda")
+    optimizer.step(lambda: loss)
     with Operations() as seen:
-        optimizer.step()
+        optimizer.step(lambda: loss)
     return seen
 
 
 @pytest.mark.parametrize("shape", [(64, 32), (64, 5, 6)], ids=str)
 @pytest.mark.parametrize("method", available_methods())
-def test_no_method_reads_from_the_device(method, shape):
+def test_no_method_but_the_svd_reads_from_the_device(method, shape):
     with fake_cuda():
-        assert not step(parameters([(3, shape)]), method=method).host_reads
+        assert bool(step(parameters([(3, shape)]), method=method).host_reads) == (method == "svd")
 
 
 @pytest.mark.parametrize("capturable", [False, True])
@@ -63,6 +65,11 @@ def test_no_option_reads_from_the_device(variant, dtype, capturable):
             weights = weights[:2]
         groups = [{"params": weights, **VARIANTS[variant]}, {"params": parameters([(3, (7,))]), "rule": "adamw"}]
         assert not step(groups, capturable=capturable).host_reads
+
+
+def test_whitening_waits_for_its_eigenvalues_and_says_so():
+    with fake_cuda():
+        assert step(parameters([(2, (64, 32))]), whitening={"name": "two-sided", "every": 1}, **NS5).host_reads
 
 
 def test_cautious_decay_of_vectors_reads_nothing():
@@ -108,3 +115,15 @@ def test_a_step_of_a_model_is_a_few_hundred_operations():
         seen = step([{"params": hidden, **VARIANTS["muon"]}, {"params": vectors, "rule": "adamw"}])
     assert not seen.host_reads
     assert seen.total <= 400, seen.counts
+
+
+def test_a_step_of_the_default_recipe_reads_nothing_and_its_tables_cost_a_few_more_operations():
+    with fake_cuda():
+        groups = [{"params": parameters(MATRICES), **VARIANTS["muon"]}]
+        table = {"method": "auto", "nesterov": True, "normalize_rows": 0.95}
+        groups += [{"params": parameters([(1, (50304, 768))]), "momentum": 0.7, "scale": "spectral", **table}]
+        groups += [{"params": parameters([(1, (50304, 768))]), "momentum": 0.5, "scale": "rms", **table}]
+        groups += [{"params": parameters([(1, (1024, 768)), *VECTORS]), "rule": "adamw"}]
+        seen = step(groups)
+    assert not seen.host_reads
+    assert seen.total <= 700, seen.counts

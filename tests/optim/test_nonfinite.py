@@ -229,3 +229,20 @@ def test_a_lost_model_is_told_once_and_briefly():
     (warning,) = caught
     assert "and 4 others" in str(warning.message)
     assert "too large a learning rate" in str(warning.message)
+
+
+def test_skips_of_every_group_are_read_in_one_copy(monkeypatch):
+    matrices, vectors = ([torch.nn.Parameter(torch.ones(shape)) for _ in range(3)] for shape in ((4, 3), (5,)))
+    groups = [{"params": matrices, "method": "svd"}, {"params": vectors, "rule": "adamw", "lr": 0.1}]
+    optimizer = polargrad.PolarGrad(groups, capturable=True)
+    generator = torch.Generator().manual_seed(0)
+
+    def spoil():
+        matrices[1].grad[0, 0] = vectors[2].grad[0] = torch.nan
+
+    _step(optimizer, [*matrices, *vectors], generator, spoil)
+    copies, whole = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: copies.append(self.shape) or whole(self))
+    with pytest.warns(UserWarning, match="skipped updates"):
+        assert optimizer.skipped == 4  # with capturable=True a group of AdamW steps as a whole or not at all
+    assert copies == [(6,)]

@@ -7,15 +7,21 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["matrix_metrics"]
+from polargrad.linalg.precision import double_precision
+
+__all__ = ["matrix_metrics", "singular_values_by_gram"]
 
 
 def matrix_metrics(G: Tensor) -> dict[str, float]:
-    """The anisotropy of a matrix, from its singular values s_1 >= ... >= s_q in float64.
+    """The anisotropy of a matrix, from its singular values s_1 >= ... >= s_q in double precision.
 
     `condition_number = s_1 / s_q`, `nuclear_norm = sum s_i`, `stable_rank = sum s_i^2 / s_1^2`, and
     `alignment = sum s_i / (||G||_F sqrt(r))`, the cosine of the angle between G and its polar factor, with r the
     numerical rank: the number of `s_i > max(m, n) eps s_1`, eps of G's dtype.
+
+    Off the CPU the singular values of a G in single or half precision are the square roots of the eigenvalues of its
+    Gram matrix, since an SVD of a table of a vocabulary takes seconds there. Such roots resolve sqrt(q eps) s_1, eps
+    that of double precision (4e-7 s_1 for q = 768), below the rounding of G; what is smaller counts as 0.
 
     Args:
         G: (m, n), real or complex.
@@ -38,8 +44,8 @@ def matrix_metrics(G: Tensor) -> dict[str, float]:
     if not bool(torch.isfinite(G).all()):
         return dict.fromkeys(("condition_number", "nuclear_norm", "stable_rank", "alignment"), math.nan)
     eps = torch.finfo(G.dtype).eps
-    s = torch.linalg.svdvals(G.detach().to(torch.complex128 if G.is_complex() else torch.float64))
-    s = s.cpu()
+    by_gram = G.device.type != "cpu" and torch.finfo(G.dtype).bits < 64
+    s = (singular_values_by_gram if by_gram else torch.linalg.svdvals)(G.detach().to(double_precision(G.dtype))).cpu()
     largest, smallest = float(s[0]), float(s[-1])
     if largest == 0.0:
         return {"condition_number": math.nan, "nuclear_norm": 0.0, "stable_rank": math.nan, "alignment": math.nan}
@@ -53,3 +59,18 @@ def matrix_metrics(G: Tensor) -> dict[str, float]:
         "stable_rank": squares,
         "alignment": float(t.sum()) / math.sqrt(squares * rank),
     }
+
+
+def singular_values_by_gram(G: Tensor) -> Tensor:
+    """The singular values (q,) of G (m, n) in double precision, falling, from products and eigenvalues alone.
+
+    Values below sqrt(q eps) s_1, which rounding of the Gram matrix hides, are 0. Squares of the entries must be in
+    range, as they are for every matrix that was in single precision.
+
+    Example:
+        >>> singular_values_by_gram(torch.diag(torch.tensor([3.0, 1e-9, 4.0], dtype=torch.float64))).tolist()
+        [4.0, 3.0, 0.0]
+    """
+    X = G if G.shape[0] >= G.shape[1] else G.mH
+    squares = torch.linalg.eigvalsh(X.mH @ X).flip(0)
+    return torch.where(squares > len(squares) * torch.finfo(squares.dtype).eps * squares[0], squares, 0.0).sqrt()

@@ -29,9 +29,8 @@ _SMALL_ALONE, _SMALL_SQUARE = 192, 256
 _EIGENVALUES, _FEW = 48, 8
 # From this ratio of rows to columns on, full accuracy costs less on a GPU than float32 polynomials (benchmarks/gpu.py).
 _TALL_ON_DEVICE = 2
-# ... but not of a matrix with so many rows per column and so many entries, in single precision: the Gram matrix is never
-# much slower, half as fast again where the matrix is well conditioned, and does not have to do its work twice where the
-# condition is beyond 4e4 (benchmarks/small.py).
+# ... but not of a matrix with so many rows per column and so many entries, in single precision: the Gram matrix is not
+# slower, half as fast again for a good condition, and does nothing twice beyond a condition of 4e4.
 _TALL, _MANY = 6, 150_000
 # What float32 polynomials can still lift, where there is no fast double precision.
 _SINGLE_FLOOR = 1e-6

@@ -52,11 +52,16 @@ class SkipLedger:
             self._counts[key] = skipped
 
     def read(self) -> tuple[int, list[tuple[int, int]]]:
-        """The number of skips so far, and the parameters skipped since the last reading, as (group, position)."""
+        """The number of skips so far, and the parameters skipped since the last reading, as (group, position).
+
+        One copy from each device.
+        """
         skips: dict[tuple[int, int], int] = {}
-        for (group, positions), counts in self._counts.items():
-            for position, count in zip(positions, counts.tolist(), strict=True):
-                skips[group, position] = skips.get((group, position), 0) + count
+        for device in {counts.device for counts in self._counts.values()}:
+            there = {key: counts for key, counts in self._counts.items() if counts.device == device}
+            slots = [(group, position) for group, positions in there for position in positions]
+            for slot, count in zip(slots, torch.cat(list(there.values())).tolist(), strict=True):
+                skips[slot] = skips.get(slot, 0) + count
         fresh = [key for key, count in skips.items() if count > self._reported.get(key, 0)]
         self._reported, self.seen = skips, False
         return sum(skips.values()), sorted(fresh)

@@ -435,9 +435,10 @@ class ProtocolFindings:
         return Table(
             columns,
             rows,
-            f"Mean ± standard deviation over {len(self.protocol.seeds)} seeds. Steps and seconds of a recipe: to its final "
-            f"loss, of its own, seed by seed. Gain: how far the final loss lies below {name}'s, with the standard "
-            f"error of the differences seed by seed, pooled over the recipes; told apart from {least} errors on.",
+            f"Mean ± standard deviation over {len(self.protocol.seeds)} seeds. Steps and seconds to the final loss of "
+            "the recipe that a column names, as a part of that one's own, seed by seed. Gain: how far the final loss "
+            f"lies below {name}'s, with the standard error of the differences seed by seed, pooled over the recipes; "
+            f"told apart from {least} errors on.",
         )
 
     def searches(self, setting: Setting) -> list[CoordinateSearch]:
