@@ -136,6 +136,8 @@ def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any] | No
     elif origin is tuple:
         if not isinstance(value, tuple) or not all(isinstance(entry, choices[0]) for entry in value):
             raise ValueError(f"{name} is {value!r}; give a list of {_WORDS[choices[0]].split()[-1]}s")
+        for entry in value:
+            check_value(name, entry, choices[0], limits)
     elif hint is int:
         check_integer(name, value, limits.get("least", 1))
     elif hint is float:

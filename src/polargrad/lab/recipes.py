@@ -1,8 +1,10 @@
 """Recipes: optimizers of whole models by name, the laboratory's small run under each, and named comparisons.
 
 Learning rates are for the demo's model (1.9 million parameters) and 200 steps: those of `adamw`, `muon+adamw` and
-`muon+normalized-rows` come from the comparison of 2026-11-22 in docs/log.md, the others from earlier sweeps or from
-those. Larger models and other numbers of steps want their own. Convolutions and experts follow the hidden matrices.
+`muon+normalized-rows` come from the comparison of 2026-11-22 in docs/log.md. Both recipes of normalized tables have the
+hidden and head rates of the last one, and those of embedding and vectors from sketches on a smaller model; the others
+come from earlier sweeps or from those. Larger models and other numbers of steps want their own. Convolutions and
+experts follow the hidden matrices.
 """
 
 from __future__ import annotations
@@ -307,7 +309,7 @@ register(
 )
 register(
     "normuon+normalized-tables",
-    "The same with the rows of the hidden matrices' factors evened out (NorMuon).",
+    "NorMuon at momentum 0.8 on hidden matrices, row-normalized polar factors on embedding and head, AdamW on vectors.",
     by_role(
         muon(0.028, momentum=0.8, scale="spectral", normalize_rows=0.95),
         *normalized_tables(),

@@ -88,6 +88,30 @@ def test_loss_agrees_with_the_model_s_own(family):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_padding_of_the_vocabulary_leaves_the_loss_as_it_was(compiled):
+    exact, padded = (decoder(hidden_size=16, layers=1, heads=2, vocabulary=size, sequence=8) for size in (16, 64))
+    weights = exact.state_dict()
+    for name, value in padded.state_dict().items():  # padding is random
+        value[tuple(slice(size) for size in weights[name].shape)] = weights[name]
+    losses, gradients = [], []
+    for model in (exact, padded):
+        made = objective(model, compiled=compiled)
+        loss = made.loss(0)
+        loss.backward()
+        with torch.no_grad():
+            losses.append((loss.item(), made.evaluate()["val_loss"]))
+        gradients.append(model.lm_head.weight.grad)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    torch.testing.assert_close(gradients[1][:16], gradients[0])
+    assert not gradients[1][16:].any()
+    full = torch.nn.functional.cross_entropy(  # negative control: with the padding among the choices
+        padded(input_ids=made.batch(0)[:, :-1]).logits.flatten(0, 1), made.batch(0)[:, 1:].flatten()
+    )
+    assert full.item() > losses[0][0] + 0.1
+
+
 def test_evaluation_is_the_mean_over_fixed_windows_whatever_the_batch():
     random = np.random.default_rng(0)
     held_out = token_file(random.integers(0, 16, 500))

@@ -28,7 +28,7 @@ class Protocol(Jobs):
     rates, momenta, betas, weight decays and the share of the run with falling rates, in the same number of runs, from
     its own values or those found for the baseline. Then it runs with seeds and on a text that the search has not seen.
     Two recipes are told apart by the rule of the track, with the standard deviation that these runs have. The defaults
-    take about eight hours with --jobs 2 on two idle cores.
+    take about six hours on one core, three with --jobs 2 on two idle ones.
 
     `--runs 0` judges recipes at the values that they come with, such as those of a smaller model's search.
 

@@ -96,7 +96,7 @@ class Comparison(ComparisonOptions):
     """
 
     recipes: tuple[RunSpec, ...]
-    seeds: tuple[int, ...] = (42,)
+    seeds: tuple[int, ...] = option((42,), least=0)
     minutes: float | None = None
 
     def __post_init__(self) -> None:

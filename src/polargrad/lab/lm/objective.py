@@ -25,7 +25,9 @@ class LanguageModelObjective:
     """Mean cross-entropy of the next token over windows of a token file.
 
     `loss(step) = -1/(B S) sum_{b,s} log p(x[b, s+1] | x[b, :s+1])` over B windows of S + 1 tokens. A step's batch is a
-    function of (seed, step) alone (`WindowBatches`), which makes runs paired and resumable.
+    function of (seed, step) alone (`WindowBatches`), which makes runs paired and resumable. Where the model has more
+    tokens than the text, as one that is padded to a multiple of 64, p is over the text's alone, and the rest gets no
+    gradient; not so under tensor parallelism.
 
     Args:
         module: returns logits (B, S, V) as `module(input_ids=(B, S)).logits`; batches go to its device.
@@ -97,6 +99,8 @@ class LanguageModelObjective:
         self.module, self.accumulation = module, accumulation
         self.sequence, self.units_per_step = sequence, batch_size * sequence
         self._forward = module if forward is None else forward
+        # Rows of a vocabulary beyond the text's are padding, which the loss leaves out.
+        self._words = train.vocab_size if known is not None and train.vocab_size < known else None
         self._token_loss = torch.compile(_token_loss) if compiled else _token_loss
         self._group, self._autocast, self._held_out = group, autocast, held_out.tokens
         self._balancing = float(getattr(config, "router_aux_loss_coef", 0.0))
@@ -163,10 +167,15 @@ class LanguageModelObjective:
         dtype = self._autocast
         with contextlib.nullcontext() if dtype is None else torch.autocast(windows.device.type, dtype=dtype):
             output = self._forward(input_ids=windows[:, :-1])
-        return self._token_loss(output.logits, windows[:, 1:]), getattr(output, "aux_loss", None)
+        return self._token_loss(output.logits, windows[:, 1:], self._words), getattr(output, "aux_loss", None)
 
 
-def _token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The mean cross-entropy of tokens (B, S) under logits (B, S, V), in single precision at least."""
+def _token_loss(logits: Tensor, tokens: Tensor, words: int | None = None) -> Tensor:
+    """The mean cross-entropy of tokens (B, S) under the first `words` logits of (B, S, V), at least in float32.
+
+    A vocabulary that is split over ranks (a DTensor) keeps its padding.
+    """
     logits = logits.flatten(0, 1)
+    if words is not None and not hasattr(logits, "full_tensor"):
+        logits = logits[:, :words]
     return F.cross_entropy(logits.to(at_least_single(logits.dtype)), tokens.flatten())
