@@ -69,7 +69,12 @@ def test_no_option_reads_from_the_device(variant, dtype, capturable):
 
 def test_whitening_waits_for_its_eigenvalues_and_says_so():
     with fake_cuda():
-        assert step(parameters([(2, (64, 32))]), whitening={"name": "two-sided", "every": 1}, **NS5).host_reads
+        options = {"whitening": {"name": "two-sided", "every": 1}, **NS5}
+        assert step(parameters([(2, (64, 32))]), **options).host_reads
+        with pytest.raises(
+            ValueError, match="on cuda:0, where the host waits for the eigendecompositions of whitening"
+        ):
+            polargrad.PolarGrad(parameters([(2, (64, 32))]), capturable=True, **options)
 
 
 def test_cautious_decay_of_vectors_reads_nothing():

@@ -273,6 +273,9 @@ def test_the_long_side_of_a_table_is_refused_and_the_short_one_is_not():
     with pytest.raises(ValueError, match=r"forms the 50257 x 50257 covariance .* use 'one-sided'"):
         polargrad.PolarGrad([table], whitening="two-sided")
     polargrad.PolarGrad([table], whitening="one-sided")
+    for name in ("one-sided", "two-sided"):  # one-sided is advised only where it would help
+        with pytest.raises(ValueError, match=r"max_side is 7; leave whitening out for this parameter, or raise"):
+            polargrad.PolarGrad([table], whitening={"name": name, "max_side": 7})
     assert OneSided().sizes(matrix_view((50257, 8))) == {"right": 64}
     assert TwoSided().sizes(matrix_view((3, 4, 2))) == {"left": 48, "right": 12}
 

@@ -326,6 +326,11 @@ def _row_beta(value: Any) -> float | None:
     if isinstance(value, Mapping):
         if set(value) != {"beta"}:
             raise ValueError(f"normalize_rows as a mapping has the key 'beta' alone, got {dict(value)!r}")
+        if value["beta"] is None:
+            raise ValueError(
+                f"normalize_rows as a mapping needs a number for 'beta', got {dict(value)!r}; give "
+                "normalize_rows=None to leave rows as they are"
+            )
         value = value["beta"]
     if value is not None:
         _decay("normalize_rows", value)
@@ -556,6 +561,11 @@ def check_parameters(group: Mapping[str, Any], rule: Rule) -> None:
                 "(float16, bfloat16, float32, float64) are supported"
             )
         if isinstance(rule, PolarRule):
+            if rule.whitening is not None and rule.capturable and p.device.type != "cpu":
+                raise ValueError(
+                    f"{parameter_name(group, position)} is on {p.device}, where the host waits for the "
+                    "eigendecompositions of whitening, and capturable=True lets it wait for nothing; leave one out"
+                )
             dtype = rule.momentum_dtype or p.dtype
             if 1.0 - rule.momentum < torch.finfo(dtype).eps / 2:
                 raise ValueError(

@@ -94,10 +94,12 @@ class Whitening(ABC):
         """
         for side in self.sides(m, n):
             if (length := m if side == "left" else n) > self.max_side:
+                fits = min(m, n) <= self.max_side
+                shorter = "use 'one-sided', which takes the shorter side, or " if fits else ""
                 raise ValueError(
                     f"whitening={self.name!r} forms the {length} x {length} covariance of the {side} side of a matrix "
-                    f"({m}, {n}), and max_side is {self.max_side}; use 'one-sided', which takes the shorter side, "
-                    "or leave whitening out for this parameter, or raise max_side"
+                    f"({m}, {n}), and max_side is {self.max_side}; {shorter}leave whitening out for this parameter, or "
+                    "raise max_side"
                 )
 
     def sizes(self, view: MatrixView) -> dict[str, int]:
@@ -185,7 +187,7 @@ class TwoSided(Whitening):
 
 @dataclass(frozen=True)
 class OneSided(Whitening):
-    """Whitening of the shorter side, the inputs where both are equal; in a table of tokens never the vocabulary.
+    """Whitening of the shorter side, the inputs where both are equal.
 
     Example:
         >>> OneSided().sides(8, 4), OneSided().sides(4, 8)

@@ -310,6 +310,13 @@ def test_the_command(texts, tmp_path, monkeypatch, capsys):
         assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.parametrize("flag", ["--steps", "--tokens"])
+def test_numbers_in_a_list_are_checked_under_the_name_of_their_flag(flag, tmp_path, capsys):
+    assert main(["protocol", flag, "64", "0", "--out", str(tmp_path / "out")]) == 2
+    assert f"{flag} must be an integer of at least 1; got 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_coordinate_of_the_schedule_has_no_roles():
     spec = spec_of("adamw")
     one = Coordinate("decay_fraction")
