@@ -49,6 +49,7 @@ import torch
 import polargrad
 from polargrad.linalg import PolarExpress, available_methods
 from polargrad.linalg.arithmetic import arithmetic
+from polargrad.linalg.qdwh import halley_weights
 
 START = time.monotonic()
 MUON = {"momentum": 0.95, "nesterov": True, "scale": "spectral", "weight_decay": 0.1}
@@ -296,13 +297,43 @@ def accuracy(bench: Bench) -> None:
                     )  # fmt: skip
 
 
-def engine(bench: Bench) -> None:
-    """Every method beside torch's Newton-Schulz and its SVD."""
+def qdwh_by_qr(A: torch.Tensor) -> torch.Tensor:
+    """The textbook's QDWH in the matrix's own precision, by Householder QR where the weight is above 100."""
+    X = A / torch.linalg.matrix_norm(A, keepdim=True)
+    eye = torch.eye(A.shape[-1], device=A.device).expand(*A.shape[:-2], -1, -1)
+    for a, b, c in halley_weights(1e-7, 1e-6):
+        if c > 100.0:
+            Q, _ = torch.linalg.qr(torch.cat([c**0.5 * X, eye], dim=-2))
+            Y = Q[..., : A.shape[-2], :] @ Q[..., A.shape[-2] :, :].mT / c**0.5
+        else:
+            Y = torch.cholesky_solve(X.mT, torch.linalg.cholesky(eye + c * X.mT @ X)).mT
+        X = b / c * X + (a - b / c) * Y
+    return X
+
+
+def peers() -> dict[str, Callable[[torch.Tensor], Any]]:
+    """Newton-Schulz of torch, QDWH of the textbook, and of other libraries those that are installed."""
     from torch.optim._muon import _zeropower_via_newtonschulz as torch_newton_schulz
 
+    def torch_muon(A: torch.Tensor) -> list[torch.Tensor]:
+        return [torch_newton_schulz(a, (3.4445, -4.775, 2.0315), 5, 1e-7) for a in A.reshape(-1, *A.shape[-2:])]
+
+    found: dict[str, Callable[[torch.Tensor], Any]] = {"torch muon": torch_muon, "qdwh by qr": qdwh_by_qr}
+    try:
+        from gram_newton_schulz import POLAR_EXPRESS_COEFFICIENTS, GramNewtonSchulz
+    except ImportError:
+        return found
+    found["gram_newton_schulz"] = GramNewtonSchulz(
+        ns_coefficients=POLAR_EXPRESS_COEFFICIENTS, gram_newton_schulz_reset_iterations=[2]
+    )
+    return found
+
+
+def engine(bench: Bench) -> None:
+    """Every method beside those of others, and torch's SVD."""
     big = ((1024, 1024), (4096, 1024), (12, 3072, 768), (50304, 768), (1000, 64, 64), (100000, 3, 3), (4096, 4096))
-    contenders: dict[str, dict[str, Any] | None] = {
-        "torch muon": None,
+    contenders: dict[str, Callable[[torch.Tensor], Any] | dict[str, Any]] = {
+        **peers(),
         "newton-schulz": NS5,
         "gram-newton-schulz": {"method": "gram-newton-schulz"},
         "polar-express 5 bfloat16": {"method": PolarExpress(max_steps=5, dtype="bfloat16")},
@@ -318,16 +349,14 @@ def engine(bench: Bench) -> None:
     for shape in ((96, 64),) if bench.tiny else big:
         A = torch.randn(shape, device=bench.device)
         for name, options in contenders.items():
-            slow = name in ("svd", "zolo-pd", "qdwh") and (min(shape[-2:]) > 1024 or A.numel() // shape[-1] > 20000)
+            slow = name in ("svd", "zolo-pd", "qdwh", "qdwh by qr") and (
+                min(shape[-2:]) > 1024 or A.numel() // shape[-1] > 20000
+            )
             if slow or (name == "torch muon" and shape[0] >= 1000 and len(shape) == 3):
                 continue
             with bench.guarded("engine", 8, shape=shape, method=name):
-                if options is None:
-                    row = (3.4445, -4.775, 2.0315)
-                    matrices = A.reshape(-1, *shape[-2:])
-                    call = lambda ms=matrices, row=row: [torch_newton_schulz(a, row, 5, 1e-7) for a in ms]  # noqa: E731
-                else:
-                    call = lambda A=A, options=options: polargrad.polar_factor(A, **options)  # noqa: E731
+                own = functools.partial(polargrad.polar_factor, **options) if isinstance(options, dict) else options
+                call = functools.partial(own, A)
                 extra = bench.extra_bytes(call)
                 ms = bench.milliseconds(call, 0.15)
                 graphed = None
