@@ -426,7 +426,7 @@ COMPARISONS: Mapping[str, NamedComparison] = MappingProxyType(
         ),
         "valley": NamedComparison(
             "How wide the valley of good learning rates is, with and without warm-up, over a factor of 16.",
-            ("adamw", "muon+adamw", "whitened-muon+adamw", "polargrad", "adaptive", "group"),
+            ("adamw", "muon+adamw", "muon+normalized-tables", "whitened-muon+adamw", "polargrad", "adaptive", "group"),
             ("warmup=0,10", "rates=0.5,1,2,4,8"),
             steps=100,
             look_every=25,

@@ -210,5 +210,5 @@ def test_a_named_comparison_is_one_that_can_be_made(name):
     whole = COMPARISONS[name]
     specs = tuple(whole.observed(spec_of(recipe, steps=whole.steps)) for recipe in whole.recipes)
     made = Comparison(specs, sweep=whole.sweep)
-    assert len(grid_points(specs, made.axes)) == len(made.pending({})) == {"phenomena": 45, "valley": 60}[name]
+    assert len(grid_points(specs, made.axes)) == len(made.pending({})) == {"phenomena": 45, "valley": 70}[name]
     assert {spec.loop.eval_every for spec in made.pending({})} == {25}
