@@ -1,4 +1,4 @@
-"""A step of the demo's model: the optimizer's share of it under each recipe, and Newton-Schulz in each dtype.
+"""The optimizer's share of a step of the demo's model under each recipe, and Newton-Schulz in each dtype.
 
     python benchmarks/demo_step.py
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 python benchmarks/demo_step.py

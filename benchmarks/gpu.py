@@ -544,7 +544,8 @@ def _train(
                 inputs, targets = next(text)
                 with torch.autocast(bench.device, torch.bfloat16):
                     logits = net(input_ids=inputs).logits
-                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+                logits = logits.flatten(0, 1)[:, :50257]  # without the padding, as the laboratory's loss
+                loss = torch.nn.functional.cross_entropy(logits.float(), targets.flatten())
                 (loss / accumulation).backward()
                 total += loss.detach() / accumulation
             marks[-1].append(_mark(bench))

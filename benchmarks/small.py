@@ -5,6 +5,7 @@ python benchmarks/small.py
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -26,9 +27,10 @@ SIDES = (
     (256, 64),
     (1024, 256),
     (512, 32),
-    (2048, 96),
-    (2048, 192),
 )
+# Tall ones, for which the condition number decides.
+TALL = ((2048, 96), (1536, 192), (2048, 192), (4096, 128))
+CONDITIONS = (1e1, 1e3, 1e6)
 METHODS = {"auto": Auto(), "svd": SVD(), "double-gram": DoubleGram(), "gram-polynomials": GramPolynomials()}
 
 
@@ -45,7 +47,7 @@ def milliseconds(call: Callable[[], object], budget: float = 0.3) -> float:
 
 
 def main() -> None:
-    """Print a row for each shape: torch's SVD in milliseconds, and each method as a multiple of it."""
+    """Print a row for each shape: torch's SVD in milliseconds, and each method as a multiple of it; then tall ones."""
     torch.set_num_threads(1)
     print({key: value for key, value in environment().items() if key in ("cpu", "torch", "cpu_capability")})
     print(f"{'shape':>16} {'torch svd':>10} " + " ".join(f"{name:>16}" for name in METHODS))
@@ -55,6 +57,13 @@ def main() -> None:
             svd = milliseconds(lambda A=A: torch.linalg.svd(A, full_matrices=False))
             ratios = (milliseconds(lambda A=A, f=f: polar_factor(A, f)) / svd for f in METHODS.values())
             print(f"{f'{k} x {m} x {n}':>16} {svd:10.3f} " + " ".join(f"{ratio:16.2f}" for ratio in ratios), flush=True)
+    print(f"{'shape':>16} {'condition':>10} {'SVD, ms':>10} {'double-gram':>12}")
+    for m, n in TALL:
+        for condition in CONDITIONS:
+            P, _, Qh = torch.linalg.svd(torch.randn(m, n, generator=torch.Generator().manual_seed(0)), False)
+            A = P * torch.logspace(0, -math.log10(condition), n) @ Qh
+            svd, gram = (milliseconds(lambda A=A, f=f: polar_factor(A, f)) for f in (SVD(), DoubleGram()))
+            print(f"{f'{m} x {n}':>16} {condition:10.0e} {svd:10.3f} {gram / svd:12.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from polargrad.diagnostics import matrix_metrics
-from polargrad.diagnostics.metrics import singular_values_by_gram
+from polargrad.diagnostics.metrics import goes_by_gram, singular_values_by_gram
 
 
 def matrix(singular_values, m=7, n=5, dtype=torch.float64):
@@ -67,16 +67,15 @@ def test_matrices_without_these_metrics():
             matrix_metrics(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("shape", [(200, 12), (12, 200), (12, 12), (1, 5), (5, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(200, 12), (12, 200), (12, 12), (1, 5), (5, 1), (50000, 4)], ids=str)
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 def test_values_by_the_gram_matrix_are_those_of_the_svd(shape, scale, dtype):
-    q = min(shape)
     G = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype) * torch.logspace(0, -5, shape[1])
     G = (scale * G).to(torch.complex128 if dtype.is_complex else torch.float64)
     wanted = torch.linalg.svdvals(G)
     found = singular_values_by_gram(G)
-    resolution = math.sqrt(q * torch.finfo(torch.float64).eps) * wanted[0]
+    resolution = math.sqrt(max(shape) * torch.finfo(torch.float64).eps) * wanted[0]
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() <= resolution
     large = wanted > 30 * resolution
@@ -87,3 +86,20 @@ def test_values_by_the_gram_matrix_are_those_of_the_svd(shape, scale, dtype):
 def test_what_the_gram_matrix_does_not_resolve_is_zero():
     assert singular_values_by_gram(matrix([1.0, 1e-4, 1e-6, 1e-9, 0.0]))[3:].tolist() == [0.0, 0.0]
     assert singular_values_by_gram(matrix([1.0, 1e-4, 1e-6, 1e-7, 1e-9]))[3] == pytest.approx(1e-7, rel=0.1)
+    for shape in ((200_000, 2), (50_257, 3), (4, 50_000)):  # rank 1, and sums over many rows
+        row = torch.randn(max(shape), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        G = torch.outer(row, torch.ones(min(shape), dtype=torch.float64))
+        assert singular_values_by_gram(G if shape[0] > shape[1] else G.mT)[1:].tolist() == [0.0] * (min(shape) - 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "by_gram"),
+    [
+        ("cpu", torch.float32, False),
+        ("meta", torch.float32, True),
+        ("meta", torch.bfloat16, True),
+        ("meta", torch.float64, False),
+    ],
+)
+def test_devices_other_than_the_cpu_go_by_the_gram_matrix(device, dtype, by_gram):
+    assert goes_by_gram(torch.empty(4, 3, dtype=dtype, device=device)) == by_gram

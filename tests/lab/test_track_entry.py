@@ -90,3 +90,5 @@ def test_another_script_is_refused(lost):
     entry = runpy.run_path(str(SCRIPT))["entry"]
     with pytest.raises(ValueError, match=r"0 times instead of once: not the track's train_gpt_simple\.py"):
         entry(STAND_IN.replace(lost, "", 1), 12)
+    with pytest.raises(ValueError, match="2 times instead of once"):
+        entry(STAND_IN + STAND_IN, 12)

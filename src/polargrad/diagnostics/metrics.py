@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polargrad.linalg.precision import double_precision
 
-__all__ = ["matrix_metrics", "singular_values_by_gram"]
+__all__ = ["goes_by_gram", "matrix_metrics", "singular_values_by_gram"]
 
 
 def matrix_metrics(G: Tensor) -> dict[str, float]:
@@ -20,8 +20,9 @@ def matrix_metrics(G: Tensor) -> dict[str, float]:
     numerical rank: the number of `s_i > max(m, n) eps s_1`, eps of G's dtype.
 
     Off the CPU the singular values of a G in single or half precision are the square roots of the eigenvalues of its
-    Gram matrix, since an SVD of a table of a vocabulary takes seconds there. Such roots resolve sqrt(q eps) s_1, eps
-    that of double precision (4e-7 s_1 for q = 768), below the rounding of G; what is smaller counts as 0.
+    Gram matrix, since an SVD of a table of a vocabulary takes seconds there. What is below sqrt(max(m, n) eps) s_1, eps
+    that of double precision, counts as 0 then, so that condition numbers beyond 2e6 (768 x 768) or 3e5 (50304 x 768)
+    are inf.
 
     Args:
         G: (m, n), real or complex.
@@ -44,8 +45,8 @@ def matrix_metrics(G: Tensor) -> dict[str, float]:
     if not bool(torch.isfinite(G).all()):
         return dict.fromkeys(("condition_number", "nuclear_norm", "stable_rank", "alignment"), math.nan)
     eps = torch.finfo(G.dtype).eps
-    by_gram = G.device.type != "cpu" and torch.finfo(G.dtype).bits < 64
-    s = (singular_values_by_gram if by_gram else torch.linalg.svdvals)(G.detach().to(double_precision(G.dtype))).cpu()
+    singular_values = singular_values_by_gram if goes_by_gram(G) else torch.linalg.svdvals
+    s = singular_values(G.detach().to(double_precision(G.dtype))).cpu()
     largest, smallest = float(s[0]), float(s[-1])
     if largest == 0.0:
         return {"condition_number": math.nan, "nuclear_norm": 0.0, "stable_rank": math.nan, "alignment": math.nan}
@@ -61,11 +62,16 @@ def matrix_metrics(G: Tensor) -> dict[str, float]:
     }
 
 
+def goes_by_gram(G: Tensor) -> bool:
+    """Whether the singular values of G come from its Gram matrix in double precision."""
+    return G.device.type != "cpu" and torch.finfo(G.dtype).bits < 64
+
+
 def singular_values_by_gram(G: Tensor) -> Tensor:
     """The singular values (q,) of G (m, n) in double precision, falling, from products and eigenvalues alone.
 
-    Values below sqrt(q eps) s_1, which rounding of the Gram matrix hides, are 0. Squares of the entries must be in
-    range, as they are for every matrix that was in single precision.
+    Values below sqrt(max(m, n) eps) s_1, which rounding of the Gram matrix can hide, are 0. Squares of the entries must
+    be in range, as they are for every finite matrix that was in single precision.
 
     Example:
         >>> singular_values_by_gram(torch.diag(torch.tensor([3.0, 1e-9, 4.0], dtype=torch.float64))).tolist()
@@ -73,4 +79,4 @@ def singular_values_by_gram(G: Tensor) -> Tensor:
     """
     X = G if G.shape[0] >= G.shape[1] else G.mH
     squares = torch.linalg.eigvalsh(X.mH @ X).flip(0)
-    return torch.where(squares > len(squares) * torch.finfo(squares.dtype).eps * squares[0], squares, 0.0).sqrt()
+    return torch.where(squares > len(X) * torch.finfo(squares.dtype).eps * squares[0], squares, 0.0).sqrt()

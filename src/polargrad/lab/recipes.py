@@ -2,9 +2,9 @@
 
 Learning rates are for the demo's model (1.9 million parameters) and 200 steps: those of `adamw`, `muon+adamw` and
 `muon+normalized-rows` come from the comparison of 2026-11-22 in docs/log.md. Both recipes of normalized tables have the
-hidden and head rates of the last one, and those of embedding and vectors from sketches on a smaller model; the others
-come from earlier sweeps or from those. Larger models and other numbers of steps want their own. Convolutions and
-experts follow the hidden matrices.
+hidden and head rates of `muon+normalized-rows`, and those of embedding and vectors from sketches on a smaller model;
+the others come from earlier sweeps or from those. Larger models and other numbers of steps want their own. Convolutions
+and experts follow the hidden matrices.
 """
 
 from __future__ import annotations

@@ -29,9 +29,10 @@ _SMALL_ALONE, _SMALL_SQUARE = 192, 256
 _EIGENVALUES, _FEW = 48, 8
 # From this ratio of rows to columns on, full accuracy costs less on a GPU than float32 polynomials (benchmarks/gpu.py).
 _TALL_ON_DEVICE = 2
-# ... but not of a matrix with so many rows per column and so many entries, in single precision: the Gram matrix is not
-# slower, half as fast again for a good condition, and does nothing twice beyond a condition of 4e4.
-_TALL, _MANY = 6, 150_000
+# ... but not of a matrix with so many rows per column and so many entries, in single precision: its Gram matrix takes
+# two thirds of the SVD's time up to a condition of about 10 and a third beyond 4e4, where the SVD is repeated in double
+# precision, and up to a tenth more in between.
+_TALL, _MANY = 10, 2**18
 # What float32 polynomials can still lift, where there is no fast double precision.
 _SINGLE_FLOOR = 1e-6
 # Polynomials are asked to reach accuracy a for singular values from min(this, a) * ||A||_F on, ...

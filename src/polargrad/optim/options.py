@@ -561,10 +561,11 @@ def check_parameters(group: Mapping[str, Any], rule: Rule) -> None:
                 "(float16, bfloat16, float32, float64) are supported"
             )
         if isinstance(rule, PolarRule):
-            if rule.whitening is not None and rule.capturable and p.device.type != "cpu":
+            if rule.whitening is not None and rule.capturable and p.device.type not in ("cpu", "meta"):
                 raise ValueError(
                     f"{parameter_name(group, position)} is on {p.device}, where the host waits for the "
-                    "eigendecompositions of whitening, and capturable=True lets it wait for nothing; leave one out"
+                    "eigendecompositions of whitening, and capturable=True lets it wait for nothing; leave out "
+                    "whitening or capturable"
                 )
             dtype = rule.momentum_dtype or p.dtype
             if 1.0 - rule.momentum < torch.finfo(dtype).eps / 2:

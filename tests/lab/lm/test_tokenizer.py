@@ -1,6 +1,10 @@
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from polargrad.lab.lm import decoder
 from polargrad.lab.lm import tokenizer as module
+from polargrad.lab.lm.generation import export
 from polargrad.lab.lm.sources import Document
 from polargrad.lab.lm.tokenizer import END_OF_TEXT, load_tokenizer, train_bpe
 from tests.lab.lm.words import Counted
@@ -107,3 +111,16 @@ def test_a_tokenizer_that_cannot_be_fetched_says_what_to_do(monkeypatch):
     monkeypatch.setattr(Tokenizer, "from_pretrained", staticmethod(fails))
     with pytest.raises(FileNotFoundError, match=r"\(error sending request\).*huggingface-cli download nobody/none"):
         load_tokenizer("nobody/none")
+
+
+@pytest.mark.parametrize("untied", [True, False])
+def test_an_export_leaves_the_padding_of_the_vocabulary_out(tokenizer, tmp_path, untied):
+    module = decoder(hidden_size=16, layers=1, heads=2, vocabulary=320, sequence=8, untied=untied).eval()
+    model = AutoModelForCausalLM.from_pretrained(export(module, tokenizer, tmp_path / "out", "# card")).eval()
+    ids = torch.arange(272, 280)[None]
+    with torch.no_grad():
+        written, whole = model(input_ids=ids).logits, module(input_ids=ids).logits
+    assert written.shape == (1, 8, 280)
+    assert (written - whole[..., :280]).abs().max() <= 1e-6
+    assert whole.shape == (1, 8, 320)  # the module itself stays as it was
+    assert module.config.vocab_size == 320

@@ -11,7 +11,7 @@ from polargrad import parameter_groups
 from polargrad.lab.lm import architecture
 from polargrad.lab.recipes import optimizer_for
 from polargrad.lab.run import runner
-from polargrad.lab.run.build import build, build_objective, build_optimizer, torch_device
+from polargrad.lab.run.build import build, build_objective, build_optimizer, check, torch_device
 from polargrad.linalg.precision import is_lowered, stated_precision
 from tests.runs import tiny_spec, tiny_text
 
@@ -54,6 +54,11 @@ def test_how_a_step_is_computed_changes_only_its_rounding(spec, options):
     assert other == pytest.approx(loss, rel=1e-5)
     for name, gradient in exact.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_whitening_that_reads_nothing_on_a_cpu_is_planned_without_numbers(spec):
+    whitened = {"whitening": {"name": "two-sided", "every": 1}, "capturable": True}
+    check(dataclasses.replace(spec, optimizer={**spec.optimizer, "hidden": {**spec.optimizer["hidden"], **whitened}}))
 
 
 def test_the_comparison_of_gradients_can_fail(spec):

@@ -417,8 +417,7 @@ class ProtocolFindings:
                 UNKNOWN if reached is None else reached.step_ratio.text(0, percent=True),
                 UNKNOWN if reached is None else reached.time_ratio.text(0, percent=True),
                 *(one.reach(other).step_ratio.text(0, percent=True) for other in others),
-                UNKNOWN if verdict is None else f"{verdict.gain:+.4f} ± {verdict.error:.4f}",
-                UNKNOWN if verdict is None else f"{verdict.ratio:+.1f}",
+                UNKNOWN if verdict is None else f"{verdict.gain:+.4f} ± {verdict.error:.4f} ({verdict.ratio:+.1f})",
                 UNKNOWN if verdict is None else verdict.word,
             ))  # fmt: skip
         columns = (
@@ -427,8 +426,7 @@ class ProtocolFindings:
             f"Steps of\n{name}",
             f"Seconds of\n{name}",
             *(f"Steps of\n{other.name}" for other in others),
-            "Gain",
-            "Gain over\nits error",
+            "Gain\n(in errors)",
             "Verdict",
         )
         least = next((f"{verdict.least:.1f}" for verdict in verdicts.values()), UNKNOWN)
@@ -436,9 +434,9 @@ class ProtocolFindings:
             columns,
             rows,
             f"Mean ± standard deviation over {len(self.protocol.seeds)} seeds. Steps and seconds to the final loss of "
-            "the recipe that a column names, as a part of that one's own, seed by seed. Gain: how far the final loss "
-            f"lies below {name}'s, with the standard error of the differences seed by seed, pooled over the recipes; "
-            f"told apart from {least} errors on.",
+            "the recipe named above them, as a share of that recipe's own, seed by seed. Gain: how far the final loss "
+            f"lies below {name}'s, with the standard error of the differences seed by seed, pooled over the recipes, "
+            f"and how many of these errors it is; told apart from {least} on.",
         )
 
     def searches(self, setting: Setting) -> list[CoordinateSearch]:

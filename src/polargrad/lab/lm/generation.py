@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from pathlib import Path
@@ -81,6 +82,8 @@ def sample(
 def export(module: PreTrainedModel, tokenizer: Tokenizer, folder: str | Path, card: str) -> Path:
     """Write a decoder as `transformers` reads it: safetensors, configuration, tokenizer, and a card in Markdown.
 
+    Rows of its vocabulary beyond the tokenizer's, which padding leaves untrained, are not written.
+
     Args:
         module: the decoder.
         tokenizer: of the text that it was trained on.
@@ -99,6 +102,9 @@ def export(module: PreTrainedModel, tokenizer: Tokenizer, folder: str | Path, ca
     if folder.exists():
         raise FileExistsError(f"{folder} exists and is left as it is; give another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if tokenizer.vocab_size < module.config.vocab_size:
+        module = copy.deepcopy(module)
+        module.resize_token_embeddings(tokenizer.vocab_size)
     end = tokenizer.backend.id_to_token(tokenizer.end_of_text) or END_OF_TEXT
     with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as made:
         config, generation = module.config, module.generation_config

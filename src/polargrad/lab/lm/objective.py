@@ -27,7 +27,7 @@ class LanguageModelObjective:
     `loss(step) = -1/(B S) sum_{b,s} log p(x[b, s+1] | x[b, :s+1])` over B windows of S + 1 tokens. A step's batch is a
     function of (seed, step) alone (`WindowBatches`), which makes runs paired and resumable. Where the model has more
     tokens than the text, as one that is padded to a multiple of 64, p is over the text's alone, and the rest gets no
-    gradient; not so under tensor parallelism.
+    gradient.
 
     Args:
         module: returns logits (B, S, V) as `module(input_ids=(B, S)).logits`; batches go to its device.
@@ -171,11 +171,6 @@ class LanguageModelObjective:
 
 
 def _token_loss(logits: Tensor, tokens: Tensor, words: int | None = None) -> Tensor:
-    """The mean cross-entropy of tokens (B, S) under the first `words` logits of (B, S, V), at least in float32.
-
-    A vocabulary that is split over ranks (a DTensor) keeps its padding.
-    """
-    logits = logits.flatten(0, 1)
-    if words is not None and not hasattr(logits, "full_tensor"):
-        logits = logits[:, :words]
+    """The mean cross-entropy of tokens (B, S) under the first `words` logits of (B, S, V), at least in float32."""
+    logits = logits.flatten(0, 1)[:, :words]
     return F.cross_entropy(logits.to(at_least_single(logits.dtype)), tokens.flatten())

@@ -217,7 +217,7 @@ def _language_model(model: LanguageModel, seed: int, parallel: Parallel) -> tupl
         shuffle=model.shuffle,
         accumulation=model.accumulation,
         autocast=torch.bfloat16 if model.precision == "bfloat16-mixed" else None,
-        compiled=model.compiled and parallel.sizes[2] == 1,  # logits of tensor-parallel heads are DTensors
+        compiled=model.compiled and parallel.sizes[2] == 1,  # which was not tried with tensor-parallel heads
         forward=parallel.shard(module, lm.tensor_plan(module, parallel.sizes[2]) if parallel.sizes[2] > 1 else None),
         group=parallel.data_group,
     )
