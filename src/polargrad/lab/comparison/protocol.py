@@ -317,7 +317,7 @@ class Verdict:
 
     Args:
         gain: how far the mean final loss lies below the baseline's, with the same seeds.
-        error: sigma / sqrt(n), sigma the standard deviation of the differences seed by seed, pooled over the recipes.
+        error: sigma / sqrt(n), sigma the standard deviation of the n differences seed by seed.
         least: the gain over the error from which on the two are told apart.
     """
 
@@ -343,20 +343,20 @@ def verdicts_of(baseline: Sequence[float], others: Mapping[str, Sequence[float]]
 
     Of independent runs with a known standard deviation s the track asks for a gain of 3.08 s sqrt(1/n + 1/n). Here runs
     with one seed share weights and batches, so that s sqrt(2) becomes the standard deviation of their differences, and
-    3.08 the quantile of Student's distribution for a deviation that is measured.
+    3.08 the quantile of Student's distribution for a deviation that is measured. Each recipe has its own deviation:
+    some are many times as noisy as others, and a verdict should not depend on who else ran.
 
     Example:
         >>> (verdict,) = verdicts_of([1.0, 1.2, 1.1], {"new": [0.8, 1.0, 0.93]}).values()
         >>> round(verdict.gain, 4), round(verdict.error, 4), verdict.word
         (0.19, 0.01, 'not told apart')
     """
-    differences = {name: [a - b for a, b in zip(baseline, losses, strict=True)] for name, losses in others.items()}
-    if not differences:
-        return {}
     n = len(baseline)
-    sigma = math.sqrt(statistics.fmean(statistics.variance(found) for found in differences.values()))
-    least = threshold((n - 1) * len(differences))
-    return {name: Verdict(statistics.fmean(found), sigma / math.sqrt(n), least) for name, found in differences.items()}
+    differences = {name: [a - b for a, b in zip(baseline, losses, strict=True)] for name, losses in others.items()}
+    return {
+        name: Verdict(statistics.fmean(found), statistics.stdev(found) / math.sqrt(n), threshold(n - 1))
+        for name, found in differences.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -435,8 +435,8 @@ class ProtocolFindings:
             rows,
             f"Mean ± standard deviation over {len(self.protocol.seeds)} seeds. Steps and seconds to the final loss of "
             "the recipe named above them, as a share of that recipe's own, seed by seed. Gain: how far the final loss "
-            f"lies below {name}'s, with the standard error of the differences seed by seed, pooled over the recipes, "
-            f"and how many of these errors it is; told apart from {least} on.",
+            f"lies below {name}'s, with the standard error of the differences seed by seed, and how many of these "
+            f"errors it is; told apart from {least} on.",
         )
 
     def searches(self, setting: Setting) -> list[CoordinateSearch]:
