@@ -145,7 +145,7 @@ def test_a_minimum_and_the_way_up():
         (r"normalize_rows as a mapping has the key 'beta' alone", {"normalize_rows": {"decay": 0.9}}),
         (r"normalize_rows must lie in \[0, 1\)", {"normalize_rows": {"beta": 1.0}}),
         (r"normalize_rows must be a number, got '0.9'", {"normalize_rows": "0.9"}),
-        (r"needs a number for 'beta', got {'beta': None}; give normalize", {"normalize_rows": {"beta": None}}),
+        (r"normalize_rows must be a number, got None", {"normalize_rows": {"beta": None}}),
         (r"whitening must be one of 'two-sided', 'one-sided', got 'left'", {"whitening": "left"}),
         (r"whitening='two-sided' does not use 'exponent'", {"whitening": {"name": "two-sided", "exponent": 0.3}}),
         (r"whitening='two-sided': power must lie in \[0, 0.5\], got 0.6",

@@ -326,14 +326,10 @@ def _row_beta(value: Any) -> float | None:
     if isinstance(value, Mapping):
         if set(value) != {"beta"}:
             raise ValueError(f"normalize_rows as a mapping has the key 'beta' alone, got {dict(value)!r}")
-        if value["beta"] is None:
-            raise ValueError(
-                f"normalize_rows as a mapping needs a number for 'beta', got {dict(value)!r}; give "
-                "normalize_rows=None to leave rows as they are"
-            )
         value = value["beta"]
-    if value is not None:
-        _decay("normalize_rows", value)
+    elif value is None:
+        return None
+    _decay("normalize_rows", value)
     return value
 
 

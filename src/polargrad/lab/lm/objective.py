@@ -170,7 +170,7 @@ class LanguageModelObjective:
         return self._token_loss(output.logits, windows[:, 1:], self._words), getattr(output, "aux_loss", None)
 
 
-def _token_loss(logits: Tensor, tokens: Tensor, words: int | None = None) -> Tensor:
+def _token_loss(logits: Tensor, tokens: Tensor, words: int | None) -> Tensor:
     """The mean cross-entropy of tokens (B, S) under the first `words` logits of (B, S, V), at least in float32."""
     logits = logits.flatten(0, 1)[:, :words]
     return F.cross_entropy(logits.to(at_least_single(logits.dtype)), tokens.flatten())
