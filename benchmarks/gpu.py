@@ -14,7 +14,7 @@ Parts, the most valuable first. One that fails, or runs over its time, is record
     reads        how often a step waits for the device, for each method and option (0 is claimed)
     accuracy     factors against float64, spectra from well conditioned to singular
     engine       every method beside torch's Newton-Schulz and SVD: time and memory
-    train        GPT-2 Small under a plain loop with fused AdamW and three recipes: loss, tokens per second, share
+    train        GPT-2 Small under a plain loop with fused AdamW, and three recipes with rates searched alike
     qwen         Qwen2.5 of 540 million parameters, 20 steps
     tests        `pytest -m gpu tests/optim/test_capture.py`
     capture      a CUDA graph of each method's step; last, since a capture that fails spoils the process
@@ -32,6 +32,7 @@ import functools
 import gc
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
@@ -73,9 +74,9 @@ HIDDEN = {  # how many of which shape, the hidden matrices of each model; the sl
 class Bench:
     """Where results go, what device they are of, and how things are timed."""
 
-    def __init__(self, out: Path, tiny: bool, tokens: Path | None) -> None:
+    def __init__(self, out: Path, tiny: bool, tokens: Path | None, seconds: float) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self.out, self.tiny, self.tokens = out, tiny, tokens
+        self.out, self.tiny, self.tokens, self.seconds = out, tiny, tokens, seconds
         self.device = "cpu" if tiny else "cuda"
         self.file = (out / "results.jsonl").open("a", buffering=1)
 
@@ -354,7 +355,7 @@ def engine(bench: Bench) -> None:
             )
             if slow or (name == "torch muon" and shape[0] >= 1000 and len(shape) == 3):
                 continue
-            with bench.guarded("engine", 8, shape=shape, method=name):
+            with bench.guarded("engine", 40 if name == "gram_newton_schulz" else 8, shape=shape, method=name):
                 own = functools.partial(polargrad.polar_factor, **options) if isinstance(options, dict) else options
                 call = functools.partial(own, A)
                 extra = bench.extra_bytes(call)
@@ -474,25 +475,109 @@ def steps(bench: Bench) -> None:
             torch.cuda.empty_cache()
 
 
-def _batches(bench: Bench, sequence: int, vocabulary: int, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Inputs and targets (size, sequence) of random places in the text; the same for every caller."""
+class Subject:
+    """A model with its text on the device, trained again and again from the same weights on the same batches."""
+
+    def __init__(self, bench: Bench, model: str, *, batch: int, accumulation: int) -> None:
+        from polargrad.lab import lm
+
+        sizes = lm.architecture("demo" if bench.tiny else model)
+        # Products with a number of columns that is a multiple of 64 take the fast kernels; the loss leaves them out.
+        sizes = dataclasses.replace(sizes, vocabulary=-(-sizes.vocabulary // 64) * 64)
+        self.bench, self.model = bench, model
+        self.net = sizes.build(seed=0).to(bench.device)
+        self.start = {name: value.clone() for name, value in self.net.state_dict().items()}
+        text = text_of(bench, sizes.vocabulary)
+        options = {"batch_size": batch, "sequence": sizes.sequence, "accumulation": accumulation}
+        autocast = torch.bfloat16
+        self.plain = lm.LanguageModelObjective(
+            self.net, *text, **options, evaluation_windows=batch, autocast=autocast, forward=self.net.forward
+        )
+        self.objective = lm.LanguageModelObjective(
+            self.net, *text, **options, autocast=autocast, compiled=not bench.tiny
+        )
+        if not bench.tiny:
+            self.net.compile()
+            with bench.guarded("compile", 120, model=model):
+                begin = time.monotonic()
+                next(iter(self.objective.parts(0))).backward()
+                bench.synchronize()
+                bench.say("compile", model=model, seconds=time.monotonic() - begin)
+                return
+            self.objective = self.plain
+
+    def train(
+        self,
+        name: str,
+        make: Callable[[torch.nn.Module], torch.optim.Optimizer],
+        *,
+        steps: int,
+        seconds: float,
+        evaluate: bool = False,
+        **facts: Any,
+    ) -> float:
+        """The held-out loss, or the mean of the last five; warm-up over a tenth, decay over the last 70%."""
+        bench, result = self.bench, math.inf
+        with bench.guarded("train", seconds, model=self.model, optimizer=name, **facts):
+            self.net.load_state_dict(self.start)
+            self.net.zero_grad(set_to_none=True)
+            optimizer = make(self.net)
+            rates = [group["lr"] for group in optimizer.param_groups]
+            losses, marks = [], []
+            for step in range(steps):
+                factor = min((step + 1) / (0.1 * steps), 1.0, (steps - step) / (0.7 * steps))
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                marks.append([_mark(bench)])
+                total = torch.zeros((), device=bench.device)
+                for loss in self.objective.parts(step):
+                    loss.backward()
+                    total += loss.detach()
+                marks[-1].append(_mark(bench))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                marks[-1].append(_mark(bench))
+                losses.append(total)
+            bench.synchronize()
+            late = marks[len(marks) // 2 :]
+            model_ms = statistics.median(_between(bench, a, b) for a, b, _ in late)
+            optimizer_ms = statistics.median(_between(bench, b, c) for _, b, c in late)
+            values = [loss.item() for loss in losses]
+            last = statistics.mean(values[-5:])
+            held_out = None
+            if evaluate:
+                with torch.no_grad():
+                    held_out = self.plain.evaluate()["val_loss"]
+            bench.say(
+                "train", model=self.model, optimizer=name, steps=steps, first=values[0], last=last, held_out=held_out,
+                model_ms=model_ms, optimizer_ms=optimizer_ms, share=optimizer_ms / (model_ms + optimizer_ms),
+                tokens_per_s=self.objective.units_per_step / (model_ms + optimizer_ms) * 1e3,
+                skipped=getattr(optimizer, "skipped", 0), **facts,
+                peak_gb=None if bench.tiny else torch.cuda.max_memory_allocated() / 1e9,
+                curve=[round(v, 3) for v in values[:: max(1, len(values) // 25)]],
+            )  # fmt: skip
+            found = last if held_out is None else held_out
+            result = found if math.isfinite(found) else math.inf
+        return result
+
+
+def text_of(bench: Bench, vocabulary: int) -> Any:
+    """The tokens to train on and those held out: the file with its facts beside it, or random ones."""
     import numpy as np
 
-    draw = np.random.default_rng(1)
-    if bench.tokens is not None:
-        ids = np.fromfile(bench.tokens, dtype=np.uint16).astype(np.int64) % vocabulary
-    else:
-        ids = np.random.default_rng(0).zipf(1.3, 2_000_000) % vocabulary
-    while True:
-        places = draw.integers(0, len(ids) - sequence - 1, size)
-        windows = torch.from_numpy(np.stack([ids[place : place + sequence + 1] for place in places]))
-        if not bench.tiny:
-            windows = windows.pin_memory().to(bench.device, non_blocking=True)
-        yield windows[:, :-1], windows[:, 1:]
+    from polargrad.lab.lm.tokens import EncodedCorpus, TokenFile
+
+    if bench.tokens is None:
+        ids = (np.random.default_rng(0).zipf(1.3, 500_000) % vocabulary).astype("<u2")
+        return EncodedCorpus(*(TokenFile(part, vocabulary, "random") for part in (ids[:400_000], ids[400_000:])))
+    facts = json.loads(bench.tokens.with_suffix(".json").read_text())
+    ids, count = np.memmap(bench.tokens, dtype="<u2", mode="r"), facts["train_tokens"]
+    files = (TokenFile(part, facts["vocab_size"], facts["sha256"]) for part in (ids[:count], ids[count:]))
+    return EncodedCorpus(*files)
 
 
-def _recipe(name: str, **rates: float) -> Callable[[torch.nn.Module], torch.optim.Optimizer]:
-    """A recipe of the laboratory with a rate for each role; roles that are not named take 6e-4, AdamW's."""
+def _recipe(name: str, factors: dict[str, float] | None = None) -> Callable[[torch.nn.Module], torch.optim.Optimizer]:
+    """A recipe of the laboratory with its rates, each times a factor of its role."""
     from polargrad.lab.recipes import optimizer_for
 
     def make(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -500,78 +585,13 @@ def _recipe(name: str, **rates: float) -> Callable[[torch.nn.Module], torch.opti
         options = optimizer_for(name, {group["role"] for group in groups})
         made = []
         for group in groups:
-            chosen = {**options[group["role"]], "lr": rates.get(group["role"], 6e-4)}
+            chosen = dict(options[group["role"]])
+            chosen["lr"] *= (factors or {}).get(group["role"], 1.0)
             facts = ("params", "role") if chosen["rule"] == "adamw" else ("params", "role", "layout")
             made.append({**{key: group[key] for key in facts if key in group}, **chosen})
         return polargrad.PolarGrad(made)
 
     return make
-
-
-def _train(
-    bench: Bench,
-    name: str,
-    make: Callable[[torch.nn.Module], torch.optim.Optimizer],
-    *,
-    model: str,
-    steps: int,
-    batch: int,
-    accumulation: int,
-    seconds: float,
-) -> None:
-    """A plain loop under bfloat16 autocast; warm-up over a tenth, linear decay over the last 60%."""
-    from polargrad.lab import lm
-
-    sizes = lm.architecture("demo" if bench.tiny else model)
-    # Products with a number of columns that is a multiple of 64 take the fast kernels; no id is ever among the added.
-    sizes = dataclasses.replace(sizes, vocabulary=-(-sizes.vocabulary // 64) * 64)
-    with bench.guarded("train", seconds + 20, model=model, optimizer=name):
-        net = sizes.build(seed=0).to(bench.device)
-        optimizer = make(net)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        text = _batches(
-            bench, sizes.sequence, 50257 if sizes.vocabulary >= 50257 else sizes.vocabulary, batch // accumulation
-        )
-        losses, marks = [], []
-        begin = time.monotonic()
-        for step in range(steps):
-            factor = min((step + 1) / (0.1 * steps), 1.0, (steps - step) / (0.6 * steps))
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            marks.append([_mark(bench)])
-            total = torch.zeros((), device=bench.device)
-            for _ in range(accumulation):
-                inputs, targets = next(text)
-                with torch.autocast(bench.device, torch.bfloat16):
-                    logits = net(input_ids=inputs).logits
-                logits = logits.flatten(0, 1)[:, :50257]  # without the padding, as the laboratory's loss
-                loss = torch.nn.functional.cross_entropy(logits.float(), targets.flatten())
-                (loss / accumulation).backward()
-                total += loss.detach() / accumulation
-            marks[-1].append(_mark(bench))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            marks[-1].append(_mark(bench))
-            losses.append(total)
-            if time.monotonic() - begin > seconds:
-                break
-        bench.synchronize()
-        late = marks[len(marks) // 2 :]
-        model_ms = statistics.median(_between(bench, a, b) for a, b, _ in late)
-        optimizer_ms = statistics.median(_between(bench, b, c) for _, b, c in late)
-        values = [loss.item() for loss in losses]
-        skipped = getattr(optimizer, "skipped", 0)
-        bench.say(
-            "train", model=model, optimizer=name, steps=len(values), first=values[0],
-            last=statistics.mean(values[-10:]), curve=[round(v, 3) for v in values[:: max(1, len(values) // 25)]],
-            model_ms=model_ms, optimizer_ms=optimizer_ms, share=optimizer_ms / (model_ms + optimizer_ms),
-            tokens_per_s=batch * sizes.sequence / (model_ms + optimizer_ms) * 1e3, skipped=skipped,
-            peak_gb=None if bench.tiny else torch.cuda.max_memory_allocated() / 1e9,
-        )  # fmt: skip
-    net = optimizer = None
-    gc.collect()
-    if not bench.tiny:
-        torch.cuda.empty_cache()
 
 
 def _mark(bench: Bench) -> Any:
@@ -588,27 +608,49 @@ def _between(bench: Bench, begin: Any, end: Any) -> float:
 
 
 def train(bench: Bench) -> None:
-    """GPT-2 Small: the same text and steps under fused AdamW and three recipes."""
+    """GPT-2 Small at an eighth of the track's batch: speed beside a plain loop, then recipes, rates searched alike."""
 
     def fused(net: torch.nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(net.parameters(), lr=6e-4, betas=(0.9, 0.95), fused=not bench.tiny)
 
-    makers = {
-        "plain loop, torch AdamW fused": fused,
-        "adamw": _recipe("adamw"),
-        "muon+adamw": _recipe("muon+adamw", hidden=2e-3),
-        "muon+normalized-tables": _recipe("muon+normalized-tables", hidden=2e-2, head=4e-2),
-    }
-    for name, make in makers.items():
-        steps, batch, parts = (3, 4, 2) if bench.tiny else (100, 64, 4)
-        _train(bench, name, make, model="gpt2-small", steps=steps, batch=batch, accumulation=parts, seconds=60)
+    begin = time.monotonic()
+    subject = Subject(bench, "gpt2-small", batch=4 if bench.tiny else 64, accumulation=2)
+    steps, runs = (2, 3) if bench.tiny else (40, 6)
+    for name, make in (("plain loop, torch AdamW fused", fused), ("adamw", _recipe("adamw"))):
+        subject.train(name, make, steps=steps // 2, seconds=30)
+
+    best: dict[str, dict[str, float]] = {}
+    for name in ("muon+adamw", "muon+normalized-tables", "normuon+normalized-tables"):
+        best[name] = search(subject, name, steps, runs)
+    one = (time.monotonic() - begin) / (steps * (runs * len(best) + 2))  # of a step, the compilation spread over all
+    left = bench.seconds - (time.monotonic() - begin)
+    steps = 3 if bench.tiny else max(60, int(left / (len(best) + 1) / one))
+    for name, factors in (*best.items(), ("adamw", {})):
+        subject.train(name, _recipe(name, factors), steps=steps, seconds=200, evaluate=True, factors=factors)
+
+
+def search(subject: Subject, name: str, steps: int, runs: int) -> dict[str, float]:
+    """The factors of a recipe's rates by role: doubled or halved one after the other, the better kept."""
+    others = ("vector", "position")
+    best: dict[str, float] = dict.fromkeys(("hidden", "head", *others), 1.0)
+    least = subject.train(name, _recipe(name, best), steps=steps, seconds=60, factors=best)
+    moves = itertools.product((("hidden",), ("head",), others), (2.0, 0.5))
+    tried = 1
+    gained: tuple[str, ...] = ()
+    for roles, factor in moves:
+        if tried < runs and roles != gained:
+            moved = {role: value * factor if role in roles else value for role, value in best.items()}
+            loss = subject.train(name, _recipe(name, moved), steps=steps, seconds=60, factors=moved)
+            tried += 1
+            if loss < least:
+                best, least, gained = moved, loss, roles
+    return best
 
 
 def qwen(bench: Bench) -> None:
     """Qwen2.5 of 540 million parameters for 20 steps."""
-    steps, batch = (2, 4) if bench.tiny else (20, 16)
-    make = _recipe("muon+polargrad", hidden=1e-3, embedding=1e-3, head=1e-3)
-    _train(bench, "muon+polargrad", make, model="qwen2.5-540m", steps=steps, batch=batch, accumulation=1, seconds=40)
+    subject = Subject(bench, "qwen2.5-540m", batch=4 if bench.tiny else 16, accumulation=1)
+    subject.train("muon+polargrad", _recipe("muon+polargrad"), steps=2 if bench.tiny else 20, seconds=60)
 
 
 def tests_of(name: str, *files: str) -> Callable[[Bench], None]:
@@ -647,11 +689,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
     parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU, to try the script")
     parser.add_argument("--tokens", type=Path, help="file of uint16 token ids below 50,257")
+    parser.add_argument("--seconds", type=float, default=280, help="of the part train, which takes steps for all of it")
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="which parts; default all")
     given = parser.parse_args()
     if not given.tiny and not torch.cuda.is_available():
         sys.exit("there is no GPU here; --tiny tries the script on a CPU")
-    bench = Bench(given.out, given.tiny, given.tokens)
+    bench = Bench(given.out, given.tiny, given.tokens, given.seconds)
     for name in given.parts:
         part, latest = PARTS[name]
         if time.monotonic() - START > latest and len(given.parts) > 1:

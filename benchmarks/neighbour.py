@@ -19,21 +19,26 @@ import subprocess
 import sys
 import time
 
+IDLE = "idle cores"  # what commands do: as many threads as find an idle core when they begin
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 SETTINGS = {
     "default": {},
     **{f"spin {count}": {"GOMP_SPINCOUNT": str(count)} for count in (1000, 10000, 30000, 100000)},
     "passive": {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1"},
+    IDLE: {},
 }
 # Computes until whoever started it is gone.
 BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 
-def train(seconds: float, rounds: int, recipe: str) -> None:
+def train(seconds: float, rounds: int, recipe: str, idle: bool) -> None:
     """The demo's steps, in turn alone and beside a neighbour: a line of JSON for each round."""
+    import torch
+
     from polargrad.lab.recipes import spec_of
     from polargrad.lab.run.build import build_objective, build_optimizer
+    from polargrad.lab.run.environment import idle_threads
 
     spec = spec_of(recipe)
     objective, _ = build_objective(spec)
@@ -47,8 +52,10 @@ def train(seconds: float, rounds: int, recipe: str) -> None:
 
     step()
     step()
+    threads = torch.get_num_threads()
     for number in range(2 * rounds):
         with neighbour() if number % 2 else contextlib.nullcontext():
+            torch.set_num_threads(idle_threads() if idle else threads)
             began, of_processor, steps = time.perf_counter(), time.process_time(), 0
             while time.perf_counter() - began < seconds:
                 step()
@@ -76,9 +83,10 @@ def main() -> None:
     parser.add_argument("--recipe", default="muon+adamw")
     parser.add_argument("--settings", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--idle", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.train:
-        train(given.seconds, given.rounds, given.recipe)
+        train(given.seconds, given.rounds, given.recipe, given.idle)
         return
     print(f"{os.cpu_count()} cores; steps per second (processor seconds a step)")
     for name in given.settings:
@@ -91,6 +99,7 @@ def main() -> None:
             str(given.rounds),
             "--recipe",
             given.recipe,
+            *(["--idle"] if name == IDLE else []),
         ]
         done = subprocess.run(
             [sys.executable, __file__, *arguments],

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -108,6 +109,21 @@ def test_two_ranks_write_what_one_process_writes(single, mode):
     assert done.stdout.count("Records are in") == 1
     with pytest.raises(AssertionError):  # negative control: another seed
         assert_same_curves(single, dataclasses.replace(run, records=run.records[::-1]))
+
+
+@pytest.mark.slow
+def test_padding_of_the_vocabulary_stays_out_of_the_loss_where_tables_are_cut(single):
+    folder = single.path.parent
+    (tokenizer,) = (folder / "cache").rglob("tokenizer.json")
+    objective = dataclasses.replace(single.spec.objective, tokenizer=str(tokenizer), vocabulary=384)
+    spec = dataclasses.replace(single.spec, objective=objective)
+    (folder / "padded.json").write_text(spec.to_json(), encoding="utf-8")
+    one = runner.run(spec, folder / "padded")
+    done = torchrun(2, "-m", "polargrad", "run", folder / "padded.json", "--parallel", "tp", "--out", folder / "cut")
+    assert done.returncode == 0, done.stderr
+    assert_same_curves(one, read_run(folder / "cut"))
+    # A uniform choice among the words of the text, and not among the padding as well.
+    assert one.of_kind("eval")[0]["val_loss"] == pytest.approx(math.log(300), abs=0.1)
 
 
 @pytest.mark.slow

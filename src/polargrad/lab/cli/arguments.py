@@ -64,11 +64,17 @@ class Jobs(Options):
 
     Args:
         jobs: runs at a time, each in a process of its own
-        threads: threads of each run; one by default where there are several jobs
+        threads: threads of each run; by default as many as find idle cores, and one where there are several jobs
     """
 
     jobs: int = 1
     threads: int | None = None
+
+    def cores(self) -> contextlib.AbstractContextManager[None]:
+        """The cores that a single job takes if it is not said how many, as long as the block lasts."""
+        from polargrad.lab.cli.terminal import idle_cores
+
+        return idle_cores() if self.jobs == 1 and self.threads is None else contextlib.nullcontext()
 
 
 def read(kind: type[Command], command: str, arguments: Sequence[str], default: Command | None = None) -> Command:

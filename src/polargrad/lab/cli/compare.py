@@ -110,10 +110,11 @@ class Compare(ComparisonOptions, Jobs):
                 return runner.serve(parallel)
             out = terminal.place(self.out, "compare")
             how = {"jobs": self.jobs, "threads": self.threads, "parallel": parallel, **report.narrated()}
-            if out.exists():  # torchrun has started its processes anew
-                resume_comparison(out, **how)
-            else:
-                run_comparison(asked, out, created=terminal.created, tracking=self.tracking, **how)
+            with self.cores():
+                if out.exists():  # torchrun has started its processes anew
+                    resume_comparison(out, **how)
+                else:
+                    run_comparison(asked, out, created=terminal.created, tracking=self.tracking, **how)
         report.print_comparison(out)
 
 

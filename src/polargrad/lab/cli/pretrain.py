@@ -53,10 +53,12 @@ class Pretrain(Launch):
 
         spec = self.spec()
         check(spec, here=not self.run.dry_run and self.parallel.parallel is None)
-        if self.schedule.minutes is not None:
-            spec = self._paced(spec)
         if self.run.dry_run:
-            return print("\n".join(self._plan(spec)))
+            return print("\n".join(self._plan(self._paced(spec))))
+        with terminal.idle_cores():
+            self._train(self._paced(spec))
+
+    def _train(self, spec: RunSpec) -> None:
         from polargrad.lab.run import runner
         from polargrad.lab.train import CheckpointPolicy, terminal_progress
 
@@ -80,11 +82,12 @@ class Pretrain(Launch):
         print_pretrained(finished)
 
     def _paced(self, spec: RunSpec) -> RunSpec:
-        """The run with as many steps as take the minutes asked for: measured here, or of a dry run estimated."""
+        """The run, with as many steps as take the minutes if any were asked for: measured, of a dry run estimated."""
         from polargrad.lab.estimate import steps_within
 
         minutes = self.schedule.minutes
-        assert minutes is not None
+        if minutes is None:
+            return spec
         if self.run.dry_run:
             steps = max(1, int(60 * minutes / self._estimate(spec).seconds))
         else:

@@ -12,9 +12,10 @@ from polargrad.lab.cli.arguments import Jobs, Positional
 from polargrad.lab.comparison import protocol
 from polargrad.lab.lm.models import architecture
 from polargrad.lab.options import option
-from polargrad.lab.recipes import spec_of
+from polargrad.lab.recipes import Optimizer, optimizer_for, spec_of
 from polargrad.lab.run.environment import chosen_device
 from polargrad.lab.run.spec import LanguageModel, RunSpec
+from polargrad.optim.roles import roles
 
 RECIPES = ("muon+adamw", "adamw", "muon+polargrad", "muon+normalized-tables", "whitened-muon+adamw")
 
@@ -84,12 +85,14 @@ class Protocol(Jobs):
             tuner=self.tuner,
         )
         out = terminal.new_folder(self.out, "protocol")
-        protocol.run_protocol(asked, out, jobs=self.jobs, threads=self.threads, **report.narrated())
+        with self.cores():
+            protocol.run_protocol(asked, out, jobs=self.jobs, threads=self.threads, **report.narrated())
         report.print_protocol(out)
 
     def _specs(self) -> tuple[RunSpec, ...]:
         sizes = dataclasses.asdict(architecture(self.model))
         objective = LanguageModel(**sizes, corpus=self.data, device=chosen_device(self.device))
+        present = set(roles(objective.build(device="meta")).values())
         specs = [
             RunSpec.from_json(Path(name).read_text(encoding="utf-8")) if name.endswith(".json") else spec_of(name)
             for name in self.names
@@ -101,7 +104,14 @@ class Protocol(Jobs):
                 spec,
                 name=spec.recipe if variants.count(spec.recipe) == 1 else spec.name,
                 objective=objective,
+                optimizer=_options(spec, present),
                 probe=(),
             )
             for spec in specs
         )
+
+
+def _options(spec: RunSpec, present: set[str]) -> Optimizer:
+    """A spec's options for the roles of the model; its recipe has those that it leaves out."""
+    known = {role: dict(options) for role, options in spec.optimizer.items() if role in present}
+    return {**known, **optimizer_for(spec.recipe, present - known.keys())}

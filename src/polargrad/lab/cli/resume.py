@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polargrad.lab.cli import report
+from polargrad.lab.cli import report, terminal
 from polargrad.lab.cli.arguments import Jobs, Parallelism, Positional
 from polargrad.lab.options import given
 from polargrad.lab.run import runner
@@ -40,13 +40,15 @@ class Resume(Jobs):
                 if not parallel.is_main_process:
                     return runner.serve(parallel)
                 how = {"jobs": self.jobs, "threads": self.threads, **report.narrated()}
-                resume_comparison(self.folder, parallel=parallel, **how)
+                with self.cores():
+                    resume_comparison(self.folder, parallel=parallel, **how)
             return report.print_comparison(self.folder)
         if (self.folder / PROTOCOL).is_file():
             from polargrad.lab.comparison.protocol import resume_protocol
 
             self.parallel.refuse("a protocol")
-            resume_protocol(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
+            with self.cores():
+                resume_protocol(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
             return report.print_protocol(self.folder)
         if (self.folder / EXPERIMENT).is_file():
             from polargrad.lab.studies.matrix.experiments import resume_experiment
@@ -54,11 +56,12 @@ class Resume(Jobs):
             self.parallel.refuse("a matrix experiment")
             if unused := given(self, "threads"):
                 raise ValueError(f"{unused}: a matrix experiment divides the cores among its jobs; leave it out")
-            runs, page = resume_experiment(self.folder, jobs=self.jobs, progress=terminal_progress)
+            with terminal.idle_cores():
+                runs, page = resume_experiment(self.folder, jobs=self.jobs, progress=terminal_progress)
             return report.print_experiment(runs, page)
         if unused := given(self, "jobs", "threads"):
             raise ValueError(f"{unused}: {self.folder} is a single run; leave them out")
-        with self.parallel.processes() as parallel:
+        with terminal.idle_cores(), self.parallel.processes() as parallel:
             if not parallel.is_main_process:
                 return runner.serve(parallel)
             finished = runner.resume(self.folder, progress=terminal_progress(self.folder.name), parallel=parallel)

@@ -109,7 +109,7 @@ class Run(Options):
 
         self._refuse_matrix_options("set")
         spec = self._spec()
-        with self.parallel.processes() as parallel:
+        with terminal.idle_cores(), self.parallel.processes() as parallel:
             if not parallel.is_main_process:
                 return runner.serve(parallel)
             out, progress = terminal.place(self.out, spec.name), terminal_progress(spec.name)
@@ -137,7 +137,9 @@ class Run(Options):
         options = ExperimentOptions(**values_of(MatrixOptions, self.matrix), **own)
         out = terminal.place(self.out, problem.kind)
         how: dict[str, Any] = {"progress": terminal_progress, "tracking": self.tracking, "created": terminal.created}
-        print_experiment(*run_experiment(problem, out, options, **how))
+        with terminal.idle_cores():
+            finished = run_experiment(problem, out, options, **how)
+        print_experiment(*finished)
 
     def _study(self) -> None:
         """A study says what it found; claims that failed end it with exit code 1."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,3 +101,21 @@ def created(folder: Path) -> None:
 def tell(line: str) -> None:
     """Write a line on stderr at once, beside the results."""
     print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def idle_cores() -> Iterator[None]:
+    """Compute on as many threads as find an idle core, and say if these are fewer: the slowest would hold up all."""
+    import torch
+
+    from polargrad.lab.run.environment import chosen_device, idle_threads, torch_threads
+
+    threads = torch.get_num_threads()
+    idle = idle_threads() if chosen_device("auto") == "cpu" else threads
+    if idle < threads:
+        tell(
+            f"Other programs keep cores busy, so {idle} of {threads} threads will compute; OMP_NUM_THREADS={threads} "
+            "takes all."
+        )
+    with torch_threads(idle):
+        yield

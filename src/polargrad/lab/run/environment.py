@@ -50,6 +50,26 @@ def torch_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def idle_threads() -> int:
+    """How many of torch's threads would have a core to themselves beside the programs that run now, at least one.
+
+    The cores that this process may use are watched for half a second. `OMP_NUM_THREADS` is taken as it is.
+
+    Example:
+        >>> 1 <= idle_threads() <= torch.get_num_threads()
+        True
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or "OMP_NUM_THREADS" in os.environ:
+        return threads
+    import psutil
+
+    busy = psutil.cpu_percent(interval=0.5, percpu=True)
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(busy))
+    idle = sum(1.0 - busy[core] / 100.0 for core in usable if core < len(busy))
+    return max(1, min(threads, round(idle)))
+
+
 def version(package: str) -> str | None:
     """The installed version of a package, or None."""
     try:

@@ -1,0 +1,57 @@
+import json
+import os
+
+import psutil
+import pytest
+import torch
+
+from polargrad.lab.cli.main import main
+from polargrad.lab.run.environment import idle_threads, torch_threads
+from tests.runs import tiny_spec, tiny_text
+
+
+@pytest.fixture
+def busy(monkeypatch):
+    """Four cores, torch on all of them, and how much of each others use."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    usage = [0.0, 0.0, 0.0, 0.0, 100.0]  # the last core is not ours
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: usage)
+    with torch_threads(4):
+        yield usage
+
+
+@pytest.mark.parametrize(
+    ("usage", "threads"), [((0, 0, 0, 0), 4), ((30, 10, 0, 5), 4), ((100, 0, 0, 0), 3), ((80, 90, 70, 99), 1)]
+)
+def test_threads_take_the_cores_that_are_idle(busy, usage, threads):
+    busy[:4] = usage
+    assert idle_threads() == threads
+
+
+def test_what_was_asked_for_is_taken(busy, monkeypatch):
+    busy[:4] = [100.0] * 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert idle_threads() == 4
+
+
+def test_more_threads_than_cores_are_not_asked_for(busy):
+    with torch_threads(2):
+        busy[:4] = [100.0, 0.0, 0.0, 0.0]
+        assert idle_threads() == 2
+
+
+def test_a_run_beside_others_takes_fewer_threads_and_says_so(busy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("POLARGRAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    busy[:4] = [100.0, 100.0, 100.0, 0.0]
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(tiny_spec(tiny_text(tmp_path), steps=2).to_dict()))
+    assert main(["run", str(spec), "--out", str(tmp_path / "run")]) == 0
+    assert "1 of 4 threads will compute" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["threads"] == 1
+    assert torch.get_num_threads() == 4
+    busy[:] = [0.0] * 5
+    assert main(["run", str(spec), "--out", str(tmp_path / "idle")]) == 0
+    assert "threads" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "idle" / "environment.json").read_text())["threads"] == 4
