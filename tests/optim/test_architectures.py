@@ -15,7 +15,7 @@ QUICK = ["gpt2", "gpt-neox", "falcon", "xlnet", "gpt-oss", "dbrx", "deepseek-v3"
 # By the formulas of the models: how rows are cut after the product, which dimension is contracted.
 EXPECTED = {
     "gpt2": {
-        "transformer.wte.weight": ("head", {}),
+        "transformer.wte.weight": ("tied", {}),
         "transformer.wpe.weight": ("position", {}),
         "transformer.h.0.attn.c_attn.weight": ("hidden", {"layout": "transposed", "split": [32, 32, 32]}),
     },
@@ -93,9 +93,9 @@ def test_an_architecture_has_the_right_roles_and_learns(name):
     for owner, module in model.named_modules():
         role = found.get(f"{owner}.weight", (None,))[0]
         if isinstance(module, nn.Linear) and min(module.weight.shape) > 1:
-            assert role in (None, "hidden", "head")
+            assert role in (None, "hidden", "head", "tied")
         if isinstance(module, nn.Embedding):
-            assert role in (None, "embedding", "position", "head")
+            assert role in (None, "embedding", "position", "tied")
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             depthwise = module.groups == module.in_channels == module.out_channels
             assert role in (None, "vector" if depthwise else "conv")

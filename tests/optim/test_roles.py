@@ -67,7 +67,7 @@ MODELS = [gpt2, qwen2, mixtral, qwen2_moe, gpt_oss, vit, t5, bert]
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (gpt2, {"transformer.wte.weight": "head", "transformer.wpe.weight": "position",
+        (gpt2, {"transformer.wte.weight": "tied", "transformer.wpe.weight": "position",
                 "transformer.h.0.attn.c_attn.weight": "hidden", "transformer.h.0.ln_1.weight": "vector"}),
         (lambda: gpt2(tied=False), {"transformer.wte.weight": "embedding", "lm_head.weight": "head"}),
         (qwen2, {"model.embed_tokens.weight": "embedding", "lm_head.weight": "head",
@@ -82,9 +82,9 @@ MODELS = [gpt2, qwen2, mixtral, qwen2_moe, gpt_oss, vit, t5, bert]
                    "model.layers.0.self_attn.sinks": "vector"}),
         (vit, {"vit.embeddings.cls_token": "vector", "vit.embeddings.position_embeddings": "position",
                "vit.embeddings.patch_embeddings.projection.weight": "conv", "classifier.weight": "head"}),
-        (t5, {"shared.weight": "head", "encoder.block.0.layer.0.SelfAttention.q.weight": "hidden",
+        (t5, {"shared.weight": "tied", "encoder.block.0.layer.0.SelfAttention.q.weight": "hidden",
               "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "position"}),
-        (bert, {"bert.embeddings.word_embeddings.weight": "head",
+        (bert, {"bert.embeddings.word_embeddings.weight": "tied",
                 "bert.embeddings.position_embeddings.weight": "position",
                 "bert.embeddings.token_type_embeddings.weight": "position",
                 "bert.encoder.layer.0.output.dense.weight": "hidden", "cls.predictions.bias": "vector"}),
@@ -124,13 +124,13 @@ def test_a_name_says_nothing():
     }
 
 
-def test_a_head_tied_by_identity_is_an_embedding_in_either_order():
+def test_a_table_that_is_a_map_s_weight_is_tied_in_either_order():
     first = nn.ModuleList([nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)])
     first[1].weight = first[0].weight
     last = nn.ModuleList([nn.Linear(4, 5, bias=False), nn.Embedding(5, 4)])
     last[0].weight = last[1].weight
-    assert roles(first) == {"0.weight": "embedding"}
-    assert roles(last) == {"0.weight": "embedding"}
+    assert roles(first) == {"0.weight": "tied"}
+    assert roles(last) == {"0.weight": "tied"}
 
 
 def old_style(norm):
@@ -202,7 +202,7 @@ def test_roles_and_matrices_by_module(make, expected):
 
 def test_transposed_layouts_are_found():
     layouts = {g["role"]: g.get("layout", "auto") for g in polargrad.parameter_groups(gpt2()) if g["rule"] == "polar"}
-    assert layouts == {"hidden": "transposed", "head": "auto"}
+    assert layouts == {"hidden": "transposed", "tied": "auto"}
     layouts = {(g["role"], g.get("layout", "auto")) for g in polargrad.parameter_groups(gpt_oss())}
     assert {("expert", "transposed"), ("hidden", "auto")} <= layouts
     model = nn.Sequential(nn.Conv1d(3, 4, 5), nn.ConvTranspose2d(4, 3, 2))

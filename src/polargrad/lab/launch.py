@@ -330,7 +330,7 @@ def _probed(module: torch.nn.Module, named: tuple[str, ...]) -> tuple[str, ...]:
     if named:
         return named
     role_of = roles(module)
-    tables = [name for name in matrices if role_of.get(name) in ("embedding", "head")]
+    tables = [name for name in matrices if role_of.get(name) in ("embedding", "head", "tied")]
     hidden = [name for name in matrices if role_of.get(name) == "hidden"]
     return tuple(dict.fromkeys([*tables, *hidden[:1], *hidden[-1:]]))
 

@@ -226,7 +226,7 @@ def _of_class(key: str, made: Any, rest: str) -> Recipe:
     options: Options = {"rule": key}
     if isinstance(lr, int | float) and not isinstance(lr, bool):
         options["lr"] = float(lr)
-    own: Optimizer = dict.fromkeys((*HIDDEN, "embedding", "head", "position", "vector"), options)
+    own: Optimizer = dict.fromkeys((*HIDDEN, "embedding", "head", "tied", "position", "vector"), options)
     summary = (inspect.getdoc(made) or "").partition("\n")[0]
     description = summary if made.__doc__ else f"{named} of {stem}."
     if rest:
@@ -241,6 +241,7 @@ def by_role(
     hidden: Options,
     embedding: Options,
     head: Options | None = None,
+    tied: Options | None = None,
     *,
     positions: Options | None = None,
     vectors: Options | None = None,
@@ -251,6 +252,7 @@ def by_role(
         hidden: options of hidden matrices, convolutions and experts.
         embedding: options of the table at the input.
         head: options of the table at the output; None: those of the embedding.
+        tied: options of a table that is both; None: those of the head.
         positions: options of tables of positions; None: AdamW.
         vectors: options of norms, biases and scalars; None: AdamW without weight decay.
     """
@@ -258,6 +260,7 @@ def by_role(
         **dict.fromkeys(HIDDEN, hidden),
         "embedding": embedding,
         "head": head or embedding,
+        "tied": tied or head or embedding,
         "position": positions or adamw(1e-2, betas=LONG, weight_decay=0.0),
         "vector": vectors or adamw(3e-2, betas=LONG, weight_decay=0.0),
     }
@@ -295,10 +298,11 @@ def polargrad(lr: float, momentum: float = 0.5, **options: Plain) -> Options:
     return polar(lr, momentum, scale="nuclear", method="qdwh", max_steps=5, **options)
 
 
-def normalized_tables() -> tuple[Options, Options]:
-    """Polar factors with normalized rows on embedding and head."""
+def normalized_tables() -> tuple[Options, Options, Options]:
+    """Polar factors with normalized rows on embedding and head, and on a table that is both."""
     rows: Options = {"nesterov": True, "normalize_rows": 0.95, "method": "auto"}
-    return polar(0.12, 0.5, scale="rms", **rows), polar(0.056, 0.7, scale="spectral", **rows)
+    head, tied = (polar(lr, 0.7, scale="spectral", **rows) for lr in (0.056, 0.224))
+    return polar(0.12, 0.5, scale="rms", **rows), head, tied
 
 
 # The order is that of `polargrad list`: the best of docs/log.md's tuned comparisons first.

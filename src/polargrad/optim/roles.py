@@ -6,7 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +20,7 @@ from polargrad.optim.usage import Usage, watch
 
 __all__ = ["ROLES", "Rule", "describe_groups", "parameter_groups", "roles"]
 
-ROLES = ("hidden", "embedding", "head", "conv", "expert", "position", "vector")
+ROLES = ("hidden", "embedding", "head", "tied", "conv", "expert", "position", "vector")
 
 _MUON: dict[str, Any] = {
     "rule": "polar",
@@ -41,6 +41,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "expert": _MUON,
     "embedding": {**_ROWS, "lr": 0.12, "momentum": 0.5, "scale": "rms"},
     "head": {**_ROWS, "lr": 0.056, "momentum": 0.7, "scale": "spectral"},
+    "tied": {**_ROWS, "lr": 0.224, "momentum": 0.7, "scale": "spectral"},
     "position": {**_ADAMW, "lr": 1e-2},
     "vector": _ADAMW,
 }
@@ -49,7 +50,7 @@ _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTrans
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED_CONVOLUTIONS)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-_MATRICES = ("hidden", "head", "conv", "expert")
+_MATRICES = ("hidden", "head", "tied", "conv", "expert")
 
 # Names of layers whose rows are often those of several maps: they tell that it is so, and not in which order.
 _FUSED = re.compile(r"c_attn|att_proj|\w*qkv\w*|query_key_value|(to_)?kv|kv_\w*proj\w*|in_proj_\w+|gate_up_proj|Wi")
@@ -205,10 +206,13 @@ def _leads_back_transposed(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 
 
 def _statically(uses: Sequence[tuple[nn.Module, str]], p: Tensor, hints: _Hints) -> _Static:
-    """What a parameter is that stands for attributes of modules: a tied head is a head, then a table is a table."""
+    """What a parameter is that stands for attributes of modules: what is table and map is tied, else a head first."""
     found = [one for module, attribute in uses if (one := _by_module(module, attribute, p, hints))]
     found.sort(key=lambda one: {"head": 0, "embedding": 1, "position": 1}.get(one.role, 2))
     static = found[0] if found else _by_shape(*uses[0], p)
+    table = any(attribute == "weight" and isinstance(module, _TABLES) for module, attribute in uses)
+    if table and (static.role == "head" or (static.role == "embedding" and len({one.role for one in found}) > 1)):
+        static = replace(static, role="tied")
     return static if _has_spectrum(p, static.role, static.view) else _Static("vector")
 
 
@@ -271,6 +275,7 @@ def _agreed(p: Tensor, static: _Static, usage: Usage | None, *, reached: bool) -
         role, view = (static.role, static.view) if static.role in _MATRICES else ("position", {})
     # A pass may not show that a table is of a vocabulary, or where the logits go; a bias of many experts is a table.
     declared = (("embedding", "position"), ("position", "vector"), ("head", "hidden"))
+    declared += tuple(("tied", other) for other in ("hidden", "head", "embedding", "position"))
     if (static.declared and (static.role, role) in declared) or (static.role, role) == ("vector", "position"):
         role = static.role
     if not _has_spectrum(p, role, view):
@@ -367,8 +372,7 @@ def roles(model: nn.Module, example: Any = None) -> dict[str, str]:
     """The role of every trainable parameter, by its qualified name; a shared parameter appears once.
 
     - "hidden": a matrix that activations are multiplied with.
-    - "head": a matrix whose product is the model's output, a tied embedding included: its gradients are a head's first
-      of all, and so are the steps that it bears.
+    - "head": a matrix whose product is the model's output. "tied": one that is also the table of the model's input.
     - "expert": a stack of such matrices in one parameter. "conv": the kernel of a convolution.
     - "embedding": a table that the model's input is looked up in. "position": any other table: positions, segments,
       relative biases, latents and queries.

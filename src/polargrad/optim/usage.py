@@ -693,6 +693,7 @@ class _Watcher(TorchDispatchMode):
             view = None if product.letters is None else product.view(shape, whole=bool(heads))
             many = product.stack > 1 or ((product.letters or "").startswith("k") and shape[0] > 1)
             role = "head" if heads else "conv" if product.kernel else "expert" if many else "hidden"
+            role = "tied" if heads and looked_up is not None and True in looked_up else role
             verb = "convolved" if product.kernel else "multiplied into the output" if heads else "multiplied"
             return Usage(role, view, ", ".join(dict.fromkeys([verb, *tells])))
         if looked_up is not None:
