@@ -14,7 +14,7 @@ Parts, the most valuable first. One that fails, or runs over its time, is record
     reads        how often a step waits for the device, for each method and option (0 is claimed)
     accuracy     factors against float64, spectra from well conditioned to singular
     engine       every method beside torch's Newton-Schulz and SVD: time and memory
-    train        GPT-2 Small under a plain loop with fused AdamW, and three recipes with rates searched alike
+    train        GPT-2 Small under a plain loop with fused AdamW, three recipes with rates searched alike, AdamW's own
     qwen         Qwen2.5 of 540 million parameters, 20 steps
     tests        `pytest -m gpu tests/optim/test_capture.py`
     capture      a CUDA graph of each method's step; last, since a capture that fails spoils the process
@@ -521,6 +521,8 @@ class Subject:
         with bench.guarded("train", seconds, model=self.model, optimizer=name, **facts):
             self.net.load_state_dict(self.start)
             self.net.zero_grad(set_to_none=True)
+            if not bench.tiny:
+                torch.cuda.reset_peak_memory_stats()
             optimizer = make(self.net)
             rates = [group["lr"] for group in optimizer.param_groups]
             losses, marks = [], []
@@ -586,7 +588,7 @@ def _recipe(name: str, factors: dict[str, float] | None = None) -> Callable[[tor
         made = []
         for group in groups:
             chosen = dict(options[group["role"]])
-            chosen["lr"] *= (factors or {}).get(group["role"], 1.0)
+            chosen["lr"] *= 1.0 if factors is None else factors[group["role"]]
             facts = ("params", "role") if chosen["rule"] == "adamw" else ("params", "role", "layout")
             made.append({**{key: group[key] for key in facts if key in group}, **chosen})
         return polargrad.PolarGrad(made)
@@ -625,25 +627,25 @@ def train(bench: Bench) -> None:
     one = (time.monotonic() - begin) / (steps * (runs * len(best) + 2))  # of a step, the compilation spread over all
     left = bench.seconds - (time.monotonic() - begin)
     steps = 3 if bench.tiny else max(60, int(left / (len(best) + 1) / one))
-    for name, factors in (*best.items(), ("adamw", {})):
+    for name, factors in (*best.items(), ("adamw", None)):  # at its own rates
         subject.train(name, _recipe(name, factors), steps=steps, seconds=200, evaluate=True, factors=factors)
 
 
 def search(subject: Subject, name: str, steps: int, runs: int) -> dict[str, float]:
     """The factors of a recipe's rates by role: doubled or halved one after the other, the better kept."""
-    others = ("vector", "position")
-    best: dict[str, float] = dict.fromkeys(("hidden", "head", *others), 1.0)
+    together = (("hidden",), ("embedding", "head", "tied"), ("vector", "position"))
+    moves = list(itertools.product(together, (2.0, 0.5)))
+    best: dict[str, float] = {role: 1.0 for roles, _ in moves for role in roles}
+    tried = [best]
     least = subject.train(name, _recipe(name, best), steps=steps, seconds=60, factors=best)
-    moves = itertools.product((("hidden",), ("head",), others), (2.0, 0.5))
-    tried = 1
-    gained: tuple[str, ...] = ()
-    for roles, factor in moves:
-        if tried < runs and roles != gained:
-            moved = {role: value * factor if role in roles else value for role, value in best.items()}
-            loss = subject.train(name, _recipe(name, moved), steps=steps, seconds=60, factors=moved)
-            tried += 1
-            if loss < least:
-                best, least, gained = moved, loss, roles
+    while len(tried) < runs:
+        near = ({role: v * by if role in roles else v for role, v in best.items()} for roles, by in moves)
+        new = next((point for point in near if point not in tried), None)
+        if new is None:
+            break
+        tried.append(new)
+        if (loss := subject.train(name, _recipe(name, new), steps=steps, seconds=60, factors=new)) < least:
+            best, least = new, loss
     return best
 
 
@@ -688,7 +690,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
     parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU, to try the script")
-    parser.add_argument("--tokens", type=Path, help="file of uint16 token ids below 50,257")
+    parser.add_argument("--tokens", type=Path, help="tokens.bin of benchmarks/gpu_text.py, its tokens.json beside it")
     parser.add_argument("--seconds", type=float, default=280, help="of the part train, which takes steps for all of it")
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="which parts; default all")
     given = parser.parse_args()

@@ -4,9 +4,11 @@ import collections
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import polargrad
+from polargrad.linalg import NewtonSchulz
 
 SOURCE = str(Path(polargrad.__file__).parent)
 MOST_CALLS, MOST_FILES = 120, 6
@@ -37,11 +39,13 @@ def listed(calls):
     return "\n".join(f"{count:4} {name} {file}" for (file, name), count in sorted(calls.items()))
 
 
-MUON = {"momentum": 0.95, "nesterov": True, "scale": "spectral", "method": "newton-schulz", "max_steps": 5}
+MUON = {"momentum": 0.95, "nesterov": True, "scale": "spectral", "method": NewtonSchulz(max_steps=5)}
 
 
-def test_a_step_of_one_matrix_in_the_setting_of_muon():
-    calls = calls_of_a_step([torch.nn.Parameter(torch.randn(64, 32))], **MUON)
+@pytest.mark.parametrize("dtype", ["bfloat16", None])  # what "fast" is on one processor and on another
+def test_a_step_of_one_matrix_in_the_setting_of_muon(dtype):
+    method = NewtonSchulz(max_steps=5, dtype=dtype)
+    calls = calls_of_a_step([torch.nn.Parameter(torch.randn(64, 32))], **{**MUON, "method": method})
     files = {file for file, _ in calls if file.startswith(SOURCE)}
     assert calls.total() <= MOST_CALLS, f"{calls.total()} calls:\n{listed(calls)}"
     assert len(files) <= MOST_FILES, f"{len(files)} files:\n{listed(calls)}"

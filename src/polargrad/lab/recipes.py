@@ -2,9 +2,9 @@
 
 Learning rates are for the demo's model (1.9 million parameters) and 200 steps: those of `adamw`, `muon+adamw` and
 `muon+normalized-rows` come from the comparison of 2026-11-22 in docs/log.md. Both recipes of normalized tables have the
-hidden and head rates of `muon+normalized-rows`, and those of embedding and vectors from sketches on a smaller model;
-the others come from earlier sweeps or from those. Larger models and other numbers of steps want their own. Convolutions
-and experts follow the hidden matrices.
+hidden and head rates of `muon+normalized-rows`, and those of embedding, vectors and tied tables from sketches on
+smaller models; the others come from earlier sweeps or from those, and step a tied table as a head. Larger models and
+other numbers of steps want their own. Convolutions and experts follow the hidden matrices.
 """
 
 from __future__ import annotations
@@ -326,7 +326,7 @@ register(  # inputs of entries +-1 have the head's outputs moved by its rate, ro
     by_role(
         muon(0.028, scale="spectral"),
         tables()[0],
-        polar(0.056, 0.7, nesterov=True, scale="spectral", normalize_rows=0.99, method="auto"),
+        *(polar(lr, 0.7, nesterov=True, scale="spectral", normalize_rows=0.99, method="auto") for lr in (0.056, 0.224)),
     ),
 )
 register("muon+adamw", "Muon on hidden matrices, AdamW on embedding, head and vectors.", by_role(muon(5e-3), *tables()))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from polargrad.lab.cli.main import main
+from polargrad.lab.cli.terminal import idle_cores
 from polargrad.lab.run.environment import idle_threads, torch_threads
 from tests.runs import tiny_spec, tiny_text
 
@@ -32,7 +33,8 @@ def test_threads_take_the_cores_that_are_idle(busy, usage, threads):
 def test_what_was_asked_for_is_taken(busy, monkeypatch):
     busy[:4] = [100.0] * 4
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert idle_threads() == 4
+    with idle_cores():
+        assert torch.get_num_threads() == 4
 
 
 def test_more_threads_than_cores_are_not_asked_for(busy):
@@ -51,6 +53,10 @@ def test_a_run_beside_others_takes_fewer_threads_and_says_so(busy, tmp_path, mon
     assert "1 of 4 threads will compute" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["threads"] == 1
     assert torch.get_num_threads() == 4
+    busy[:4] = [0.0] * 4
+    with idle_cores(tmp_path / "run"):  # what is resumed goes on as it began
+        assert torch.get_num_threads() == 1
+    assert "as it began" in capsys.readouterr().err
     busy[:] = [0.0] * 5
     assert main(["run", str(spec), "--out", str(tmp_path / "idle")]) == 0
     assert "threads" not in capsys.readouterr().err

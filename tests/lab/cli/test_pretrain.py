@@ -121,16 +121,16 @@ def test_what_is_asked_for_is_what_the_spec_says():
     made = spec(
         *("--model", "gpt2-small", "--recipe", "muon+polargrad", "--tokens", 1_000_000, "--batch", 32),
         *("--sequence", 512, "--schedule", "cosine", "--warmup", 5, "--final", 0.1, "--precision", "bfloat16-mixed"),
-        *("--set", "hidden.lr=0.004", "--set", "head.momentum=0.9", "--set", "*.weight_decay=0.01", "--clip", 1.0),
+        *("--set", "hidden.lr=0.004", "--set", "tied.momentum=0.9", "--set", "*.weight_decay=0.01", "--clip", 1.0),
         *("--diagnostics-every", 10, "--seed", 7, "--device", "cpu", "--compile", "--activation-checkpointing"),
     )
     assert made.loop.steps == 62
     assert made.schedule == Cosine(total=62, warmup=5, final=0.1)
     assert made.loop.clip_grad_norm == 1.0
     # GPT-2 ties its embedding to its head, and has positions.
-    assert set(made.optimizer) == {"hidden", "head", "position", "vector"}
+    assert set(made.optimizer) == {"hidden", "tied", "position", "vector"}
     assert made.optimizer["hidden"]["lr"] == 0.004
-    assert made.optimizer["head"]["momentum"] == 0.9
+    assert made.optimizer["tied"]["momentum"] == 0.9
     assert {options["weight_decay"] for options in made.optimizer.values()} == {0.01}
     assert made.probe == (
         "transformer.wte.weight",

@@ -70,11 +70,11 @@ class Jobs(Options):
     jobs: int = 1
     threads: int | None = None
 
-    def cores(self) -> contextlib.AbstractContextManager[None]:
+    def cores(self, resumed: Path | None = None) -> contextlib.AbstractContextManager[None]:
         """The cores that a single job takes if it is not said how many, as long as the block lasts."""
         from polargrad.lab.cli.terminal import idle_cores
 
-        return idle_cores() if self.jobs == 1 and self.threads is None else contextlib.nullcontext()
+        return idle_cores(resumed) if self.jobs == 1 and self.threads is None else contextlib.nullcontext()
 
 
 def read(kind: type[Command], command: str, arguments: Sequence[str], default: Command | None = None) -> Command:

@@ -55,7 +55,7 @@ class Pretrain(Launch):
         check(spec, here=not self.run.dry_run and self.parallel.parallel is None)
         if self.run.dry_run:
             return print("\n".join(self._plan(self._paced(spec))))
-        with terminal.idle_cores():
+        with terminal.idle_cores(self.checkpoints.resume):
             self._train(self._paced(spec))
 
     def _train(self, spec: RunSpec) -> None:

@@ -38,7 +38,8 @@ class Protocol(Jobs):
     Example: polargrad protocol muon+adamw whitened-muon+adamw --steps 64 --tokens 16384 --runs 12 --jobs 2
 
     Args:
-        names: recipes, or spec.json files whose optimizers and share of falling rates are taken
+        names: recipes, or spec.json files whose optimizers and share of falling rates are taken, with their recipes'
+            options for roles that they lack
         model: mini, or another model of `pretrain`
         baseline: whose final loss is to be reached
         steps: lengths of the runs
@@ -104,14 +105,17 @@ class Protocol(Jobs):
                 spec,
                 name=spec.recipe if variants.count(spec.recipe) == 1 else spec.name,
                 objective=objective,
-                optimizer=_options(spec, present),
+                optimizer=_options(spec, name, present),
                 probe=(),
             )
-            for spec in specs
+            for spec, name in zip(specs, self.names, strict=True)
         )
 
 
-def _options(spec: RunSpec, present: set[str]) -> Optimizer:
-    """A spec's options for the roles of the model; its recipe has those that it leaves out."""
+def _options(spec: RunSpec, name: str, present: set[str]) -> Optimizer:
+    """A spec's options for the roles of the model; of those that it leaves out its recipe's own."""
     known = {role: dict(options) for role, options in spec.optimizer.items() if role in present}
-    return {**known, **optimizer_for(spec.recipe, present - known.keys())}
+    missing = present - known.keys()
+    if not missing:
+        return known
+    return {**known, **optimizer_for(spec.recipe if name.endswith(".json") else name, missing)}

@@ -40,14 +40,14 @@ class Resume(Jobs):
                 if not parallel.is_main_process:
                     return runner.serve(parallel)
                 how = {"jobs": self.jobs, "threads": self.threads, **report.narrated()}
-                with self.cores():
+                with self.cores(self.folder):
                     resume_comparison(self.folder, parallel=parallel, **how)
             return report.print_comparison(self.folder)
         if (self.folder / PROTOCOL).is_file():
             from polargrad.lab.comparison.protocol import resume_protocol
 
             self.parallel.refuse("a protocol")
-            with self.cores():
+            with self.cores(self.folder):
                 resume_protocol(self.folder, jobs=self.jobs, threads=self.threads, **report.narrated())
             return report.print_protocol(self.folder)
         if (self.folder / EXPERIMENT).is_file():
@@ -56,12 +56,12 @@ class Resume(Jobs):
             self.parallel.refuse("a matrix experiment")
             if unused := given(self, "threads"):
                 raise ValueError(f"{unused}: a matrix experiment divides the cores among its jobs; leave it out")
-            with terminal.idle_cores():
+            with terminal.idle_cores(self.folder):
                 runs, page = resume_experiment(self.folder, jobs=self.jobs, progress=terminal_progress)
             return report.print_experiment(runs, page)
         if unused := given(self, "jobs", "threads"):
             raise ValueError(f"{unused}: {self.folder} is a single run; leave them out")
-        with terminal.idle_cores(), self.parallel.processes() as parallel:
+        with terminal.idle_cores(self.folder), self.parallel.processes() as parallel:
             if not parallel.is_main_process:
                 return runner.serve(parallel)
             finished = runner.resume(self.folder, progress=terminal_progress(self.folder.name), parallel=parallel)

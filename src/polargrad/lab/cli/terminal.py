@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,18 +104,29 @@ def tell(line: str) -> None:
 
 
 @contextmanager
-def idle_cores() -> Iterator[None]:
-    """Compute on as many threads as find an idle core, and say if these are fewer: the slowest would hold up all."""
+def idle_cores(resumed: Path | None = None) -> Iterator[None]:
+    """Compute on as many threads as find an idle core, and say if these are fewer: the slowest would hold up all.
+
+    A run that is resumed goes on with the threads that it began with, so that its numbers are the same.
+    """
     import torch
 
-    from polargrad.lab.run.environment import chosen_device, idle_threads, torch_threads
+    from polargrad.lab.run.environment import idle_threads, torch_threads
+    from polargrad.lab.run.folder import ENDED, find_runs, read_environment, status_of
 
-    threads = torch.get_num_threads()
-    idle = idle_threads() if chosen_device("auto") == "cpu" else threads
+    threads, began = torch.get_num_threads(), None
+    if resumed is not None:
+        with suppress(FileNotFoundError):  # of a comparison that was stopped before its first run
+            stopped = (run for run in find_runs(resumed) if status_of(run) not in ENDED)
+            began = next((read_environment(run).get("threads") for run in stopped), None)
+    if "OMP_NUM_THREADS" in os.environ:
+        idle = threads
+    elif isinstance(began, int):
+        idle = min(threads, max(1, began))
+    else:
+        idle = idle_threads()
     if idle < threads:
-        tell(
-            f"Other programs keep cores busy, so {idle} of {threads} threads will compute; OMP_NUM_THREADS={threads} "
-            "takes all."
-        )
+        why = "it began" if began else "other programs keep cores busy"
+        tell(f"{idle} of {threads} threads will compute, as {why}; OMP_NUM_THREADS={threads} takes all.")
     with torch_threads(idle):
         yield

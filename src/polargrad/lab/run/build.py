@@ -289,6 +289,11 @@ def build_optimizer(spec: RunSpec, module: torch.nn.Module, process_group: Any =
         raise ValueError(
             f"the model has the roles {', '.join(sorted(present))}, and {spec.name} has options for "
             f"{', '.join(sorted(spec.optimizer))}; give options for just the roles of the model"
+            + (
+                ", in which a table that is embedding and head is tied"
+                if "tied" in present ^ set(spec.optimizer)
+                else ""
+            )
         )
     built = []
     for group in groups:

@@ -53,20 +53,28 @@ def torch_threads(number: int) -> Iterator[None]:
 def idle_threads() -> int:
     """How many of torch's threads would have a core to themselves beside the programs that run now, at least one.
 
-    The cores that this process may use are watched for half a second. `OMP_NUM_THREADS` is taken as it is.
+    The processors that this process may use are watched for half a second; all threads where they cannot be.
 
     Example:
         >>> 1 <= idle_threads() <= torch.get_num_threads()
         True
     """
     threads = torch.get_num_threads()
-    if threads == 1 or "OMP_NUM_THREADS" in os.environ:
+    if threads == 1:
         return threads
     import psutil
 
-    busy = psutil.cpu_percent(interval=0.5, percpu=True)
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(busy))
-    idle = sum(1.0 - busy[core] / 100.0 for core in usable if core < len(busy))
+    try:
+        busy = psutil.cpu_percent(interval=0.5, percpu=True)
+        cores = psutil.cpu_count(logical=False) or len(busy)
+    except (OSError, psutil.Error):
+        return threads
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(len(busy)))
+    if max(usable) >= len(busy):  # a container that counts its cores otherwise
+        return threads
+    # Where torch has a thread for each core of two processors, an idle processor is half of one.
+    share = min(1.0, max(cores / len(busy), threads / len(usable)))
+    idle = share * sum(1.0 - busy[processor] / 100.0 for processor in usable)
     return max(1, min(threads, round(idle)))
 
 
