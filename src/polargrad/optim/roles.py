@@ -33,8 +33,8 @@ _MUON: dict[str, Any] = {
 }
 _ROWS: dict[str, Any] = {"rule": "polar", "nesterov": True, "normalize_rows": 0.95, "method": "auto"}
 _ADAMW: dict[str, Any] = {"rule": "adamw", "lr": 6e-2, "betas": (0.9, 0.95), "eps": 1e-8}
-# The recipe that won the comparison of 2026-11-26 in docs/log.md; the rate of tied tables is of 2026-11-27. Convolutions
-# and experts take the hidden rate and positions a sixth of that of the vectors; both are unmeasured.
+# The recipe that won the comparison of 2026-11-26 in docs/log.md; the rate of tied tables is of 2026-11-27.
+# Convolutions and experts take the hidden rate and positions a sixth of that of the vectors; both are unmeasured.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "hidden": _MUON,
     "conv": _MUON,
@@ -381,9 +381,9 @@ def roles(model: nn.Module, example: Any = None) -> dict[str, str]:
 
     With an example, one forward pass is watched and roles are what the model does with its parameters. Without one,
     they follow from the modules that own them and from what transformers models declare (`get_input_embeddings`,
-    `get_output_embeddings`, `num_labels`). Then a head that is not declared counts as hidden, or as tied if it
-    is a table's weight, any other `nn.Embedding` of an undeclared model as embedding, and a bare matrix of a module that is not torch's, unless it is called `weight`, as
-    position: AdamW suits what only an example can tell.
+    `get_output_embeddings`, `num_labels`). Then a head that is not declared counts as hidden, or as tied if it is a
+    table's weight, any other `nn.Embedding` of an undeclared model as embedding, and a bare matrix of a module that is
+    not torch's, unless it is called `weight`, as position: AdamW suits what only an example can tell.
 
     Args:
         model: any module.

@@ -54,10 +54,31 @@ def test_a_run_beside_others_takes_fewer_threads_and_says_so(busy, tmp_path, mon
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["threads"] == 1
     assert torch.get_num_threads() == 4
     busy[:4] = [0.0] * 4
-    with idle_cores(tmp_path / "run"):  # what is resumed goes on as it began
+    (tmp_path / "run" / "summary.json").unlink()
+    with idle_cores(tmp_path / "run"):  # a run that was stopped goes on as it began
         assert torch.get_num_threads() == 1
     assert "as it began" in capsys.readouterr().err
     busy[:] = [0.0] * 5
     assert main(["run", str(spec), "--out", str(tmp_path / "idle")]) == 0
     assert "threads" not in capsys.readouterr().err
     assert json.loads((tmp_path / "idle" / "environment.json").read_text())["threads"] == 4
+
+
+@pytest.mark.parametrize(("usage", "threads"), [([0] * 8, 4), ([100] + [0] * 7, 4), ([100, 0] * 4, 2), ([100] * 8, 1)])
+def test_two_processors_of_a_core_are_one(busy, monkeypatch, usage, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
+    busy[:] = [float(one) for one in usage]
+    assert idle_threads() == threads
+
+
+def test_all_threads_where_the_cores_cannot_be_seen(busy, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {8, 9, 10, 11}, raising=False)
+    assert idle_threads() == 4
+
+    def refused(**_):
+        raise PermissionError("/proc/stat")
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(psutil, "cpu_percent", refused)
+    assert idle_threads() == 4
