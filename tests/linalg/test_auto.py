@@ -39,7 +39,8 @@ def test_an_asked_accuracy_is_kept_above_the_floor(accuracy):
     assert (sigma - 1).abs().max() <= accuracy
 
 
-def test_muon_like_accuracy_is_half_precision_products():
+def test_muon_like_accuracy_is_half_precision_products(monkeypatch):
+    monkeypatch.setattr(auto, "arithmetic", lambda device: Arithmetic("a processor", "bfloat16", True, "for a test"))
     for shape, dtype in (((768, 768), torch.float32), ((768, 3072), torch.bfloat16), ((90, 30), torch.float64)):
         method = Auto(accuracy=0.3).explain(shape, dtype).method
         assert isinstance(method, PolarExpress)
