@@ -70,10 +70,9 @@ class Auto(PolarMethod):
         ValueError: accuracy out of its range.
 
     Example:
-        >>> import torch
         >>> print(Auto().explain((3, 2)))
         SVD(cutoff=None): few columns, where one LAPACK call is the cheapest
-        >>> Auto(accuracy=0.3).explain((3072, 768), torch.bfloat16).method.name
+        >>> Auto(accuracy=0.1).explain((768, 768), device="cuda").method.name
         'polar-express'
     """
 

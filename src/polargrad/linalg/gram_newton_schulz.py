@@ -79,7 +79,7 @@ class GramNewtonSchulz(PolynomialMethod):
     """
 
     name: ClassVar[str] = "gram-newton-schulz"
-    peak_memory: ClassVar[float] = 5.0
+    peak_memory: ClassVar[float] = 7.0
     coefficients: tuple[Coefficients, ...] = MUON_QUINTIC
     max_steps: int = 5
     restarts: tuple[int, ...] | None = None

@@ -168,7 +168,7 @@ class NewtonSchulz(PolynomialMethod):
     """
 
     name: ClassVar[str] = "newton-schulz"
-    peak_memory: ClassVar[float] = 4.0
+    peak_memory: ClassVar[float] = 6.0
     coefficients: tuple[Coefficients, ...] = MUON_QUINTIC
     max_steps: int = 5
     dtype: str | None = "fast"

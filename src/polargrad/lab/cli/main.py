@@ -39,7 +39,7 @@ COMMANDS = (
 # Which extra brings which package, by the names under which they are imported.
 _EXTRA = {
     **dict.fromkeys(("numpy", "transformers", "tokenizers", "tyro", "rich", "matplotlib"), "lab"),
-    **dict.fromkeys(("tensorboard", "jinja2", "markupsafe", "sklearn", "docstring_parser"), "lab"),
+    **dict.fromkeys(("tensorboard", "jinja2", "markupsafe", "sklearn", "docstring_parser", "psutil"), "lab"),
     "optuna": "tuning",
     **dict.fromkeys(("datasets", "huggingface_hub"), "data"),
     **dict.fromkeys(("pytorch_optimizer", "scipy"), "comparators"),
