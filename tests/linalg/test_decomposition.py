@@ -279,7 +279,7 @@ def test_half_precision_is_computed_in_single(method, dtype):
 
 
 def test_a_factor_by_a_method_costs_few_python_calls():
-    """An optimizer asks for one per bucket and step: Muon's five steps in at most 24 calls of ours."""
+    """An optimizer asks for one per bucket and step: Muon's five steps in at most 23 calls of ours."""
     calls, ours = [], Path(polargrad.__file__).parent
     method, A = NewtonSchulz(), torch.randn(64, 32)
     polar_factor(A, method)
@@ -293,7 +293,7 @@ def test_a_factor_by_a_method_costs_few_python_calls():
         polar_factor(A, method)
     finally:
         sys.setprofile(None)
-    assert 5 < len(calls) <= 24, calls
+    assert 5 < len(calls) <= 23, calls
 
 
 @pytest.mark.parametrize("floor", [-1.0, torch.nan, torch.inf, "1", 1j, True, None, torch.tensor([[-1.0]]),

@@ -26,7 +26,7 @@ from polargrad.linalg.kernels import by_blocks, gram, hermitian_product
 from polargrad.linalg.kernels.symmetric import SMALLEST_BLOCKED
 from polargrad.linalg.method import IterationResult, PolarMethod, check_count, register
 from polargrad.linalg.minimax import CUSHION, composition, with_safety
-from polargrad.linalg.precision import HALF, at_least_single
+from polargrad.linalg.precision import HALF
 
 __all__ = ["NewtonSchulz", "PolynomialMethod", "iterate_polynomials", "normalize_frobenius"]
 
@@ -109,7 +109,7 @@ class PolynomialMethod(PolarMethod):
 
     def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
         if self.dtype is None or dtype.is_complex:
-            return at_least_single(dtype)
+            return torch.float32 if dtype in HALF else dtype
         return getattr(torch, "bfloat16" if self.dtype == "fast" else self.dtype)
 
     def sigma_floor(self, dtype: torch.dtype) -> float:

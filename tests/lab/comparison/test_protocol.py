@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from polargrad.lab.cli.main import main
+from polargrad.lab.cli.protocol import Protocol as Command
 from polargrad.lab.comparison.coordinate_search import Coordinate, CoordinateSearch, coordinates_of, with_numbers_of
 from polargrad.lab.comparison.protocol import Protocol, ProtocolFindings, Setting, run_protocol, verdicts_of
 from polargrad.lab.lm.models import ARCHITECTURES, Architecture
@@ -322,3 +323,19 @@ def test_a_coordinate_of_the_schedule_has_no_roles():
     spec = spec_of("adamw")
     one = Coordinate("decay_fraction")
     assert one.applied(spec, 0.4).schedule == dataclasses.replace(spec.schedule, decay_fraction=0.4)
+
+
+def test_a_model_with_other_roles_takes_the_options_of_the_recipe(monkeypatch, tmp_path):
+    tied = Architecture(family="gpt2", hidden_size=16, layers=1, heads=2, vocabulary=300, sequence=16, untied=False)
+    monkeypatch.setitem(ARCHITECTURES, "tied", tied)
+    mini = spec_of("muon+adamw", changes=["hidden.lr=0.03"])
+    (tmp_path / "spec.json").write_text(mini.to_json())
+    names = (str(tmp_path / "spec.json"), "muon+normalized-tables", "torch.optim:RAdam+adamw")
+    tuned, default, outside = Command(names=names, model="tied", device="cpu")._specs()
+    for spec in (tuned, default, outside):
+        assert set(spec.optimizer) == {"hidden", "tied", "position", "vector"}
+    assert tuned.optimizer["hidden"]["lr"] == 0.03
+    assert tuned.optimizer["tied"]["lr"] == 0.005
+    assert default.optimizer["tied"]["lr"] == 0.224
+    assert "RAdam" in outside.optimizer["hidden"]["rule"]
+    assert outside.optimizer["tied"]["rule"] == "adamw"
