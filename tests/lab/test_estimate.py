@@ -132,7 +132,7 @@ def test_every_method_is_priced_as_it_declares(name):
     work = found.optimizer.operations
     assert work.half + work.single == pytest.approx(sum(geometry.operations(m, n, torch.float32) for m, n in shapes))
     assert work.half + work.single > 0.0
-    assert found.optimizer.workspace == geometry.peak_memory * 4 * 32 * 64
+    assert found.optimizer.workspace == geometry.bytes_per_entry(torch.float32, torch.device("meta")) * 32 * 64
 
 
 @pytest.fixture

@@ -26,8 +26,9 @@ def matrices(shape, kind):
 
 
 def measured_peak(A, method):
-    """The peak of `polar_factor` in sizes of A, with at least 4 bytes for an entry."""
-    return peak_bytes(lambda: polar_factor(A, method)) / (A.numel() * max(4, A.element_size()))
+    """The peak of `polar_factor` in sizes of A in the dtype in which the method works."""
+    itemsize = resolve_method(method).on(A.device).working_dtype(A.dtype).itemsize
+    return peak_bytes(lambda: polar_factor(A, method)) / (A.numel() * itemsize)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

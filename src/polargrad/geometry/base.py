@@ -101,6 +101,10 @@ class Geometry(ABC):
         """The most memory that `lmo` holds at once, in sizes of G counted with at least 4 bytes for an entry."""
         return 4.0
 
+    def bytes_per_entry(self, dtype: torch.dtype, device: torch.device) -> float:
+        """The same in bytes for each entry of matrices of `dtype` on `device`; what a step's `workspace` goes by."""
+        return self.peak_memory * max(4, dtype.itemsize)
+
     def dual_norm(self, G: Tensor) -> Tensor:
         """||G||_* of each matrix, shape batch."""
         return inner(G, self.lmo(G))

@@ -77,8 +77,13 @@ class Spectral(Geometry):
 
     @property
     def peak_memory(self) -> float:
-        """The most memory that the polar method holds at once."""
+        """The most memory that the polar method holds at once, in sizes of G in the dtype in which it works."""
         return self.resolved_method(torch.float64).peak_memory
+
+    def bytes_per_entry(self, dtype: torch.dtype, device: torch.device) -> float:
+        """The memory that the polar method declares, in the dtype in which it works on `device`."""
+        method = self.resolved_method(dtype).on(device)
+        return method.peak_memory * method.working_dtype(dtype).itemsize
 
     def lmo(self, G: Tensor) -> Tensor:
         """The unitary polar factor of each matrix of G (*batch, m, n)."""

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from polargrad.distributed.cost import (
@@ -372,7 +373,7 @@ def _polar_cost(
     layout, view, geometry, dtype = one.layout, one.view, one.geometry, one.dtype
     world, numbers = layout.world, 1 + rule.lmo.squared_lengths
     tiles = [tile.numel * dtype.itemsize for tile in layout.tiles]
-    held = geometry.peak_memory * max(dtype.itemsize, 4)  # bytes for each entry of a matrix
+    held = geometry.bytes_per_entry(dtype, torch.device("meta"))  # as wherever half precision is fast
     traffic = Traffic((0.0,) * world, (0.0,) * world, 0)
     match strategy:
         case Strategy.REPLICATED:

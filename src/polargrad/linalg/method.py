@@ -75,9 +75,8 @@ class PolarMethod(ABC):
 
     An algorithm declares its accuracy class by `sigma_floor` and `bounds`: singular values of A at or above
     `sigma_floor` * ||A||_F end in `bounds`, those below end between 0 and the upper bound, up to `rounding`. By
-    `peak_memory` it declares the most memory that `polar_factor` holds at once, the factor included, in sizes of A
-    counted with at least 4 bytes for an entry, and by `operations` its arithmetic; whoever stacks matrices or plans a
-    run goes by them.
+    `peak_memory` it declares the most memory that `polar_factor` holds at once, the factor included, in sizes of A in
+    its `working_dtype`, and by `operations` its arithmetic; whoever stacks matrices or plans a run goes by them.
     """
 
     name: ClassVar[str]  # the name of the class where a subclass gives none

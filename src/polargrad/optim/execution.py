@@ -88,6 +88,15 @@ class LMO(ABC):
             scale: (k,), what they have been multiplied by, if they have; `floor` is of the matrices before that.
         """
 
+    def held(self, dtype: torch.dtype, device: torch.device) -> float:
+        """Bytes that a step holds for each entry of M: M, what M was stacked from, and what is done with them.
+
+        That is first what the geometry holds, then up to four matrices, with which the direction is measured and made
+        into an update.
+        """
+        entry = max(4, dtype.itemsize)
+        return 2.0 * entry + max(self.geometry.bytes_per_entry(dtype, device), 4.0 * entry)
+
 
 class SourceTransform(Protocol):
     """Changes whole sources before directions are taken of them, with state that the process in charge holds."""
@@ -256,7 +265,7 @@ class Executor:
         Args:
             requests: of parameters with one `bucket_key` each.
             lmo: from matrices (k, m, n) to their result.
-            workspace: bound in bytes on a stacked batch, with at least 4 for an entry; a single matrix may exceed it.
+            workspace: bound in bytes on what is held at once besides results; a single matrix may exceed it.
         """
         # A generator would keep the last request until the next one has been made.
         return map(partial(_directions, lmo=lmo, workspace=workspace), requests)
@@ -316,7 +325,7 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def apply_lmo(lmo: LMO, batches: Sequence[Tensor], workspace: int) -> list[LMOResult]:
-    """The result for each batch (k_i, m_i, n_i); batches of one shape are stacked, up to `workspace` bytes."""
+    """The result for each batch (k_i, m_i, n_i); batches of one shape are stacked, as many as `workspace` allows."""
     if len(batches) == 1:
         return [_in_pieces(batches[0], lmo, workspace)]
     alike: dict[tuple[object, ...], list[int]] = {}
@@ -340,9 +349,11 @@ def apply_lmo(lmo: LMO, batches: Sequence[Tensor], workspace: int) -> list[LMORe
 
 
 def _in_pieces(stacked: Tensor, lmo: LMO, workspace: int) -> LMOResult:
-    """The oracle over pieces of at most `workspace` bytes."""
-    matrix = stacked.shape[1] * stacked.shape[2] * max(4, stacked.element_size())
-    piece = max(1, workspace // max(1, matrix))
+    """The oracle over as many matrices at a time as `workspace` allows."""
+    if stacked.shape[0] <= 1:
+        return lmo(stacked)
+    matrix = stacked.shape[1] * stacked.shape[2] * lmo.held(stacked.dtype, stacked.device)
+    piece = max(1, int(workspace / max(1.0, matrix)))
     if stacked.shape[0] <= piece:
         return lmo(stacked)
     direction, norms, lengths = torch.empty_like(stacked), [], []

@@ -189,7 +189,6 @@ class PolarRule:
     workspace: int
     options: Mapping[str, Any]
     lmo: GeometryLMO = field(init=False)
-    stack_bytes: int = field(init=False)
     _shapes: dict[tuple[int, ...], Shape] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -197,9 +196,6 @@ class PolarRule:
         measured = self.step_rule.needs_squared_lengths, floor, self.scale.uses_dual_norm
         lmo = GeometryLMO(self.geometry, *measured, empty_rows=self.row_beta is not None)
         object.__setattr__(self, "lmo", lmo)
-        # Besides what the oracle holds there are the matrices that it is applied to and the stack of them.
-        bound = max(1, int(self.workspace / (self.geometry.peak_memory + 2.0)))
-        object.__setattr__(self, "stack_bytes", bound)
 
     @property
     def uses_floor(self) -> bool:
@@ -214,7 +210,7 @@ class PolarRule:
         """
         batches = self._batches(group, positions, context)
         lmo = self.lmo if context.observer is None else replace(self.lmo, dual_norms=True)
-        answers = context.executor.compute_directions(map(self.request, batches), lmo, self.stack_bytes)
+        answers = context.executor.compute_directions(map(self.request, batches), lmo, self.workspace)
         if self.share_norms or self.step_rule.couples_matrices:
             self.advance(group, list(zip(batches, answers, strict=True)), context)
             return
@@ -223,7 +219,7 @@ class PolarRule:
             self.advance(group, [(batch, next(answers))], context)
 
     def _batches(self, group: Mapping[str, Any], positions: Sequence[int], context: StepContext) -> list[Batch]:
-        """The group's parameters at `positions` by shape, dtype, device and placement, cut to `stack_bytes`."""
+        """The group's parameters at `positions` by shape, dtype, device and placement, cut to `workspace`."""
         executor = context.executor
         alike: dict[tuple[Any, ...], list[int]] = {}
         for i in positions:
@@ -233,10 +229,12 @@ class PolarRule:
         for (shape, dtype, device, _), members in alike.items():
             kept = self.momentum_dtype or dtype
             view, masked = self.shape_of(shape).view, self.capturable or device.type != "cpu"
-            size = shape.numel() * max(4, kept.itemsize)
-            if self.whitening is not None:
-                size += self.whitening.workspace(view, kept) * self.stack_bytes / self.workspace
-            most = min(max(1, int(self.stack_bytes // size)), executor.max_bucket(len(members)))
+            most = executor.max_bucket(len(members))
+            if most > 1:
+                size = shape.numel() * self.lmo.held(kept, device)
+                if self.whitening is not None:
+                    size += self.whitening.workspace(view, kept)
+                most = min(most, max(1, int(self.workspace / max(1.0, size))))
             for start in range(0, len(members), most):
                 chosen = members[start : start + most]
                 parameters, own = [], []
