@@ -48,6 +48,15 @@ def test_the_default_factors_nothing_and_is_one_sequence_for_a_whole_batch():
     assert not {name for name in one.counts if "linalg" in name and "norm" not in name}
 
 
+@pytest.mark.parametrize("shape", [(1024, 1024), (768, 3072), (12, 3072, 768)], ids=str)
+def test_muons_factor_is_its_products_and_little_else(shape):
+    """Two norms, three operations for a scale, two passes that scale; memory for one, and the result in float32."""
+    seen = run("newton-schulz", shape, torch.float32)
+    products = sum(count for name, count in seen.counts.items() if name in ("mm", "bmm", "addmm", "baddbmm"))
+    assert products == 15
+    assert seen.total - products <= 10, seen.counts
+
+
 def test_a_read_and_a_mixture_of_devices_are_noticed():
     with fake_cuda(), Operations() as seen:
         A = torch.empty(3, device="cuda")

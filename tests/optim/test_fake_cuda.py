@@ -119,7 +119,7 @@ def test_a_step_of_a_model_is_a_few_hundred_operations():
         hidden, vectors = parameters(MATRICES), parameters([(1, (50304, 768)), (1, (1024, 768)), *VECTORS])
         seen = step([{"params": hidden, **VARIANTS["muon"]}, {"params": vectors, "rule": "adamw"}])
     assert not seen.host_reads
-    assert seen.total <= 400, seen.counts
+    assert seen.total <= 300, seen.counts
 
 
 def test_a_step_of_the_default_recipe_reads_nothing_and_its_tables_cost_a_few_more_operations():
@@ -131,4 +131,4 @@ def test_a_step_of_the_default_recipe_reads_nothing_and_its_tables_cost_a_few_mo
         groups += [{"params": parameters([(1, (1024, 768)), *VECTORS]), "rule": "adamw"}]
         seen = step(groups)
     assert not seen.host_reads
-    assert seen.total <= 700, seen.counts
+    assert seen.total <= 660, seen.counts

@@ -19,7 +19,7 @@ from polargrad.linalg.derivative import (
 from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, checked, resolve_method
 from polargrad.linalg.precision import HALF, at_least_single, double_precision, is_lowered, stated_precision
 from polargrad.linalg.result import PolarResult, Status
-from polargrad.linalg.scaling import largest_entry, power_of_two_scale
+from polargrad.linalg.scaling import largest_entry, power_of_two_scale, reciprocal_exponent
 from polargrad.linalg.tall import has_long_columns
 
 __all__ = [
@@ -52,9 +52,14 @@ class _Canonical(NamedTuple):
     A: Tensor  # (k, m, n), m >= n: the input oriented, unscaled, in its own dtype; carries the gradient
     X: Tensor  # (k, m, n), scaled, in the working dtype, non-finite matrices replaced by zero
     scale: Tensor | None  # (k, 1, 1) power of two with X = scale * A; None where every scale is 1
-    finite: Tensor | None  # bool (k,); None where every matrix is finite
+    largest: Tensor | None  # (k, 1, 1) largest entry of each matrix; None where the host saw that all are finite
     confined: bool  # whether X keeps non-finite matrices, whose factor is NaN by itself
     wide: bool
+
+    @property
+    def finite(self) -> Tensor | None:
+        """Whether each matrix is finite, bool (k,); None where all are."""
+        return None if self.largest is None else self.largest.isfinite().flatten()
 
 
 class Request(NamedTuple):
@@ -133,26 +138,30 @@ def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
     oriented = oriented.flatten(0, -3) if A.ndim > 2 else oriented.unsqueeze(0)
     oriented = oriented.resolve_conj().resolve_neg()
     # Detached: nothing that a method computes from it is recorded.
-    X, scale, finite, confined = oriented.detach(), None, None, False
-    if not _is_moderate(X, work):
+    X, scale, largest = oriented.detach(), None, None
+    confined = method.confines_nonfinite and not on_host(X)
+    if confined:
+        # On a device every operation on a few numbers costs as much as a pass over a small matrix.
         largest = largest_entry(X)
-        finite = largest.isfinite()
-        scale = power_of_two_scale(largest)
+        scale = reciprocal_exponent(largest)
+        X = _scaled(X, scale, work)
+    elif not _is_moderate(X, work):
+        largest = largest_entry(X)
+        finite, scale = largest.isfinite(), power_of_two_scale(largest)
         if work != torch.float16:  # whose range is too narrow to leave anything as it is
             scale = torch.where(scale.clamp(1.0 / _MODERATE, _MODERATE) == scale, 1.0, scale)
         # A look at the flags costs the host nothing and saves passes over A; elsewhere it would stop the queue.
         if on_host(X):
-            finite = None if bool(finite.all()) else finite
+            largest = None if bool(finite.all()) else largest
             scale = None if bool((scale == 1).all()) else scale
         if scale is not None:
             X = _scaled(X, scale, work)
-        confined = method.confines_nonfinite and not on_host(X)
-        if finite is not None and not confined:
+        if largest is not None:
             X = torch.where(finite, X, 0.0)
     X = X.to(work)
     if not (X.is_contiguous() or X.mT.is_contiguous()):
         X = X.contiguous()
-    return _Canonical(oriented, X, scale, None if finite is None else finite.flatten(), confined, wide)
+    return _Canonical(oriented, X, scale, largest, confined, wide)
 
 
 def _adjoint(A: Tensor) -> Tensor:
@@ -246,8 +255,8 @@ def _unitary(result: IterationResult, canonical: _Canonical, A: Tensor, widened:
     # Where the dtype is the same, `to` does not copy, whatever the strides are.
     dtype = A.dtype if widened or U.dtype not in HALF else U.dtype
     U = U.to(dtype, memory_format=torch.contiguous_format).contiguous()
-    if canonical.finite is not None and not canonical.confined:
-        U = confine(U, canonical.finite, math.nan)
+    if not canonical.confined and (finite := canonical.finite) is not None:
+        U = confine(U, finite, math.nan)
     return U.view(A.shape)
 
 
@@ -413,13 +422,13 @@ def _hermitian(canonical: _Canonical, result: IterationResult, dtype: torch.dtyp
     """
     work = at_least_single(dtype)
     A, scale = canonical.A.to(work), canonical.scale
-    V, X = result.unitary.to(work), A if scale is None else A * scale
-    if canonical.finite is not None:
-        V, X = confine(V, canonical.finite, 0.0), confine(X, canonical.finite, 0.0)
+    V, X, finite = result.unitary.to(work), A if scale is None else A * scale, canonical.finite
+    if finite is not None:
+        V, X = confine(V, finite, 0.0), confine(X, finite, 0.0)
     K = product(X, V.mH) if across else product(V.mH, X)
     H = (K + K.mH) / 2
     H = (H if scale is None else H / scale).to(dtype)
-    return H if canonical.finite is None else confine(H, canonical.finite, math.nan)
+    return H if finite is None else confine(H, finite, math.nan)
 
 
 class _Certificate(NamedTuple):
@@ -499,10 +508,10 @@ def _certify(canonical: _Canonical, result: IterationResult, method: PolarMethod
     defect = torch.where((converged & ~full)[:, None, None], torch.baddbmm(G, G, G, beta=-1), _shifted(G, -1.0))
     orthogonality = torch.linalg.matrix_norm(defect) / math.sqrt(n)
     backward_error = torch.linalg.matrix_norm(E) / torch.where(norm > 0, norm, 1.0)
-    if canonical.finite is not None:
-        status = torch.where(canonical.finite, status, int(Status.NON_FINITE))
-        orthogonality = torch.where(canonical.finite, orthogonality, math.nan)
-        backward_error = torch.where(canonical.finite, backward_error, math.nan)
+    if (finite := canonical.finite) is not None:
+        status = torch.where(finite, status, int(Status.NON_FINITE))
+        orthogonality = torch.where(finite, orthogonality, math.nan)
+        backward_error = torch.where(finite, backward_error, math.nan)
     real = at_least_single(canonical.A.real.dtype)
     return _Certificate(status.to(torch.int8), orthogonality.to(real), backward_error.to(real))
 

@@ -38,9 +38,9 @@ _CLASS_FROM = 0.1
 def normalize_frobenius(X: Tensor, floor: float | Tensor | None = None) -> Tensor:
     """X / max(||X||_F, floor) for each matrix of the batch, singular values then in [0, 1]; zero stays zero."""
     norm = torch.linalg.matrix_norm(X, keepdim=True)
-    if floor is not None:
-        return X / norm.clamp_min(floor.to(norm.dtype) if isinstance(floor, Tensor) else floor)
-    return X / torch.where(norm > 0, norm, torch.ones_like(norm)).to(X.dtype)
+    if floor is None:
+        floor = torch.finfo(X.dtype).tiny
+    return X / norm.clamp_min(floor.to(norm.dtype) if isinstance(floor, Tensor) else floor)
 
 
 def iterate_polynomials(X: Tensor, schedule: tuple[Coefficients, ...]) -> Tensor:

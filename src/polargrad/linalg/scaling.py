@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["attenuation", "largest_entry", "power_of_two_scale"]
+__all__ = ["attenuation", "largest_entry", "power_of_two_scale", "reciprocal_exponent"]
 
 
 def largest_entry(A: Tensor) -> Tensor:
@@ -34,10 +34,24 @@ def power_of_two_scale(largest: Tensor) -> Tensor:
         >>> power_of_two_scale(torch.tensor([3.0, 0.25, 0.0])).tolist()
         [0.25, 2.0, 1.0]
     """
+    return torch.where(largest.isfinite() & (largest != 0), reciprocal_exponent(largest), 1.0)
+
+
+def reciprocal_exponent(largest: Tensor) -> Tensor:
+    """`power_of_two_scale` in three operations on the bits of the numbers, for where NaN and infinity may stay.
+
+    Of 0 and subnormal numbers it is 2^126 (2^1022 in float64), with which zero stays zero; of what is not finite, some
+    power of two. Numbers from 2^126 on keep a part of their size, below 4.
+
+    Example:
+        >>> reciprocal_exponent(torch.tensor([3.0, 0.25])).tolist()
+        [0.25, 2.0]
+    """
     wide = largest.to(torch.float64 if largest.dtype == torch.float64 else torch.float32)
-    exponent = torch.frexp(wide.nan_to_num(0.0, 0.0, 0.0)).exponent
-    limit = int(math.log2(torch.finfo(wide.dtype).max)) - 1
-    return torch.ldexp(torch.ones_like(wide), -exponent.clamp(-limit, limit))
+    bits, mantissa, bias = (torch.int64, 52, 1023) if wide.dtype == torch.float64 else (torch.int32, 23, 127)
+    # The exponent field E means 2^(E - bias), and numbers in [1/2, 1) have bias - 1.
+    exponent = (wide.view(bits) & (2 * bias + 1) << mantissa).clamp_max(2 * (bias - 1) << mantissa)
+    return ((2 * bias - 1 << mantissa) - exponent).view(wide.dtype)
 
 
 def attenuation(A: Tensor, floor: float | Tensor) -> Tensor:
