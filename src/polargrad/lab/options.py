@@ -170,6 +170,16 @@ def check_integer(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be an integer of at most {LARGEST}; got {value}")
 
 
+def divisors(number: int) -> str:
+    """The divisors of a positive number up to 1,024, for a message that asks for one of them.
+
+    Example:
+        >>> divisors(12)
+        '1, 2, 3, 4, 6, 12'
+    """
+    return ", ".join(str(n) for n in range(1, min(number, 1024) + 1) if number % n == 0)
+
+
 def values_of(kind: type[Any], options: Any) -> dict[str, Any]:
     """The values of the fields that a dataclass declares, from an instance of a class that inherits them."""
     return {entry.name: getattr(options, entry.name) for entry in fields(kind)}

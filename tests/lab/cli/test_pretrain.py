@@ -202,6 +202,7 @@ def test_every_recipe_has_options_for_every_model(recipe, model):
         (["--steps", str(2**64)], "steps must be an integer of at most"),
         (["--minutes", "inf"], "minutes"),
         (["--batch", str(2**62)], "batch"),
+        (["--batch", str(2**62), "--accumulation", "3"], "it may be one of 1, 2, 4, 8, 16"),
         (["--diagnostics-every", "5", "--matrices", "lm_head"], "no matrix 'lm_head'; it has lm_head.weight"),
         (["--device", "abacus"], "which torch does not know"),
         (["--seed", "-1"], "seed must be an integer of at least 0"),

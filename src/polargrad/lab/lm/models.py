@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from polargrad.lab.options import check_options
+from polargrad.lab.options import check_options, divisors
 from polargrad.linalg.registry import Registry
 
 if TYPE_CHECKING:
@@ -117,9 +117,8 @@ def _check_sizes(sizes: Architecture) -> None:
             "takes at least 2 experts and no more of them for a token, the other families are dense: leave both out"
         )
     if hidden_size % heads:
-        divisors = [count for count in range(1, hidden_size + 1) if hidden_size % count == 0]
         raise ValueError(
-            f"hidden_size {hidden_size} is not a multiple of heads {heads}; heads may be one of {divisors}"
+            f"hidden_size {hidden_size} is not a multiple of heads {heads}; heads may be one of {divisors(hidden_size)}"
         )
     if family == "gpt2":
         if kv_heads != heads:

@@ -22,7 +22,7 @@ import torch
 
 from polargrad.lab.files import json_text, parse_json
 from polargrad.lab.lm.models import Architecture
-from polargrad.lab.options import check_integer, option, unknown_name
+from polargrad.lab.options import check_integer, divisors, option, unknown_name
 from polargrad.lab.train import Constant, LoopConfig, Schedule, schedule_from_dict
 
 Plain = None | bool | int | float | str | tuple["Plain", ...] | Mapping[str, "Plain"]
@@ -118,10 +118,9 @@ class LanguageModel(Evaluation, Computation, Text, Architecture):
     def __post_init__(self) -> None:
         super().__post_init__()  # checks every field
         if self.batch % self.accumulation:
-            divisors = [count for count in range(1, self.batch + 1) if self.batch % count == 0]
             raise ValueError(
                 f"accumulation {self.accumulation} does not divide the batch of {self.batch} sequences; it may be one "
-                f"of {', '.join(map(str, divisors))}"
+                f"of {divisors(self.batch)}"
             )
         if self.precision == "tf32" and (not self.device.startswith("cuda") or torch.version.hip is not None):
             raise ValueError(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from polargrad.distributed.checkpoint import reshard
 from polargrad.lab.exit_codes import exit_code
-from polargrad.lab.options import unknown_name
+from polargrad.lab.options import divisors, unknown_name
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -87,9 +87,9 @@ class Parallel:
         """Raise ValueError if a batch cannot be divided into equal parts."""
         parts = self.sizes[0] * self.sizes[1]
         if batch % parts:
-            divisors = [n for n in range(1, batch + 1) if batch % n == 0]
             raise ValueError(
-                f"a batch of {batch} cannot be divided equally among {parts} processes; start one of {divisors} of them"
+                f"a batch of {batch} cannot be divided equally among {parts} processes; their number may be one of "
+                f"{divisors(batch)}"
             )
 
     def mean(self, values: Tensor) -> Tensor:
