@@ -139,19 +139,20 @@ def _canonical(A: Tensor, method: PolarMethod) -> _Canonical:
     oriented = oriented.resolve_conj().resolve_neg()
     # Detached: nothing that a method computes from it is recorded.
     X, scale, largest = oriented.detach(), None, None
-    confined = method.confines_nonfinite and not on_host(X)
+    host = on_host(X)
+    confined = method.confines_nonfinite and not host
     if confined:
         # On a device every operation on a few numbers costs as much as a pass over a small matrix.
         largest = largest_entry(X)
         scale = reciprocal_exponent(largest)
         X = _scaled(X, scale, work)
-    elif not _is_moderate(X, work):
+    elif not (host and _is_moderate(X, work)):
         largest = largest_entry(X)
         finite, scale = largest.isfinite(), power_of_two_scale(largest)
         if work != torch.float16:  # whose range is too narrow to leave anything as it is
             scale = torch.where(scale.clamp(1.0 / _MODERATE, _MODERATE) == scale, 1.0, scale)
         # A look at the flags costs the host nothing and saves passes over A; elsewhere it would stop the queue.
-        if on_host(X):
+        if host:
             largest = None if bool(finite.all()) else largest
             scale = None if bool((scale == 1).all()) else scale
         if scale is not None:
@@ -191,8 +192,8 @@ def on_host(X: Tensor) -> bool:
 
 
 def _is_moderate(X: Tensor, work: torch.dtype) -> bool:
-    """Whether one pass over X (k, m, n) shows that it is finite and needs no scaling: for a single real matrix."""
-    if X.shape[0] > 1 or X.is_complex() or work == torch.float16 or not on_host(X):
+    """Whether one pass over X (k, m, n) on the host shows that it is finite and needs no scaling: for a single matrix."""
+    if X.shape[0] > 1 or X.is_complex() or work == torch.float16:
         return False
     lowest, highest = torch.aminmax(X)
     return 1.0 / _MODERATE <= max(-lowest.item(), highest.item()) < _MODERATE
@@ -255,8 +256,8 @@ def _unitary(result: IterationResult, canonical: _Canonical, A: Tensor, widened:
     # Where the dtype is the same, `to` does not copy, whatever the strides are.
     dtype = A.dtype if widened or U.dtype not in HALF else U.dtype
     U = U.to(dtype, memory_format=torch.contiguous_format).contiguous()
-    if not canonical.confined and (finite := canonical.finite) is not None:
-        U = confine(U, finite, math.nan)
+    if canonical.largest is not None and not canonical.confined:
+        U = confine(U, canonical.largest.isfinite().flatten(), math.nan)
     return U.view(A.shape)
 
 
