@@ -88,6 +88,7 @@ def test_the_example_is_short():
     assert len(BLOCKS["mine.py"].splitlines()) <= 32
 
 
+@pytest.mark.slow
 def test_its_optimizer_is_compared_tuned_resumed_and_reported(page, capsys):
     for line in [*commands_with("--set mine.lr"), *commands_with("runs/mine")]:
         assert run(line) == 0, capsys.readouterr().err

@@ -25,7 +25,7 @@ def _kept(A):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("world", "layout"), [(2, "rows"), (4, "hsdp")])
+@pytest.mark.parametrize(("world", "layout"), [(2, "rows"), pytest.param(4, "hsdp", marks=pytest.mark.slow)])
 def test_factors_are_backward_stable_at_every_condition(world, layout, dtype, tmp_path):
     first, *others = _returned(spawn(world, tmp_path, factors, layout, dtype))
     for key, U in first.items():

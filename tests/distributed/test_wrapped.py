@@ -11,7 +11,7 @@ from tests.distributed.wrapped import OPTIONS, trained
     [
         (2, ["ddp", "fsdp", "tp"]),
         (2, ["ddp, accumulated", "fsdp, accumulated"]),
-        (4, ["hsdp", "fsdp and tp"]),
+        pytest.param(4, ["hsdp", "fsdp and tp"], marks=pytest.mark.slow),
     ],
     ids=["two ranks", "two ranks, accumulated gradients", "four ranks"],
 )

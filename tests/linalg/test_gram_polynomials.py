@@ -68,7 +68,7 @@ def first_pass(request, monkeypatch):
 
 @pytest.mark.usefixtures("first_pass")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (9, 1), (40, 40), (160, 40), (40, 90), (600, 400)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (9, 1), (40, 40), (160, 40), (40, 90), (300, 200)], ids=str)
 @pytest.mark.parametrize("name", FULL_RANK)
 def test_the_gallery(name, shape, dtype):
     if dtype == torch.bfloat16 and name.startswith(("scaled", "one-small", "log", "graded")):

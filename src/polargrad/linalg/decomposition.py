@@ -192,7 +192,7 @@ def on_host(X: Tensor) -> bool:
 
 
 def _is_moderate(X: Tensor, work: torch.dtype) -> bool:
-    """Whether one pass over X (k, m, n) on the host shows that it is finite and needs no scaling: for a single matrix."""
+    """Whether one pass over X (k, m, n) on the host shows that it is finite and needs no scaling, for one matrix."""
     if X.shape[0] > 1 or X.is_complex() or work == torch.float16:
         return False
     lowest, highest = torch.aminmax(X)

@@ -34,7 +34,9 @@ def ratings_file(tmp_path):
     return file
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize(
+    "name", [name if name == "regression" else pytest.param(name, marks=pytest.mark.slow) for name in DRAWN]
+)
 def test_every_optimizer_descends_at_a_small_size(name, tmp_path):
     options = ExperimentOptions(size="small", steps=150, diagnostics_every=0)
     runs, page = run_experiment(PROBLEMS[name], tmp_path / "out", options)

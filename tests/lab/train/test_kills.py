@@ -32,6 +32,7 @@ def killed(folder, signal, runs):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_three_runs_survive_their_kills(tmp_path):
     found = killed(tmp_path, ",".join(CODES), 3)
     assert found["differ"] == []
