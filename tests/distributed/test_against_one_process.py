@@ -36,11 +36,12 @@ def test_a_few_variants_on_every_layout(world, tmp_path):
     _check(world, tmp_path, list(FEW[world // 4 :: 1 + world // 4]), layouts[world], torch.float64)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=str)
 def test_a_large_uneven_matrix(dtype, tmp_path):
     _check(2, tmp_path, ["uneven"], ["rows"], dtype)
 
 
+@pytest.mark.slow
 def test_a_vanishing_gradient_on_every_layout(tmp_path):
     names = [name for name in VARIANTS if name.startswith("floor")]
     _check(2, tmp_path, names, ["ddp", "ddp, momentum in parts", "rows", "columns"], torch.float64)
@@ -51,6 +52,7 @@ def test_single_precision(tmp_path):
     _check(2, tmp_path, list(FEW), ["rows"], torch.float32)
 
 
+@pytest.mark.slow
 def test_half_precision(tmp_path):
     """Odd numbers of entries of two bytes travel beside numbers of eight."""
     names = ["momentum-first nuclear", "rows momentum-first", "normalized rows"]

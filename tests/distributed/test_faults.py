@@ -84,7 +84,7 @@ def test_broken_gradients_are_skipped_by_all(world, tmp_path):
             assert untouched
 
 
-@pytest.mark.parametrize("layout", ["ddp", "rows"])
+@pytest.mark.parametrize("layout", ["ddp", pytest.param("rows", marks=pytest.mark.slow)])
 def test_a_death_ends_the_others(layout, tmp_path):
     *living, dead = spawn(3, tmp_path, killed, layout)
     assert dead is None

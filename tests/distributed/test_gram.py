@@ -7,8 +7,6 @@ from tests.assertions import assert_polar_factor, eps_of
 from tests.distributed.tall import factors, gallery, sent
 from tests.distributed.worlds import spawn
 
-DTYPES = [torch.float64, torch.float32]
-
 
 def _returned(results):
     for result in results:
@@ -24,7 +22,7 @@ def _kept(A):
     return P[:, kept] @ Qh[kept], sigma.sum()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize(("world", "layout"), [(2, "rows"), pytest.param(4, "hsdp", marks=pytest.mark.slow)])
 def test_factors_are_backward_stable_at_every_condition(world, layout, dtype, tmp_path):
     first, *others = _returned(spawn(world, tmp_path, factors, layout, dtype))

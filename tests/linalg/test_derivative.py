@@ -174,7 +174,7 @@ forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script`:Deprecation
 
 
 @forward_mode
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.complex128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_mode_and_batched_derivatives_against_finite_differences(shape, dtype):
     def both(A):
