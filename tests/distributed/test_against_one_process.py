@@ -47,7 +47,6 @@ def test_a_vanishing_gradient_on_every_layout(tmp_path):
     _check(2, tmp_path, names, ["ddp", "ddp, momentum in parts", "rows", "columns"], torch.float64)
 
 
-@pytest.mark.slow
 def test_single_precision(tmp_path):
     _check(2, tmp_path, list(FEW), ["rows"], torch.float32)
 

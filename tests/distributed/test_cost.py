@@ -83,7 +83,6 @@ def compare(rank, world, names):
     return found
 
 
-@pytest.mark.slow
 def test_the_model_is_within_a_twentieth_of_the_bytes_really_sent(tmp_path):
     results = spawn(4, tmp_path, compare, list(MESHES))
     routes = set()

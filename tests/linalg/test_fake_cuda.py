@@ -50,7 +50,7 @@ def test_the_default_factors_nothing_and_is_one_sequence_for_a_whole_batch():
 
 @pytest.mark.parametrize("shape", [(1024, 1024), (768, 3072), (12, 3072, 768)], ids=str)
 def test_muons_factor_is_its_products_and_little_else(shape):
-    """Two norms, three operations for a scale, two passes that scale; memory for one, and the result in float32."""
+    """Two norms, three operations for a scale, two passes that scale, a clamp; memory and float32 for the result."""
     seen = run("newton-schulz", shape, torch.float32)
     products = sum(count for name, count in seen.counts.items() if name in ("mm", "bmm", "addmm", "baddbmm"))
     assert products == 15

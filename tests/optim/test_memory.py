@@ -62,6 +62,27 @@ def test_so_it_does_with_covariances(whitening, dtype):
             assert held([shape] * 24, dtype, workspace=workspace, **options) <= workspace
 
 
+@pytest.mark.parametrize("method", ["newton-schulz", "auto"])
+@pytest.mark.parametrize("geometry", ["spectral", "rows", "frobenius"])
+def test_so_it_does_where_weights_are_wider_than_their_momentum(geometry, method):
+    more = {"weight_decay": 0.1, "weight_decay_mode": "cautious", "scale": "adaptive-nuclear", "nesterov": True}
+    options = {"momentum_dtype": "float32", "capturable": True, "geometry": geometry, **more}
+    if geometry == "spectral":
+        options["method"] = method
+    for dtype, half in ((torch.float64, "float32"), (torch.float32, "bfloat16")):
+        options["momentum_dtype"] = half
+        for workspace in (24 * 384 * 6, 24 * 384 * 13):
+            assert held([(24, 16)] * 40, dtype, workspace=workspace, **options) <= workspace
+
+
+@pytest.mark.parametrize("shape", [(48, 1), (4, 4), (1, 7)], ids=str)
+def test_so_it_does_where_numbers_of_rows_and_matrices_weigh_as_much_as_entries(shape):
+    options = {"normalize_rows": 0.9, "scale": "rms", "nesterov": True, "method": "newton-schulz", "capturable": True}
+    entries = shape[0] * shape[1]
+    for workspace in (24 * entries * 12, 24 * entries * 31):
+        assert held([shape] * 64, workspace=workspace, **options) <= workspace
+
+
 def test_without_a_bound_it_holds_more():
     for method in ("newton-schulz", "auto"):
         assert held(SHAPES * 4, nesterov=True, method=method, workspace=2**40) > ALL

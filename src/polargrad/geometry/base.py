@@ -39,8 +39,9 @@ class Geometry(ABC):
     <G, X' - X> + ||X' - X||^2 / (2 gamma); without the factor ||G||_* it is sign descent in that norm.
 
     A subclass is a frozen dataclass whose fields are plain data. It implements `lmo` and `squared_length`, declares
-    what `lmo` costs (`operations`, `working_dtype`, `peak_memory`) and how it is found where matrices are divided among
-    processes (`reduction`), and becomes an option of `PolarGrad` by `register`.
+    what `lmo` costs (`operations`, `working_dtype`, `peak_memory`, and `bytes_per_entry` if that depends on the device)
+    and how it is found where matrices are divided among processes (`reduction`), and becomes an option of `PolarGrad`
+    by `register`.
 
     Attributes:
         name: what it is called as an option; the name of the class if it gives none.

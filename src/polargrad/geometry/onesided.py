@@ -64,6 +64,11 @@ class _OneSided(Geometry):
         """The most memory: all is formed in float64, and an eigendecomposition takes several times its Gram matrix."""
         return 12.0
 
+    def bytes_per_entry(self, dtype: torch.dtype, device: torch.device) -> float:
+        """On a device the factor comes from products alone, which hold more."""
+        peak = self.peak_memory if device.type == "cpu" else GramPolynomials.peak_memory
+        return peak * max(4, dtype.itemsize)
+
 
 @register
 @dataclass(frozen=True)

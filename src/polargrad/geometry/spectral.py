@@ -81,9 +81,8 @@ class Spectral(Geometry):
         return self.resolved_method(torch.float64).peak_memory
 
     def bytes_per_entry(self, dtype: torch.dtype, device: torch.device) -> float:
-        """The memory that the polar method declares, in the dtype in which it works on `device`."""
-        method = self.resolved_method(dtype).on(device)
-        return method.peak_memory * method.working_dtype(dtype).itemsize
+        """`peak_memory` in the dtype in which the polar method works on `device`."""
+        return self.peak_memory * self.resolved_method(dtype).on(device).working_dtype(dtype).itemsize
 
     def lmo(self, G: Tensor) -> Tensor:
         """The unitary polar factor of each matrix of G (*batch, m, n)."""

@@ -373,7 +373,7 @@ def _polar_cost(
     layout, view, geometry, dtype = one.layout, one.view, one.geometry, one.dtype
     world, numbers = layout.world, 1 + rule.lmo.squared_lengths
     tiles = [tile.numel * dtype.itemsize for tile in layout.tiles]
-    held = geometry.bytes_per_entry(dtype, torch.device("meta"))  # as wherever half precision is fast
+    held = rule.lmo.held(dtype, torch.device("meta"))  # as wherever half precision is fast
     traffic = Traffic((0.0,) * world, (0.0,) * world, 0)
     match strategy:
         case Strategy.REPLICATED:

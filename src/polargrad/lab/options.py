@@ -171,13 +171,14 @@ def check_integer(name: str, value: Any, least: int = 1) -> None:
 
 
 def divisors(number: int) -> str:
-    """The divisors of a positive number up to 1,024, for a message that asks for one of them.
+    """The divisors of a positive number, of a large one those up to 1,024 and itself, for a message that asks for one.
 
     Example:
-        >>> divisors(12)
-        '1, 2, 3, 4, 6, 12'
+        >>> divisors(12), divisors(7919)
+        ('1, 2, 3, 4, 6, 12', '1, ..., 7919')
     """
-    return ", ".join(str(n) for n in range(1, min(number, 1024) + 1) if number % n == 0)
+    small = [str(n) for n in range(1, min(number, 1024) + 1) if number % n == 0]
+    return ", ".join(small if number <= 1024 else [*small, "...", str(number)])
 
 
 def values_of(kind: type[Any], options: Any) -> dict[str, Any]:

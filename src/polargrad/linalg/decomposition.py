@@ -237,7 +237,9 @@ def _run(A: Tensor, request: Request) -> tuple[_Canonical, IterationResult]:
     if isinstance(request.norm_floor, Tensor) or request.norm_floor:
         if differentiated:
             raise ValueError("norm_floor is for factors without a gradient; call it under torch.no_grad()")
-        floor = request.norm_floor.reshape(-1, 1, 1) if isinstance(request.norm_floor, Tensor) else request.norm_floor
+        floor = request.norm_floor
+        if isinstance(floor, Tensor):  # where it is 0 there is none, and nothing is divided by it
+            floor = floor.reshape(-1, 1, 1).to(at_least_single(floor.dtype)).clamp_min(2.0**-126)
         floor = floor if canonical.scale is None else floor * canonical.scale
         result = request.method.iterate_above(canonical.X, floor)
     else:

@@ -38,9 +38,12 @@ _CLASS_FROM = 0.1
 def normalize_frobenius(X: Tensor, floor: float | Tensor | None = None) -> Tensor:
     """X / max(||X||_F, floor) for each matrix of the batch, singular values then in [0, 1]; zero stays zero."""
     norm = torch.linalg.matrix_norm(X, keepdim=True)
-    if floor is None:
-        floor = torch.finfo(X.dtype).tiny
-    return X / norm.clamp_min(floor.to(norm.dtype) if isinstance(floor, Tensor) else floor)
+    least = min(torch.finfo(norm.dtype).tiny, 2.0**-24)  # float16 has smaller numbers than its smallest normal one
+    if isinstance(floor, Tensor):
+        norm = norm.clamp_min(floor.to(norm.dtype))
+    elif floor is not None:
+        least = min(max(floor, least), torch.finfo(norm.dtype).max)
+    return X / norm.clamp_min(least)
 
 
 def iterate_polynomials(X: Tensor, schedule: tuple[Coefficients, ...]) -> Tensor:

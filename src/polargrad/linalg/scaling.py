@@ -28,7 +28,8 @@ def largest_entry(A: Tensor) -> Tensor:
 def power_of_two_scale(largest: Tensor) -> Tensor:
     """The power of two that brings each of `largest` into [1/2, 1), in float32 or float64; 1 for 0, NaN and infinity.
 
-    For subnormal numbers it is the largest power of two whose reciprocal is a normal number, as near as they get to 1.
+    It and its reciprocal are normal numbers: subnormal numbers stay below 1/2, and those from 2^126 on (2^1022 in
+    float64) below 4.
 
     Example:
         >>> power_of_two_scale(torch.tensor([3.0, 0.25, 0.0])).tolist()

@@ -88,14 +88,15 @@ class LMO(ABC):
             scale: (k,), what they have been multiplied by, if they have; `floor` is of the matrices before that.
         """
 
-    def held(self, dtype: torch.dtype, device: torch.device) -> float:
+    def held(self, dtype: torch.dtype, device: torch.device, weights: torch.dtype | None = None) -> float:
         """Bytes that a step holds for each entry of M: M, what M was stacked from, and what is done with them.
 
         That is first what the geometry holds, then up to four matrices, with which the direction is measured and made
-        into an update.
+        into an update, in the wider of `dtype` and that of the weights, if it is another.
         """
         entry = max(4, dtype.itemsize)
-        return 2.0 * entry + max(self.geometry.bytes_per_entry(dtype, device), 4.0 * entry)
+        wider = entry if weights is None else max(entry, weights.itemsize)
+        return 2.0 * entry + max(self.geometry.bytes_per_entry(dtype, device), 4.0 * wider)
 
 
 class SourceTransform(Protocol):

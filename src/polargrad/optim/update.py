@@ -231,7 +231,9 @@ class PolarRule:
             view, masked = self.shape_of(shape).view, self.capturable or device.type != "cpu"
             most = executor.max_bucket(len(members))
             if most > 1:
-                size = shape.numel() * self.lmo.held(kept, device)
+                size = shape.numel() * self.lmo.held(kept, device, dtype) + 64 * view.count
+                if self.row_beta is not None:
+                    size += 32 * math.prod(view.row_shape)
                 if self.whitening is not None:
                     size += self.whitening.workspace(view, kept)
                 most = min(most, max(1, int(self.workspace / max(1.0, size))))

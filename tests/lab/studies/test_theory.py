@@ -367,7 +367,6 @@ def _records(folder):
     return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_a_brief_study_writes_records_summary_and_page(tmp_path, monkeypatch):
     monkeypatch.setattr(drawing, "save", lambda drawn, folder: [])
     monkeypatch.setattr(drawing, "inline_svg", lambda figure: f"<svg><title>{figure.key}</title></svg>")
