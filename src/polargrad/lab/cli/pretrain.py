@@ -83,11 +83,11 @@ class Pretrain(Launch):
 
     def _paced(self, spec: RunSpec) -> RunSpec:
         """The run, with as many steps as take the minutes if any were asked for: measured, of a dry run estimated."""
-        from polargrad.lab.estimate import steps_within
-
         minutes = self.schedule.minutes
         if minutes is None:
             return spec
+        from polargrad.lab.estimate import steps_within
+
         if self.run.dry_run:
             steps = max(1, int(60 * minutes / self._estimate(spec).seconds))
         else:
