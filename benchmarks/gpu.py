@@ -14,7 +14,7 @@ Parts, the most valuable first. One that fails, or runs over its time, is record
     reads        how often a step waits for the device, for each method and option (0 is claimed)
     accuracy     factors against float64, spectra from well conditioned to singular
     engine       every method beside torch's Newton-Schulz and SVD: time and memory
-    train        GPT-2 Small under a plain loop with fused AdamW, then four recipes, rates searched alike at one length
+    train        GPT-2 Small under a plain loop with fused AdamW, then four recipes, rates searched alike
     qwen         Qwen2.5 of 540 million parameters, 20 steps
     tests        `pytest -m gpu tests/optim/test_capture.py`
     capture      a CUDA graph of each method's step; last, since a capture that fails spoils the process
