@@ -695,7 +695,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
     parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU, to try the script")
     parser.add_argument("--tokens", type=Path, help="tokens.bin of benchmarks/gpu_text.py, its tokens.json beside it")
-    parser.add_argument("--seconds", type=float, default=280, help="of the part train, whose runs have as many steps as fit")
+    parser.add_argument("--seconds", type=float, default=280, help="of the part train, for the steps of its runs")
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="which parts; default all")
     given = parser.parse_args()
     if not given.tiny and not torch.cuda.is_available():
