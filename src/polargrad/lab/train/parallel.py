@@ -219,7 +219,7 @@ class Messages:
         store: of torch.distributed.
     """
 
-    _END = "end"
+    _END, _RECEIPTS, _PAUSE = "end", "polargrad/receipts", 0.5
 
     def __init__(self, store: Any) -> None:
         self._store, self._number = store, 0
@@ -233,6 +233,17 @@ class Messages:
         """Tell the others that there is nothing more to do, and the exit code."""
         self.send({self._END: code})
 
+    def end_and_leave(self, code: int, others: int) -> None:
+        """The same as the last act of rank 0, whose own the store may be: wait until the others have read it.
+
+        Not for long, since some of them may be gone.
+        """
+        with contextlib.suppress(RuntimeError, KeyboardInterrupt):
+            self.end(code)
+            until = time.monotonic() + 3 * self._PAUSE
+            while self._store.add(self._RECEIPTS, 0) < others and time.monotonic() < until:
+                time.sleep(0.01)
+
     def receive(self) -> Any:
         """The next message.
 
@@ -244,12 +255,14 @@ class Messages:
         try:
             while not self._store.check([key]):
                 time.sleep(pause)
-                pause = min(2 * pause, 0.5)
+                pause = min(2 * pause, self._PAUSE)
             message = json.loads(self._store.get(key))
         except RuntimeError as error:
             raise ConnectionError("the first process of this run is gone, and this one ends with it") from error
         self._number += 1
         if isinstance(message, dict) and self._END in message:
+            with contextlib.suppress(RuntimeError):
+                self._store.add(self._RECEIPTS, 1)
             raise SystemExit(message[self._END])
         return message
 
@@ -374,7 +387,7 @@ def processes(mode: str | None, mesh: str | None = None) -> Iterator[Parallel]:
     except BaseException as error:
         # Last of all: torchrun ends the processes that are left once the first is gone.
         if rank == 0 and messages is not None:
-            atexit.register(messages.end, exit_code(error))
+            atexit.register(messages.end_and_leave, exit_code(error), world - 1)
         raise
     finally:
         if torch.distributed.is_initialized():
