@@ -631,8 +631,8 @@ def train(bench: Bench) -> None:
         search(subject, name, steps, runs)
 
 
-def search(subject: Subject, name: str, steps: int, runs: int) -> dict[str, float]:
-    """The factors of a recipe's rates by role: doubled or halved one after the other, the better kept.
+def search(subject: Subject, name: str, steps: int, runs: int) -> None:
+    """Search a recipe's rates: those of some roles doubled or halved one after the other, the better kept.
 
     Every run has the length that is judged: what wins at 40 steps was too high for 147.
     """
@@ -650,7 +650,6 @@ def search(subject: Subject, name: str, steps: int, runs: int) -> dict[str, floa
         loss = subject.train(name, _recipe(name, new), steps=steps, seconds=60, evaluate=True, factors=new)
         if loss < least:
             best, least = new, loss
-    return best
 
 
 def qwen(bench: Bench) -> None:

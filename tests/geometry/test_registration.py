@@ -12,6 +12,7 @@ from polargrad.distributed.layout import Layout
 from polargrad.distributed.strategy import Strategy, choose_strategy
 from polargrad.geometry import GEOMETRIES, Frobenius
 from polargrad.lab.estimate import optimizer_step
+from polargrad.lab.studies.peak_memory import peak_bytes
 from polargrad.optim.matrix_view import matrix_view
 from tests.geometry.outside import RankOne
 
@@ -82,6 +83,17 @@ def test_every_geometry_declares_its_cost(geometry):
         assert made.operations(16, 16, dtype) > made.operations(8, 8, dtype)
         assert made.working_dtype(dtype).is_floating_point
         assert made.bytes_per_entry(dtype, torch.device("cpu")) >= 2.0 * dtype.itemsize
+
+
+@pytest.mark.parametrize("geometry", ["right-polar", "left-polar"])
+def test_a_geometry_that_takes_products_on_a_device_declares_what_they_hold(geometry, monkeypatch):
+    made, shape = GEOMETRIES[geometry](), (16, 24, 24)
+    G = torch.randn(shape)
+    here, there = (made.bytes_per_entry(G.dtype, torch.device(kind)) for kind in ("cpu", "cuda"))
+    assert peak_bytes(lambda: made.lmo(G)) <= here * G.numel()
+    monkeypatch.setattr("polargrad.geometry.onesided.on_host", lambda _: False)
+    monkeypatch.setattr("polargrad.linalg.decomposition.on_host", lambda _: False)
+    assert here * G.numel() < peak_bytes(lambda: made.lmo(G)) <= there * G.numel()
 
 
 @pytest.mark.parametrize("geometry", sorted(GEOMETRIES))

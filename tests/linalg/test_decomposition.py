@@ -11,6 +11,7 @@ import polargrad
 from polargrad.linalg import (
     NewtonSchulz,
     Status,
+    available_methods,
     polar,
     polar_factor,
     resolve_method,
@@ -294,6 +295,21 @@ def test_a_factor_by_a_method_costs_few_python_calls():
     finally:
         sys.setprofile(None)
     assert 5 < len(calls) <= 23, calls
+
+
+@pytest.mark.parametrize("method", [*available_methods(), NewtonSchulz(dtype="float16")], ids=str)
+def test_a_floor_of_zero_divides_nothing(method):
+    A = torch.stack([torch.zeros(3, 3), torch.eye(3)])
+    for floor in (torch.zeros(2, 1, 1), 1e-8, 1e-30):  # float16 rounds the last two to 0
+        U = polar_factor(A, method, norm_floor=floor)
+        assert torch.equal(U, polar_factor(A, method))
+        assert (U[0] == 0).all()
+
+
+def test_float16_takes_subnormal_matrices_and_floors_beyond_its_range():
+    method = NewtonSchulz.quintic(6, dtype="float16")
+    assert torch.allclose(polar_factor(torch.eye(2) * 2.0**-148, method), torch.eye(2), atol=2e-3)
+    assert polar_factor(torch.eye(2), method, norm_floor=1e30).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("floor", [-1.0, torch.nan, torch.inf, "1", 1j, True, None, torch.tensor([[-1.0]]),

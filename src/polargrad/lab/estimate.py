@@ -10,7 +10,7 @@ MLP width f, vocabulary V, activations of a bytes (2 in bfloat16, also mixed; 4;
     activations          a t L (8 h + k f), k = 4 for a gated MLP and 2 for a plain one; with activation checkpointing
                          a t (L h + 8 h + k f)
     logits               t V (2 a + 3 max(4, a)): as computed, in float32, their log-softmax, and the gradients of both
-    workspace            what the polar factor of the largest matrix holds, when activations and logits are gone
+    workspace            what a step holds for the largest matrix, when activations and logits are gone
 
     forward, backward    (6 N + 12 L h s) / T operations a token, N the parameters that multiply (no lookup table), s
                          the context; a third more with activation checkpointing
