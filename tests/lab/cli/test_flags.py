@@ -30,8 +30,8 @@ ACTING = {
     "--recipe --set --clip --steps --tokens --minutes --schedule --batch --accumulation --precision "
     "--activation-checkpointing --compile --device --seed --evaluation-windows --eval-every --log-every "
     f"--diagnostics-every {TRACKING} --name --dry-run --checkpoint-every --keep --resume {PROCESSES}",
-    "protocol": "--model --baseline --steps --tokens --runs --tuner --seeds --data --text --documents --device --out "
-    "--jobs --threads",
+    "protocol": "--model --baseline --set --steps --tokens --runs --tuner --seeds --data --text --documents --device "
+    "--precision --compile --out --jobs --threads",
     "resume": f"--jobs --threads {PROCESSES}",
     "report": "--format",
     "runs": "--recipe --status --name --sort --last --format",

@@ -339,3 +339,21 @@ def test_a_model_with_other_roles_takes_the_options_of_the_recipe(monkeypatch, t
     assert default.optimizer["tied"]["lr"] == 0.224
     assert "RAdam" in outside.optimizer["hidden"]["rule"]
     assert outside.optimizer["tied"]["rule"] == "adamw"
+
+
+def test_recipes_take_changes_and_all_runs_a_precision(tmp_path):
+    (tmp_path / "spec.json").write_text(spec_of("adamw").to_json())
+    changes = ("muon+adamw.hidden.lr=0.02", "muon+normalized-tables.embedding+head.method=svd", "Lion.lr=3e-4")
+    names = ("muon+adamw", "muon+normalized-tables", "torch.optim:RMSprop", str(tmp_path / "spec.json"))
+    options = {"device": "cpu", "precision": "bfloat16-mixed", "compiled": True}
+    with pytest.raises(ValueError, match="Lion"):
+        Command(names=names, set=changes, **options)._specs()
+    muon, default, outside, _ = specs = Command(names=names, set=(*changes[:2], "RMSprop.lr=3e-4"), **options)._specs()
+    assert muon.learning_rates == {**spec_of("muon+adamw").learning_rates, "hidden": 0.02}
+    assert default.optimizer["head"]["method"] == "svd"
+    assert "accuracy" not in default.optimizer["head"]  # which is that of the recipe's own method
+    assert set(outside.learning_rates.values()) == {3e-4}
+    for spec in specs:
+        assert (spec.objective.precision, spec.objective.compiled) == ("bfloat16-mixed", True)
+    with pytest.raises(ValueError, match="--set changes recipes, and there are none"):
+        Command(names=names[-1:] * 2, set=changes[:1], device="cpu")._specs()

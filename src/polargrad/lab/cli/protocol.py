@@ -12,9 +12,9 @@ from polargrad.lab.cli.arguments import Jobs, Positional
 from polargrad.lab.comparison import protocol
 from polargrad.lab.lm.models import architecture
 from polargrad.lab.options import option
-from polargrad.lab.recipes import Optimizer, optimizer_for, spec_of
+from polargrad.lab.recipes import Recipe, changed, changes_of, optimizer_for, recipe
 from polargrad.lab.run.environment import chosen_device
-from polargrad.lab.run.spec import LanguageModel, RunSpec
+from polargrad.lab.run.spec import LanguageModel, Precision, RunSpec
 from polargrad.optim.roles import roles
 
 RECIPES = ("muon+adamw", "adamw", "muon+polargrad", "muon+normalized-tables", "whitened-muon+adamw")
@@ -42,6 +42,7 @@ class Protocol(Jobs):
             options for roles that they lack
         model: mini, or another model of `pretrain`
         baseline: whose final loss is to be reached
+        set: change of an option of a recipe, in all its roles or in some; may be given several times
         steps: lengths of the runs
         tokens: tokens in a step
         runs: of the search of each recipe at each length and batch
@@ -51,12 +52,15 @@ class Protocol(Jobs):
         text: text of the runs that count; by default the sources of the installed torch
         documents: of that text; 0: all
         device: auto is a GPU where there is one; --jobs of them share it
+        precision: of forward and backward, as in `pretrain`
+        compiled: forward and backward through `torch.compile`
         out: new folder; runs/protocol-DATE-TIME by default
     """
 
     names: Positional[tuple[str, ...]] = RECIPES
     model: str = "mini"
     baseline: str = "muon+adamw"
+    set: tuple[str, ...] = option((), metavar="RECIPE[.ROLE].OPTION=V", repeated=True)
     steps: tuple[int, ...] = (64, 192)
     tokens: tuple[int, ...] = (2048, 16384)
     runs: int = option(16, least=0)
@@ -66,6 +70,8 @@ class Protocol(Jobs):
     text: str = ""
     documents: int = option(0, least=0)
     device: str = "auto"
+    precision: Precision = "float32"
+    compiled: bool = option(False, flag="compile")
     out: Path | None = None
 
     def __call__(self) -> None:
@@ -92,12 +98,19 @@ class Protocol(Jobs):
 
     def _specs(self) -> tuple[RunSpec, ...]:
         sizes = dataclasses.asdict(architecture(self.model))
-        objective = LanguageModel(**sizes, corpus=self.data, device=chosen_device(self.device))
+        objective = LanguageModel(
+            **sizes,
+            corpus=self.data,
+            device=chosen_device(self.device),
+            precision=self.precision,
+            compiled=self.compiled,
+        )
         present = set(roles(objective.build(device="meta")).values())
-        specs = [
-            RunSpec.from_json(Path(name).read_text(encoding="utf-8")) if name.endswith(".json") else spec_of(name)
-            for name in self.names
-        ]
+        among = [recipe(name) for name in self.names if not name.endswith(".json")]
+        if self.set and not among:
+            raise ValueError("--set changes recipes, and there are none; edit a copy of the spec")
+        known = iter([_changed(one, present, changes_of(one, self.set, among)) for one in among])
+        specs = [_read(Path(name), present) if name.endswith(".json") else next(known) for name in self.names]
         # The runs of a search are called by the recipe that they are a variant of, where that tells them apart.
         variants = [spec.recipe for spec in specs]
         return tuple(
@@ -105,17 +118,22 @@ class Protocol(Jobs):
                 spec,
                 name=spec.recipe if variants.count(spec.recipe) == 1 else spec.name,
                 objective=objective,
-                optimizer=_options(spec, name, present),
                 probe=(),
             )
-            for spec, name in zip(specs, self.names, strict=True)
+            for spec in specs
         )
 
 
-def _options(spec: RunSpec, name: str, present: set[str]) -> Optimizer:
-    """A spec's options for the roles of the model; of those that it leaves out its recipe's own."""
-    known = {role: dict(options) for role, options in spec.optimizer.items() if role in present}
-    missing = present - known.keys()
-    if not missing:
-        return known
-    return {**known, **optimizer_for(spec.recipe if name.endswith(".json") else name, missing)}
+def _changed(one: Recipe, roles: set[str], changes: list[str]) -> RunSpec:
+    """A recipe's small run, with options for a model's roles."""
+    options = changed(one, roles, changes)
+    return dataclasses.replace(dataclasses.replace(one, optimizer=options)(), optimizer=options)
+
+
+def _read(path: Path, roles: set[str]) -> RunSpec:
+    """A spec from a file with options for a model's roles: its own, and its recipe's for those that it leaves out."""
+    spec = RunSpec.from_json(path.read_text(encoding="utf-8"))
+    known = {role: dict(options) for role, options in spec.optimizer.items() if role in roles}
+    if missing := roles - known.keys():
+        known |= optimizer_for(spec.recipe, missing)
+    return dataclasses.replace(spec, optimizer=known)

@@ -29,6 +29,7 @@ Plain = None | bool | int | float | str | tuple["Plain", ...] | Mapping[str, "Pl
 
 FORMAT = 1
 Shuffle = Literal["windows", "documents"]
+Precision = Literal["float32", "tf32", "bfloat16-mixed", "bfloat16", "float64"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Computation:
 
     batch: int = 16
     accumulation: int = 1
-    precision: Literal["float32", "tf32", "bfloat16-mixed", "bfloat16", "float64"] = "float32"
+    precision: Precision = "float32"
     activation_checkpointing: bool = False
     compiled: bool = option(False, flag="compile")
     device: str = "cpu"
@@ -165,6 +166,20 @@ if TYPE_CHECKING:
     ObjectiveSpec = LanguageModel | ProblemSpec
 
 
+def with_options(options: Mapping[str, Plain], own: Mapping[str, Plain]) -> dict[str, Plain]:
+    """The options of a role with some changed, without those that only what was changed made use of.
+
+    Example:
+        >>> with_options({"rule": "polar", "method": "auto", "accuracy": 0.1}, {"method": "svd"})
+        {'rule': 'polar', 'method': 'svd'}
+    """
+    if options.get("rule") == "polar" and "rule" not in own:
+        from polargrad.optim.options import overlaid_options
+
+        return overlaid_options(own, options)
+    return {**options, **own}
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One run: an equal spec repeats it.
@@ -239,7 +254,7 @@ class RunSpec:
         """The same run with one option of one role changed."""
         if role not in self.optimizer:
             raise ValueError(f"{self.name} has no role {role!r}; its roles are {', '.join(self.optimizer)}")
-        optimizer = {**self.optimizer, role: {**self.optimizer[role], option: value}}
+        optimizer = {**self.optimizer, role: with_options(self.optimizer[role], {option: value})}
         return dataclasses.replace(self, optimizer=optimizer)
 
     def to_dict(self) -> dict[str, Any]:
@@ -306,9 +321,14 @@ def parse_setting(text: str) -> tuple[tuple[str, ...], str, str]:
 
 
 def parse_value(text: str) -> Any:
-    """A value as it is written on the command line: JSON, else a bare word."""
+    """A value as it is written on the command line: JSON, a number such as .5 or 5., else a bare word.
+
+    Example:
+        >>> parse_value(".5"), parse_value("true"), parse_value("svd")
+        (0.5, True, 'svd')
+    """
     try:
-        return json.loads(text)
+        return json.loads(f"0{text}" if text.startswith(".") else f"{text}0" if text.endswith(".") else text)
     except ValueError:
         return text
 
