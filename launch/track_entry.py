@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 OPTIMIZER = """\
-    table = {"nesterov": True, "normalize_rows": 0.95, "method": "auto"}
+    table = {"nesterov": True, "normalize_rows": 0.95, "method": "auto", "accuracy": 0.15}
     optimizers = [polargrad.PolarGrad([
         {"params": [p for p in model.blocks.parameters() if p.ndim >= 2], "lr": 0.025, "momentum": 0.95,
          "nesterov": True, "scale": "spectral", "weight_decay": 0.025, "method": "newton-schulz"},

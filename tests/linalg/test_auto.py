@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from polargrad.linalg import QDWH, SVD, Auto, GramPolynomials, PolarExpress, auto, polar, polar_factor
+from polargrad.linalg import QDWH, SVD, Auto, GramNewtonSchulz, GramPolynomials, PolarExpress, auto, polar, polar_factor
 from polargrad.linalg.arithmetic import Arithmetic
 from polargrad.linalg.auto import Choice
 from polargrad.linalg.double_gram import DoubleGram
@@ -123,6 +123,73 @@ def test_a_consumer_gpu_gets_products_in_single_precision(monkeypatch):
     assert_polar_factor(A, polar_factor(A, choice.method))
 
 
-def test_without_fast_half_precision_no_half_precision_is_chosen(monkeypatch):
+@pytest.fixture
+def without_half(monkeypatch):
+    """A CPU that multiplies half precision slowly."""
     monkeypatch.setattr(auto, "arithmetic", lambda device: Arithmetic("old", None, True, "for a test"))
-    assert Auto(accuracy=0.3).explain((768, 768)).method == DoubleGram()
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "shape", "dtype", "kind"),
+    [
+        (0.3, (768, 768), torch.float32, PolarExpress),
+        (0.15, (2048, 192), torch.float32, GramNewtonSchulz),
+        (0.15, (192, 2048), torch.bfloat16, GramNewtonSchulz),
+        (0.15, (2, 2048, 192), torch.complex64, GramNewtonSchulz),
+        (0.01, (2048, 192), torch.float32, GramNewtonSchulz),
+        (1e-3, (3072, 768), torch.float32, DoubleGram),  # more than the Gram form promises
+        (1e-3, (768, 768), torch.float32, DoubleGram),  # costs no more
+        (0.15, (2048, 32), torch.float32, SVD),
+        (0.15, (90, 2048, 32), torch.float32, DoubleGram),
+        (0.15, (768, 768), torch.float64, PolarExpress),
+    ],
+    ids=str,
+)
+def test_without_fast_half_precision_products_in_single_are_chosen_where_they_cost_less(
+    without_half, accuracy, shape, dtype, kind
+):
+    method = Auto(accuracy=accuracy).explain(shape, dtype).method
+    assert isinstance(method, kind)
+    assert torch.finfo(method.working_dtype(dtype)).bits >= 32
+
+
+def test_half_precision_that_cannot_be_promised_gives_way_to_products_in_single(monkeypatch):
+    monkeypatch.setattr(auto, "arithmetic", lambda device: Arithmetic("new", "bfloat16", True, "for a test"))
+    coarse, fine = (Auto(accuracy=a).explain((2048, 192)).method for a in (0.15, 0.1))
+    assert coarse.working_dtype(torch.float32) == torch.bfloat16
+    assert fine.working_dtype(torch.float32) == torch.float32
+
+
+@pytest.mark.parametrize("accuracy", [0.3, 0.15, 0.05, 0.01])
+@pytest.mark.parametrize("shape", [(60, 60), (90, 60), (1000, 100), (100, 1000)], ids=str)
+@pytest.mark.parametrize("sigma", ["log", "cluster", "floor"])
+def test_products_in_single_keep_the_accuracy_above_the_floor(without_half, sigma, shape, accuracy):
+    n = min(shape)
+    values = {
+        "log": torch.logspace(0, -6, n, dtype=torch.float64),
+        "cluster": torch.cat([torch.ones(n - n // 4), torch.logspace(-1, -3.5, n // 4)]).double(),
+        "floor": torch.cat([torch.ones(1), torch.full((n - 1,), 1.1e-3)]).double(),
+    }[sigma]
+    A = with_singular_values(*shape, values, torch.float64, seed=3).float()
+    choice = Auto(accuracy=accuracy).explain(A)
+    assert not isinstance(choice.method, DoubleGram | SVD)
+    above = int((values / values.norm() >= 1.001 * Auto(accuracy=accuracy).sigma_floor(torch.float32)).sum())
+    found = torch.linalg.svdvals(polar_factor(A, choice.method).double())
+    assert above > 0
+    assert found[0] <= 1 + accuracy
+    assert found[above - 1] >= 1 - accuracy
+
+
+def test_the_gram_form_moves_a_factor_by_less_than_is_left_for_it():
+    A = with_singular_values(1500, 150, torch.logspace(0, -3, 150, dtype=torch.float64), torch.float64, seed=3).float()
+    for steps in (5, 6):
+        plain = polar_factor(A, PolarExpress(steps, safety=1.001))
+        moved = torch.linalg.matrix_norm(
+            polar_factor(A, GramNewtonSchulz.polar_express(1e-3, steps, safety=1.001)) - plain, 2
+        )
+        assert moved <= 4e-4
+
+
+def test_a_long_schedule_is_shown_by_its_length():
+    assert str(GramNewtonSchulz()) == repr(GramNewtonSchulz()).replace("'fast'", "fast")
+    assert "<6 rows>" in str(GramNewtonSchulz.polar_express(max_steps=6))

@@ -125,10 +125,10 @@ def test_a_step_of_a_model_is_a_few_hundred_operations():
 def test_a_step_of_the_default_recipe_reads_nothing_and_its_tables_cost_a_few_more_operations():
     with fake_cuda():
         groups = [{"params": parameters(MATRICES), **VARIANTS["muon"]}]
-        table = {"method": "auto", "nesterov": True, "normalize_rows": 0.95}
+        table = {"method": "auto", "accuracy": 0.15, "nesterov": True, "normalize_rows": 0.95}
         groups += [{"params": parameters([(1, (50304, 768))]), "momentum": 0.7, "scale": "spectral", **table}]
         groups += [{"params": parameters([(1, (50304, 768))]), "momentum": 0.5, "scale": "rms", **table}]
         groups += [{"params": parameters([(1, (1024, 768)), *VECTORS]), "rule": "adamw"}]
         seen = step(groups)
     assert not seen.host_reads
-    assert seen.total <= 660, seen.counts
+    assert seen.total <= 500, seen.counts

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from polargrad.lab.lm.models import architecture
-from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec, parse_setting, parse_value
+from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec, parse_setting, parse_value, with_options
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
 from polargrad.lab.train.optimizers import OPTIMIZERS, is_optimizer
 from polargrad.linalg.registry import Registry
@@ -131,12 +131,14 @@ def optimizer_for(name: str, roles: Collection[str], changes: Sequence[str] = ()
 
 def changed(recipe: Recipe, roles: Collection[str], changes: Sequence[str]) -> Optimizer:
     options = {role: chosen for role, chosen in recipe.optimizer.items() if role in roles}
+    own: dict[str, Options] = {role: {} for role in options}
     for change in changes:
         named, option, value = parse_setting(change)
         for role in options if named == ("*",) else named:
             if role not in options:
                 raise ValueError(f"{change!r}: the model has no role {role!r}; its roles are {', '.join(options)}")
-            options[role] = {**options[role], option: parse_value(value)}
+            own[role][option] = parse_value(value)
+    options = {role: with_options(chosen, own[role]) for role, chosen in options.items()}
     if without := [role for role, chosen in options.items() if "lr" not in chosen]:
         raise ValueError(
             f"{recipe.name} has no learning rate of its own for {', '.join(without)}; give one, as with "
@@ -300,7 +302,7 @@ def polargrad(lr: float, momentum: float = 0.5, **options: Plain) -> Options:
 
 def normalized_tables() -> tuple[Options, Options, Options]:
     """Polar factors with normalized rows on embedding and head, and on a table that is both."""
-    rows: Options = {"nesterov": True, "normalize_rows": 0.95, "method": "auto"}
+    rows: Options = {"nesterov": True, "normalize_rows": 0.95, "method": "auto", "accuracy": 0.15}
     head, tied = (polar(lr, 0.7, scale="spectral", **rows) for lr in (0.056, 0.224))
     return polar(0.12, 0.5, scale="rms", **rows), head, tied
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from polargrad.linalg.arithmetic import arithmetic
 from polargrad.linalg.decomposition import on_host
 from polargrad.linalg.double_gram import DoubleGram
+from polargrad.linalg.gram_newton_schulz import GramNewtonSchulz
 from polargrad.linalg.gram_polynomials import GramPolynomials
 from polargrad.linalg.method import Accuracy, IterationResult, PolarMethod, check_accuracy, register
 from polargrad.linalg.polar_express import PolarExpress
@@ -39,6 +40,11 @@ _SINGLE_FLOOR = 1e-6
 _FLOOR = 1e-3
 # ... and not at all below this accuracy.
 _FINEST_POLYNOMIAL = 1e-5
+# From this ratio of rows to columns on they are iterated on the Gram matrix, which in single precision moves a singular
+# value by at most 4e-4 at that floor (tests/linalg/test_auto.py): a few times that is left for it.
+_GRAM_FORM, _OF_GRAM_FORM = 1.5, 2e-3
+# An operation of DoubleGram, in double precision or LAPACK's, takes about so many times one of a product on a CPU.
+_SLOWER = 2.0
 
 
 @dataclass(frozen=True)
@@ -155,13 +161,20 @@ class Auto(PolarMethod):
             # Not in the Gram form: in half precision that fails for matrices near singular.
             with contextlib.suppress(ValueError):  # the rounding of bfloat16 alone may be coarser
                 return PolarExpress(lower_bound=lower, dtype="bfloat16").with_accuracy(self.accuracy, work)
-        if work in (torch.float32, torch.complex64):
-            # DoubleGram costs no more than six or seven quintic steps of the same precision, and GramPolynomials forms
-            # no more than four products with the rows of a tall matrix.
-            tall = max(shape[-2:]) >= _TALL_ON_DEVICE * min(shape[-2:])
-            if device.type == "cpu" or (tall and arithmetic(device).double):
-                return None
-        return PolarExpress(lower_bound=lower, safety=1.001).with_accuracy(self.accuracy, work)
+        m, n = max(shape[-2:]), min(shape[-2:])
+        single = work in (torch.float32, torch.complex64)
+        # GramPolynomials forms no more than four products with the rows of a tall matrix.
+        if single and device.type != "cpu" and m >= _TALL_ON_DEVICE * n and arithmetic(device).double:
+            return None
+        method = PolarExpress(lower_bound=lower, safety=1.001).with_accuracy(self.accuracy, work)
+        if not single or device.type != "cpu":
+            return method
+        if m >= _GRAM_FORM * n and self.accuracy >= 2 * _OF_GRAM_FORM:
+            steps = method.with_accuracy(self.accuracy - _OF_GRAM_FORM, work).max_steps
+            method = GramNewtonSchulz.polar_express(lower, steps, safety=1.001)
+        small = n <= _EIGENVALUES  # where calls outweigh products
+        exact = _SLOWER * DoubleGram().operations(m, n, work)
+        return None if small or method.operations(m, n, work) > exact else method
 
     def with_accuracy(self, accuracy: Accuracy, dtype: torch.dtype) -> Auto:
         return replace(self, accuracy=accuracy)

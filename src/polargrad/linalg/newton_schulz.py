@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -93,6 +93,13 @@ class PolynomialMethod(PolarMethod):
     confines_nonfinite: ClassVar[bool] = True
     peak_memory: ClassVar[float] = 6.0
     dtype: str | None
+
+    def __str__(self) -> str:
+        """The call that makes it, with the number of rows in place of several."""
+        options = {one.name: getattr(self, one.name) for one in fields(self)}  # pyright: ignore[reportArgumentType]
+        if len(rows := options.get("coefficients", ())) > 1:
+            options["coefficients"] = f"<{len(rows)} rows>"
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in options.items())})"
 
     @abstractmethod
     def schedule(self, dtype: torch.dtype) -> tuple[Coefficients, ...]:

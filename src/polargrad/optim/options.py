@@ -46,6 +46,7 @@ __all__ = [
     "check_values",
     "fill_options",
     "inherited_options",
+    "overlaid_options",
     "parameter_name",
     "plain_options",
     "resolve",
@@ -360,6 +361,19 @@ def inherited_options(own: Mapping[str, Any], inherited: Mapping[str, Any]) -> d
         if "scale" in own and not SCALES[_name_of("scale", SCALES, own["scale"])].uses_dual_norm:
             unused.add("scope")
     return {option: value for option, value in inherited.items() if option not in unused}
+
+
+def overlaid_options(own: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """`own` options over those of a table, such as a role's defaults; an accuracy there goes with the method there.
+
+    Example:
+        >>> overlaid_options({"method": "svd"}, {"lr": 0.1, "method": "auto", "accuracy": 0.15})
+        {'lr': 0.1, 'method': 'svd'}
+    """
+    kept = inherited_options(own, table)
+    if "method" in own:
+        kept.pop("accuracy", None)
+    return {**kept, **own}
 
 
 # Options of other optimizers, which would do nothing here.

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from polargrad.optim.matrix_view import VIEW_OPTIONS, layout_options, matrix_view
-from polargrad.optim.options import inherited_options, plain_options
+from polargrad.optim.options import overlaid_options, plain_options
 from polargrad.optim.usage import Usage, watch
 
 __all__ = ["ROLES", "Rule", "describe_groups", "parameter_groups", "roles"]
@@ -31,7 +31,7 @@ _MUON: dict[str, Any] = {
     "method": "newton-schulz",
     "max_steps": 5,
 }
-_ROWS: dict[str, Any] = {"rule": "polar", "nesterov": True, "normalize_rows": 0.95, "method": "auto"}
+_ROWS: dict[str, Any] = {"rule": "polar", "nesterov": True, "normalize_rows": 0.95, "method": "auto", "accuracy": 0.15}
 _ADAMW: dict[str, Any] = {"rule": "adamw", "lr": 6e-2, "betas": (0.9, 0.95), "eps": 1e-8}
 # The recipe that won the comparison of 2026-11-26 in docs/log.md; the rate of tied tables is of 2026-11-27.
 # Convolutions and experts take the hidden rate and positions a sixth of that of the vectors; both are unmeasured.
@@ -526,7 +526,7 @@ def parameter_groups(
                         f"the options of {role} choose rule={own_options['rule']!r} without a learning rate, and "
                         f"{merged.get('lr')} is that of rule={given!r}, which means something else; give lr as well"
                     )
-                merged = {**inherited_options(own_options, merged), **own_options}
+                merged = overlaid_options(own_options, merged)
             laid[role, rule] = merged
         view = _kept_view(f, laid[role, rule])
         key = (ROLES.index(role), len(rules) if rule is None else rule, repr(sorted(view.items())))

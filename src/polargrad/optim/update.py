@@ -560,7 +560,8 @@ class GeometryLMO(LMO):
         floor = self.floor if scale is None or not self.floor else self.floor * scale[:, None, None]
         D = lmo(M, norm_floor=floor)
         if self.empty_rows:
-            D = D * (M != 0).any(-1, keepdim=True)
+            # On a CPU a tenth of what a logical sum takes, or torch's maximum norm; a sum of squares would underflow.
+            D = D * (M.abs().amax(-1, keepdim=True) != 0)
         nu = (M.to(dtype) * D).sum((-2, -1)) if self.dual_norms else D.sum((-2, -1), dtype=dtype)
         return LMOResult(D, nu, D.to(dtype).square().sum((-2, -1)) if self.squared_lengths else None)
 
