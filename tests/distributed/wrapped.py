@@ -117,6 +117,8 @@ def _trained(kind, world, which, steps):
             if own.get("method") == "newton-schulz":  # in double precision, which is what is compared
                 own["method"] = {"name": "newton-schulz", "dtype": None}
                 own["max_steps"] = None
+            if own.get("accuracy"):
+                own["accuracy"] = "full"  # likewise: bfloat16 will do for a coarse one
         optimizers.append(polargrad.PolarGrad(groups, process_group=process_group))
     generator = torch.Generator().manual_seed(1)
     worst = 0.0

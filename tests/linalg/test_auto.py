@@ -135,7 +135,7 @@ def without_half(monkeypatch):
         (0.3, (768, 768), torch.float32, PolarExpress),
         (0.15, (2048, 192), torch.float32, GramNewtonSchulz),
         (0.15, (192, 2048), torch.bfloat16, GramNewtonSchulz),
-        (0.15, (2, 2048, 192), torch.complex64, GramNewtonSchulz),
+        (0.15, (2, 2048, 192), torch.complex64, DoubleGram),
         (0.01, (2048, 192), torch.float32, GramNewtonSchulz),
         (1e-3, (3072, 768), torch.float32, DoubleGram),  # more than the Gram form promises
         (1e-3, (768, 768), torch.float32, DoubleGram),  # costs no more
@@ -161,7 +161,7 @@ def test_half_precision_that_cannot_be_promised_gives_way_to_products_in_single(
 
 
 @pytest.mark.parametrize("accuracy", [0.3, 0.15, 0.05, 0.01])
-@pytest.mark.parametrize("shape", [(60, 60), (90, 60), (1000, 100), (100, 1000)], ids=str)
+@pytest.mark.parametrize("shape", [(80, 80), (120, 80), (1000, 100), (100, 1000)], ids=str)
 @pytest.mark.parametrize("sigma", ["log", "cluster", "floor"])
 def test_products_in_single_keep_the_accuracy_above_the_floor(without_half, sigma, shape, accuracy):
     n = min(shape)
@@ -180,7 +180,7 @@ def test_products_in_single_keep_the_accuracy_above_the_floor(without_half, sigm
     assert found[above - 1] >= 1 - accuracy
 
 
-def test_the_gram_form_moves_a_factor_by_less_than_is_left_for_it():
+def test_the_gram_form_moves_a_usual_factor_by_a_tenth_of_what_is_left_for_it():
     A = with_singular_values(1500, 150, torch.logspace(0, -3, 150, dtype=torch.float64), torch.float64, seed=3).float()
     for steps in (5, 6):
         plain = polar_factor(A, PolarExpress(steps, safety=1.001))
@@ -191,5 +191,5 @@ def test_the_gram_form_moves_a_factor_by_less_than_is_left_for_it():
 
 
 def test_a_long_schedule_is_shown_by_its_length():
-    assert str(GramNewtonSchulz()) == repr(GramNewtonSchulz()).replace("'fast'", "fast")
+    assert str(GramNewtonSchulz()) == repr(GramNewtonSchulz())
     assert "<6 rows>" in str(GramNewtonSchulz.polar_express(max_steps=6))

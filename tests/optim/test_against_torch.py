@@ -65,36 +65,21 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("capturable", [False, True], ids=["read", "capturable"])
 @pytest.mark.parametrize("mode", ["plain", "cautious"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_adamw_does_not_depend_on_how_a_weight_or_its_gradient_lies_in_memory(layout, mode, capturable):
+def test_adamw_does_not_depend_on_how_a_weight_or_its_gradient_lies_in_memory(layout, dtype, mode, capturable):
     torch.manual_seed(0)
-    strided = torch.nn.Parameter(LAYOUTS[layout]())
+    strided = torch.nn.Parameter(LAYOUTS[layout]().to(dtype))
     plain, theirs = (torch.nn.Parameter(strided.detach().clone(memory_format=torch.contiguous_format)) for _ in "12")
     options = {"lr": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.95)}
     ours = {"rule": "adamw", "weight_decay_mode": mode, "capturable": capturable, **options}
     optimizers = [polargrad.PolarGrad([{"params": [p], **ours}]) for p in (strided, plain)]
     optimizers.append(torch.optim.AdamW([theirs], eps=1e-8, **options))
     for _ in range(3):
-        gradient = torch.randn(plain.shape, dtype=torch.float64)
+        gradient = torch.randn(plain.shape, dtype=dtype)
         strided.grad, plain.grad, theirs.grad = gradient, gradient.clone(), gradient.clone()
         for optimizer in optimizers:
             optimizer.step()
         assert torch.equal(strided, plain)
-    assert torch.allclose(strided, theirs, rtol=0, atol=1e-14) == (mode == "plain")
-
-
-def test_adamw_that_fails_leaves_everything_as_it_was(monkeypatch):
-    p = torch.nn.Parameter(torch.ones(3))
-    optimizer = polargrad.PolarGrad([{"params": [p], "rule": "adamw", "lr": 0.1}])
-    p.grad = torch.ones(3)
-    optimizer.step()
-    before = (p.detach().clone(), {key: value.clone() for key, value in optimizer.state[p].items()})
-
-    def fails(*args, **kwargs):
-        raise RuntimeError("no memory")
-
-    monkeypatch.setattr(torch, "_fused_adamw_", fails)
-    with pytest.raises(RuntimeError, match="no memory"):
-        optimizer.step()
-    assert torch.equal(p, before[0])
-    assert all(torch.equal(value, before[1][key]) for key, value in optimizer.state[p].items())
+    if dtype == torch.float64:
+        assert torch.allclose(strided, theirs, rtol=0, atol=1e-14) == (mode == "plain")

@@ -9,7 +9,7 @@ import torch
 
 import polargrad
 from polargrad.geometry import GEOMETRIES, Spectral
-from polargrad.optim.options import OPTIONS, inherited_options, overlaid_options, resolve
+from polargrad.optim.options import OPTIONS, inherited_options, resolve, without_accuracy
 
 ELSEWHERE = [name for name in GEOMETRIES if name != "spectral"]
 ORDINARY = {"momentum": 0.5, "momentum_order": "heavy-ball", "nesterov": True, "scale": "rms", "scope": "group",
@@ -255,8 +255,8 @@ def test_a_role_keeps_what_an_overlaid_choice_uses():
     assert inherited_options({"geometry": "frobenius"}, muon) == {"lr": 0.1, "momentum": 0.9}
     assert inherited_options({"rule": "adamw"}, muon) == {"lr": 0.1}
     table = {"method": "auto", "accuracy": 0.15, "lr": 0.1}
-    assert overlaid_options({"method": "newton-schulz"}, table) == {"lr": 0.1, "method": "newton-schulz"}
-    assert overlaid_options({"momentum": 0.5}, table) == {**table, "momentum": 0.5}
+    assert without_accuracy(table, {}, {"method": "svd"}) == without_accuracy(table, {"geometry": "rows"})
+    assert without_accuracy(table, {"momentum": 0.5}) == table
     assert inherited_options({"method": "polar-express"}, table) == {"lr": 0.1, "accuracy": 0.15}  # of a constructor
     assert inherited_options({"lr": 0.2}, muon) == {key: value for key, value in muon.items() if key != "lr"}
     model = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False))

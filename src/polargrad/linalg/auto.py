@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polargrad.linalg.arithmetic import arithmetic
+from polargrad.linalg.compilation import compile_constant
 from polargrad.linalg.decomposition import on_host
 from polargrad.linalg.double_gram import DoubleGram
 from polargrad.linalg.gram_newton_schulz import GramNewtonSchulz
@@ -38,13 +39,25 @@ _TALL, _MANY = 10, 2**18
 _SINGLE_FLOOR = 1e-6
 # Polynomials are asked to reach accuracy a for singular values from min(this, a) * ||A||_F on, ...
 _FLOOR = 1e-3
+# In single precision that safety is ample.
+_SAFETY = 1.001
 # ... and not at all below this accuracy.
 _FINEST_POLYNOMIAL = 1e-5
-# From this ratio of rows to columns on they are iterated on the Gram matrix, which in single precision moves a singular
-# value by at most 4e-4 at that floor (tests/linalg/test_auto.py): a few times that is left for it.
-_GRAM_FORM, _OF_GRAM_FORM = 1.5, 2e-3
-# An operation of DoubleGram, in double precision or LAPACK's, takes about so many times one of a product on a CPU.
-_SLOWER = 2.0
+# Rounding to bfloat16 moves a singular value by at most .004 ||A||_F: promised are those that stay above _FLOOR.
+_FLOOR_HALF = 5e-3
+# From this ratio of rows to columns on they are iterated on the Gram matrix, which in single precision moved a singular
+# value at that floor by at most 1.7e-3, in a search for bad cases: twice that is left for it.
+_GRAM_FORM, _OF_GRAM_FORM = 1.5, 4e-3
+# An operation of DoubleGram, in double precision or LAPACK's, takes about so many times one of a real product on a CPU,
+# of which matrices of few columns have too few to pay for the calls.
+_SLOWER, _FEW_COLUMNS = 2.0, 64
+
+
+@compile_constant
+def _steps(accuracy: float, lower: float, work: torch.dtype, dtype: str | None = None) -> int:
+    """The fewest steps of Polar Express that reach an accuracy from a lower bound on."""
+    safety = _SAFETY if dtype is None else PolarExpress.safety
+    return PolarExpress(lower_bound=lower, safety=safety, dtype=dtype).with_accuracy(accuracy, work).max_steps
 
 
 @dataclass(frozen=True)
@@ -66,8 +79,9 @@ class Auto(PolarMethod):
     Full accuracy is the partial isometry at any condition number and rank: singular values above 4 eps sigma_max (in
     double precision n / 4 eps) go to 1, those at the level of rounding to 0 (on a GPU and under torch.compile, where
     nothing may depend on the data: to somewhere in [0, 1]). A number a asks that the singular values of A at or above
-    `sigma_floor` * ||A||_F end within a of 1, and allows polynomial methods, which need only products. The choice
-    depends on nothing else, least of all on the values in A, so that it can be asked beforehand: see `explain`.
+    `sigma_floor` * ||A||_F (1e-3, or 5e-3 where bfloat16 will do) end within a of 1, and allows polynomial methods,
+    which need only products. The choice depends on nothing else, least of all on the values in A, so that it can be
+    asked beforehand: see `explain`.
 
     Args:
         accuracy: "full", or a number in (0, 1).
@@ -144,7 +158,7 @@ class Auto(PolarMethod):
             reason = "products in double precision, which this device multiplies fast: a fixed sequence of operations"
             return Choice(GramPolynomials(), reason + self._why_full())
         reason = "products in single precision, since this device multiplies double precision slowly"
-        method = PolarExpress(lower_bound=_SINGLE_FLOOR, safety=1.001).with_accuracy("full", work)
+        method = PolarExpress(lower_bound=_SINGLE_FLOOR, safety=_SAFETY).with_accuracy("full", work)
         return Choice(method, f"{reason}; singular values from {_SINGLE_FLOOR:g} ||A||_F on{self._why_full()}")
 
     def _why_full(self) -> str:
@@ -156,25 +170,34 @@ class Auto(PolarMethod):
         """Polar Express with the fewest steps for the accuracy, or None where it costs more or cannot promise it."""
         if self.accuracy == "full" or self.accuracy < _FINEST_POLYNOMIAL:
             return None
-        lower = min(_FLOOR, float(self.accuracy))
-        if not work.is_complex and arithmetic(device).half:
+        lower, half = min(_FLOOR, self.accuracy), self._steps_in_half(work)
+        if half is not None and arithmetic(device).half:
             # Not in the Gram form: in half precision that fails for matrices near singular.
-            with contextlib.suppress(ValueError):  # the rounding of bfloat16 alone may be coarser
-                return PolarExpress(lower_bound=lower, dtype="bfloat16").with_accuracy(self.accuracy, work)
+            return PolarExpress(half, lower, dtype="bfloat16")
         m, n = max(shape[-2:]), min(shape[-2:])
         single = work in (torch.float32, torch.complex64)
         # GramPolynomials forms no more than four products with the rows of a tall matrix.
         if single and device.type != "cpu" and m >= _TALL_ON_DEVICE * n and arithmetic(device).double:
             return None
-        method = PolarExpress(lower_bound=lower, safety=1.001).with_accuracy(self.accuracy, work)
+        method = PolarExpress(_steps(self.accuracy, lower, work), lower, safety=_SAFETY)
         if not single or device.type != "cpu":
             return method
+        if has_long_columns((m, n), work, device):
+            m = n
         if m >= _GRAM_FORM * n and self.accuracy >= 2 * _OF_GRAM_FORM:
-            steps = method.with_accuracy(self.accuracy - _OF_GRAM_FORM, work).max_steps
-            method = GramNewtonSchulz.polar_express(lower, steps, safety=1.001)
-        small = n <= _EIGENVALUES  # where calls outweigh products
+            steps = _steps(self.accuracy - _OF_GRAM_FORM, lower, work)
+            method = GramNewtonSchulz.polar_express(lower, steps, safety=_SAFETY)
         exact = _SLOWER * DoubleGram().operations(m, n, work)
-        return None if small or method.operations(m, n, work) > exact else method
+        few = n <= _FEW_COLUMNS or work.is_complex
+        return None if few or method.operations(m, n, work) > exact else method
+
+    def _steps_in_half(self, work: torch.dtype) -> int | None:
+        """Steps of Polar Express in bfloat16, or None where its rounding alone is coarser than the accuracy."""
+        if work.is_complex or self.accuracy == "full":
+            return None
+        with contextlib.suppress(ValueError):
+            return _steps(self.accuracy, min(_FLOOR, self.accuracy), work, "bfloat16")
+        return None
 
     def with_accuracy(self, accuracy: Accuracy, dtype: torch.dtype) -> Auto:
         return replace(self, accuracy=accuracy)
@@ -191,7 +214,7 @@ class Auto(PolarMethod):
         full = super().sigma_floor(dtype)
         if self.accuracy == "full" or self.accuracy < _FINEST_POLYNOMIAL:
             return full
-        return max(full, min(_FLOOR, float(self.accuracy)))
+        return max(full, min(_FLOOR, self.accuracy) if self._steps_in_half(dtype) is None else _FLOOR_HALF)
 
     def operations(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
         """Operations of the algorithm that it would take on a CPU."""

@@ -95,9 +95,9 @@ class PolynomialMethod(PolarMethod):
     dtype: str | None
 
     def __str__(self) -> str:
-        """The call that makes it, with the number of rows in place of several."""
-        options = {one.name: getattr(self, one.name) for one in fields(self)}  # pyright: ignore[reportArgumentType]
-        if len(rows := options.get("coefficients", ())) > 1:
+        """Its representation, with the number of rows of coefficients in place of several."""
+        options = {one.name: repr(getattr(self, one.name)) for one in fields(self)}  # pyright: ignore[reportArgumentType]
+        if len(rows := getattr(self, "coefficients", ())) > 1:
             options["coefficients"] = f"<{len(rows)} rows>"
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in options.items())})"
 

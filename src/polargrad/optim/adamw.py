@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -67,9 +68,10 @@ class AdamWRule:
                     chosen = keep.nonzero().flatten().tolist()
                     context.done.append((context.group_index, tuple(sorted({*members} - {members[i] for i in chosen}))))
             parameters, gradients = [parameters[i] for i in chosen], [gradients[i] for i in chosen]
-            if parameters:
-                self._move(lr, parameters, gradients, context, keep if masked else None)
-                context.done.append((context.group_index, tuple(members[i] for i in chosen)))
+            # One call on a device; elsewhere one parameter after the other, which torch does as well.
+            for own in [slice(None)] if masked else [slice(i, i + 1) for i in range(len(parameters))]:
+                self._move(lr, parameters[own], gradients[own], context, keep if masked else None)
+                context.done.append((context.group_index, tuple(members[i] for i in chosen[own])))
 
     def check_state(
         self, parameter: Tensor, state: Mapping[str, Any], name: str, executor: Executor, *, loaded: bool = True
@@ -96,49 +98,67 @@ class AdamWRule:
         context: StepContext,
         keep: Tensor | None,
     ) -> None:
-        """Step parameters on one device by one call; where `keep`, equal booleans (P,), is False, nothing changes.
+        """Step parameters on one device; where `keep`, equal booleans (P,) there, is False, nothing changes.
 
-        They step with their whole state or, where torch's AdamW fails, not at all: its fused kernel leaves nothing half
-        done. It walks through memory without a look at strides, so that other layouts go through contiguous copies.
+        They step with their whole state or, where torch's AdamW fails, not at all: it works on copies of what it would
+        leave half done. The fused kernel leaves nothing half done by itself; but it walks through memory without a look
+        at strides, so that what is not contiguous goes through copies there too.
         """
         executor, states = context.executor, [context.states[p] for p in parameters]
         for p, state in zip(parameters, states, strict=True):
             self.add_state(p, state, executor)
-        kept = [executor.local([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq", "step")]
-        kept.insert(0, executor.local(parameters))
-        W, m, v, steps = ([tensor.contiguous() for tensor in tensors] for tensors in kept)
-        gradients = [g.contiguous() for g in gradients]
-        if keep is None:  # torch counts before the kernel runs
-            steps = [count.clone() for count in steps]
-        decay = self.weight_decay
+        W, steps = executor.local(parameters), [state["step"] for state in states]
+        m, v = (executor.local([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq"))
+        decay, held = self.weight_decay, [W, m, v, steps]
+        if keep is not None and all(map(Tensor.is_contiguous, chain(W, m, v, gradients))):
+            held = [W] if self.cautious else []
+        elif keep is not None:
+            held, gradients = [W, m, v], [g.contiguous() for g in gradients]
+        copies = [[tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors] for tensors in held]
+        W, m, v, steps = (*copies, *[W, m, v, steps][len(copies) :])
         if decay and self.cautious:
             # The step goes along the new first moment, whose sign is known before the step.
             moments = [old.lerp(g, 1 - self.betas[0]) for g, old in zip(gradients, m, strict=True)]
             step = None if keep is None else list(keep.unbind())
             sign = -1.0 if self.maximize else 1.0
             factors = decay_factors(W, moments, lr * decay, cautious=True, sign=sign, keep=step)
-            W, decay = list(torch._foreach_mul(W, factors)), 0.0
+            torch._foreach_mul_(W, factors)
+            decay = 0.0
+        # Where found_inf is 1 the fused kernel leaves parameters, moments and steps alone, without asking the host.
+        found_inf = None if keep is None else 1 - keep[0].to(torch.float32)
+        self._torch_adamw(lr, W, gradients, m, v, steps, decay, found_inf)
+        for tensors, new in zip(held, copies, strict=True):
+            torch._foreach_copy_(tensors, new)
+
+    def _torch_adamw(
+        self,
+        lr: float | Tensor,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        first_moments: list[Tensor],
+        second_moments: list[Tensor],
+        steps: list[Tensor],
+        weight_decay: float,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """Torch's functional AdamW, fused where there is a `found_inf`."""
+        fused = None if found_inf is None else True
         adamw(
-            W,
+            parameters,
             gradients,
-            m,
-            v,
+            first_moments,
+            second_moments,
             [],
             steps,
             foreach=None,
-            capturable=self.capturable and keep is not None,
-            fused=True,
-            # Where it is 1 the kernel leaves weights, moments and steps alone, without asking the host.
-            found_inf=None if keep is None else 1 - keep[0].to(torch.float32),
+            capturable=self.capturable and fused is True,
+            fused=fused,
+            found_inf=found_inf,
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
             lr=lr,
-            weight_decay=decay,
+            weight_decay=weight_decay,
             eps=self.eps,
             maximize=self.maximize,
         )
-        for tensors, new in zip(kept, (W, m, v, steps), strict=True):
-            copied = [i for i, (old, other) in enumerate(zip(tensors, new, strict=True)) if old is not other]
-            if copied:
-                torch._foreach_copy_([tensors[i] for i in copied], [new[i] for i in copied])

@@ -46,10 +46,10 @@ __all__ = [
     "check_values",
     "fill_options",
     "inherited_options",
-    "overlaid_options",
     "parameter_name",
     "plain_options",
     "resolve",
+    "without_accuracy",
 ]
 
 Rule = PolarRule | AdamWRule
@@ -363,17 +363,15 @@ def inherited_options(own: Mapping[str, Any], inherited: Mapping[str, Any]) -> d
     return {option: value for option, value in inherited.items() if option not in unused}
 
 
-def overlaid_options(own: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
-    """`own` options over those of a table, such as a role's defaults; an accuracy there goes with the method there.
+def without_accuracy(table: Mapping[str, Any], *own: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a table, such as a role's defaults; without an accuracy where options over them name what it was for.
 
     Example:
-        >>> overlaid_options({"method": "svd"}, {"lr": 0.1, "method": "auto", "accuracy": 0.15})
-        {'lr': 0.1, 'method': 'svd'}
+        >>> without_accuracy({"lr": 0.1, "method": "auto", "accuracy": 0.15}, {"method": "svd"})
+        {'lr': 0.1, 'method': 'auto'}
     """
-    kept = inherited_options(own, table)
-    if "method" in own:
-        kept.pop("accuracy", None)
-    return {**kept, **own}
+    named = any(option in options for option in ("method", "geometry") for options in own)
+    return {option: value for option, value in table.items() if not (named and option == "accuracy")}
 
 
 # Options of other optimizers, which would do nothing here.

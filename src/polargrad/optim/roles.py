@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from polargrad.optim.matrix_view import VIEW_OPTIONS, layout_options, matrix_view
-from polargrad.optim.options import overlaid_options, plain_options
+from polargrad.optim.options import inherited_options, plain_options, without_accuracy
 from polargrad.optim.usage import Usage, watch
 
 __all__ = ["ROLES", "Rule", "describe_groups", "parameter_groups", "roles"]
@@ -517,8 +517,9 @@ def parameter_groups(
     laid: dict[tuple[str, int | None], dict[str, Any]] = {}
     for f, rule, extra, role in zip(found, chosen, own, final, strict=True):
         if (role, rule) not in laid:
-            merged: dict[str, Any] = dict(table.get(role, {}))
-            for own_options in filter(None, (dict(options.get(role, {})), dict(extra))):
+            layers = dict(options.get(role, {})), dict(extra)
+            merged = without_accuracy(table.get(role, {}), *layers)
+            for own_options in filter(None, layers):
                 plain_options(own_options)
                 given = merged.get("rule", "polar")
                 if "lr" not in own_options and own_options.get("rule", given) != given:
@@ -526,7 +527,7 @@ def parameter_groups(
                         f"the options of {role} choose rule={own_options['rule']!r} without a learning rate, and "
                         f"{merged.get('lr')} is that of rule={given!r}, which means something else; give lr as well"
                     )
-                merged = overlaid_options(own_options, merged)
+                merged = {**inherited_options(own_options, merged), **own_options}
             laid[role, rule] = merged
         view = _kept_view(f, laid[role, rule])
         key = (ROLES.index(role), len(rules) if rule is None else rule, repr(sorted(view.items())))

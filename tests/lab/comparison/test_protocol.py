@@ -164,6 +164,7 @@ def test_optuna_searches_the_same_numbers_in_as_many_runs_and_goes_on_where_it_w
 def test_optuna_that_is_missing_is_one_sentence(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else a busy machine says how many it takes
     for command in (["compare", "adamw", "--tune"], ["protocol", "adamw", "muon+adamw"]):
         assert main([*command, "--tuner", "optuna"]) == 1
         said = capsys.readouterr().err
@@ -355,5 +356,8 @@ def test_recipes_take_changes_and_all_runs_a_precision(tmp_path):
     assert set(outside.learning_rates.values()) == {3e-4}
     for spec in specs:
         assert (spec.objective.precision, spec.objective.compiled) == ("bfloat16-mixed", True)
+    out = tmp_path / "out"
+    assert main(["protocol", "muon+adamw", "adamw", "--set", "adamw.hidden.bogus=1", "--out", str(out)]) == 2
+    assert not out.exists()
     with pytest.raises(ValueError, match="--set changes recipes, and there are none"):
         Command(names=names[-1:] * 2, set=changes[:1], device="cpu")._specs()

@@ -75,7 +75,7 @@ def test_sizes_arrive_where_they_belong():
         ("qwen2", {"hidden_size": 32, "heads": 5}, r"heads may be one of 1, 2, 4, 8, 16, 32$"),
         ("qwen2", {"hidden_size": 12, "heads": 4}, "must be even"),
         ("qwen2", {"hidden_size": 32, "heads": 4, "kv_heads": 3}, "choose a divisor of 4"),
-        ("gpt2", {"hidden_size": 32, "heads": 4, "kv_heads": 2}, "give kv_heads as 4 too"),
+        ("gpt2", {"hidden_size": 32, "heads": 4, "kv_heads": 2}, "give 4 too"),
         ("gpt2", {"layers": 0}, "layers must be an integer"),
         ("qwen2", {"mlp": 1.5}, "mlp must be an integer"),
         ("qwen2", {"vocabulary": True}, "vocabulary must be an integer"),

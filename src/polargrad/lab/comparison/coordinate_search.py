@@ -18,8 +18,7 @@ import torch
 from polargrad.lab.comparison.rate_search import FIXED_ROLES, SearchState, alike_roles
 from polargrad.lab.options import check_integer
 from polargrad.lab.run.spec import Plain, RunSpec
-from polargrad.lab.train.optimizers import OURS
-from polargrad.optim import PolarGrad
+from polargrad.lab.train.optimizers import OURS, build_optimizer
 from polargrad.optim.matrix_view import VIEW_OPTIONS
 
 # The smallest part of a whole move that a search goes by.
@@ -99,7 +98,7 @@ class Coordinate:
             return None
         value = float(f"{value:.4g}")
         try:
-            _check(self.applied(spec, value), self.roles)
+            check_roles(self.applied(spec, value), self.roles)
         except ValueError:  # as where falling rates leave no room for the warm-up, or Nesterov's momentum becomes 0
             return None
         return value
@@ -125,12 +124,12 @@ class Coordinate:
         return spec
 
 
-def _check(spec: RunSpec, roles: tuple[str, ...]) -> None:
+def check_roles(spec: RunSpec, roles: tuple[str, ...]) -> None:
     """Refuse options of roles that our optimizer refuses; one from outside says so when its run begins."""
     for role in roles:
         if spec.optimizer[role].get("rule", "polar") in OURS:
             options = {key: value for key, value in spec.optimizer[role].items() if key not in VIEW_OPTIONS}
-            PolarGrad([{"params": [torch.nn.Parameter(torch.zeros(2, 2))], **options}])
+            build_optimizer([{"params": [torch.nn.Parameter(torch.zeros(2, 2))], **options}])
 
 
 def coordinates_of(spec: RunSpec, other: RunSpec | None = None) -> tuple[Coordinate, ...]:
@@ -177,7 +176,7 @@ def with_numbers_of(spec: RunSpec, tuned: RunSpec) -> RunSpec:
             if option in other and (option in own or option in ABSENT):
                 copied = copied.with_option(role, option, other[option])
         with contextlib.suppress(ValueError):  # as where Nesterov's momentum would be 0: the recipe keeps its own
-            _check(copied, (role,))
+            check_roles(copied, (role,))
             spec = copied
     shares = {one.option: one.value(tuned) for one in coordinates_of(tuned) if not one.roles}
     return dataclasses.replace(spec, schedule=dataclasses.replace(spec.schedule, **shares))

@@ -28,7 +28,7 @@ import mpmath
 
 from polargrad.lab.comparison.analysis import Replicates, final_metric
 from polargrad.lab.comparison.comparison import final_losses, fixed_search
-from polargrad.lab.comparison.coordinate_search import CoordinateSearch, coordinates_of, with_numbers_of
+from polargrad.lab.comparison.coordinate_search import CoordinateSearch, check_roles, coordinates_of, with_numbers_of
 from polargrad.lab.options import check_integer, check_value
 from polargrad.lab.report.curves import loss_figures
 from polargrad.lab.report.page import UNKNOWN, Cell, Section, Table, write_page
@@ -246,6 +246,8 @@ def run_protocol(protocol: Protocol, path: str | Path, **options: Any) -> Path:
 
     recipes, text = pinned(protocol.recipes), at_commit(protocol.text)
     protocol = dataclasses.replace(protocol, recipes=recipes, text=text)
+    for recipe in protocol.recipes:
+        check_roles(recipe, tuple(recipe.optimizer))
     for setting in protocol.settings:
         search = protocol.first_search(setting).base
         for spec in (search, protocol.counted(protocol.recipes[0], setting, search)[0]):

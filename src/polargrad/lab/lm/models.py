@@ -122,7 +122,7 @@ def _check_sizes(sizes: Architecture) -> None:
         )
     if family == "gpt2":
         if kv_heads != heads:
-            raise ValueError(f"gpt2 has as many kv_heads as heads ({heads}); got {kv_heads}: give kv_heads as {heads} too")
+            raise ValueError(f"gpt2 has as many kv_heads as heads ({heads}); got {kv_heads}: give {heads} too")
         return
     if hidden_size // heads % 2:
         raise ValueError(

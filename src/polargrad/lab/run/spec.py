@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -167,16 +168,16 @@ if TYPE_CHECKING:
 
 
 def with_options(options: Mapping[str, Plain], own: Mapping[str, Plain]) -> dict[str, Plain]:
-    """The options of a role with some changed, without those that only what was changed made use of.
+    """The options of a role with some changed; a method or geometry drops the accuracy of the one before.
 
     Example:
         >>> with_options({"rule": "polar", "method": "auto", "accuracy": 0.1}, {"method": "svd"})
         {'rule': 'polar', 'method': 'svd'}
     """
-    if options.get("rule") == "polar" and "rule" not in own:
-        from polargrad.optim.options import overlaid_options
+    if options.get("rule", "polar") == "polar":
+        from polargrad.optim.options import without_accuracy
 
-        return overlaid_options(own, options)
+        options = without_accuracy(options, own)
     return {**options, **own}
 
 
@@ -321,16 +322,16 @@ def parse_setting(text: str) -> tuple[tuple[str, ...], str, str]:
 
 
 def parse_value(text: str) -> Any:
-    """A value as it is written on the command line: JSON, a number such as .5 or 5., else a bare word.
+    """A value as it is written on the command line: JSON, a number such as -.5 or 5., else a bare word.
 
     Example:
         >>> parse_value(".5"), parse_value("true"), parse_value("svd")
         (0.5, True, 'svd')
     """
     try:
-        return json.loads(f"0{text}" if text.startswith(".") else f"{text}0" if text.endswith(".") else text)
+        return json.loads(text)
     except ValueError:
-        return text
+        return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE) else text
 
 
 def _rebuild(_objective: ObjectiveSpec, data: Mapping[str, Any]) -> RunSpec:
