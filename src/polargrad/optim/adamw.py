@@ -110,10 +110,10 @@ class AdamWRule:
         W, steps = executor.local(parameters), [state["step"] for state in states]
         m, v = (executor.local([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq"))
         decay, held = self.weight_decay, [W, m, v, steps]
-        if keep is not None and all(map(Tensor.is_contiguous, chain(W, m, v, gradients))):
-            held = [W] if self.cautious else []
-        elif keep is not None:
-            held, gradients = [W, m, v], [g.contiguous() for g in gradients]
+        if keep is not None:
+            gradients = [g.contiguous() for g in gradients]
+            strided = not all(map(Tensor.is_contiguous, chain(W, m, v)))
+            held = [W, m, v] if strided else [W] if self.cautious else []
         copies = [[tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors] for tensors in held]
         W, m, v, steps = (*copies, *[W, m, v, steps][len(copies) :])
         if decay and self.cautious:

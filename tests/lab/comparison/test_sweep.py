@@ -59,16 +59,6 @@ def test_a_grid_is_every_combination_under_names_that_tell():
     assert points[1].learning_rates == {"hidden": 0.1, "embedding": 2, "head": 2, "vector": 3e-3}
 
 
-def test_a_method_drops_the_accuracy_of_the_one_before_and_not_that_of_another_axis():
-    spec = tiny_spec("text.txt").with_option("hidden", "rule", "polar").with_option("hidden", "accuracy", 0.15)
-    axes = (parse_axis("hidden.accuracy=0.2,0.3"), parse_axis("hidden.method=auto,polar-express"))
-    for point in grid_points([spec], axes):
-        found = point.spec.optimizer["hidden"]
-        assert [found["accuracy"], found["method"]] == [value for _, value in point.settings]
-    one = grid_points([spec], axes[1:])[0]
-    assert "accuracy" not in one.spec.optimizer["hidden"]
-
-
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

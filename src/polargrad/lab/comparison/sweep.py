@@ -199,8 +199,7 @@ def _points(spec: RunSpec, axes: Sequence[Axis]) -> list[GridPoint]:
     for values in itertools.product(*(axis.values for axis in mine)):
         settings = tuple(zip(mine, values, strict=True))
         made = spec
-        # A geometry or method first, since it drops the options of the one before.
-        for axis, value in sorted(settings, key=lambda setting: setting[0].option not in ("geometry", "method")):
+        for axis, value in settings:
             made = axis.applied(made, value)
         found.append(GridPoint(dataclasses.replace(made, name=f"{spec.name}@{setting_text(settings)}"), settings))
     return found

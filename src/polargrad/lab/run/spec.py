@@ -168,7 +168,7 @@ if TYPE_CHECKING:
 
 
 def with_options(options: Mapping[str, Plain], own: Mapping[str, Plain]) -> dict[str, Plain]:
-    """The options of a role with some changed; a method or geometry drops the accuracy of the one before.
+    """The options of a recipe's role with some changed; a method or geometry drops the accuracy of the recipe's own.
 
     Example:
         >>> with_options({"rule": "polar", "method": "auto", "accuracy": 0.1}, {"method": "svd"})
@@ -255,7 +255,7 @@ class RunSpec:
         """The same run with one option of one role changed."""
         if role not in self.optimizer:
             raise ValueError(f"{self.name} has no role {role!r}; its roles are {', '.join(self.optimizer)}")
-        optimizer = {**self.optimizer, role: with_options(self.optimizer[role], {option: value})}
+        optimizer = {**self.optimizer, role: {**self.optimizer[role], option: value}}
         return dataclasses.replace(self, optimizer=optimizer)
 
     def to_dict(self) -> dict[str, Any]:
