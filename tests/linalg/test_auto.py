@@ -193,3 +193,16 @@ def test_the_gram_form_moves_a_usual_factor_by_a_tenth_of_what_is_left_for_it():
 def test_a_long_schedule_is_shown_by_its_length():
     assert str(GramNewtonSchulz()) == repr(GramNewtonSchulz())
     assert "<6 rows>" in str(GramNewtonSchulz.polar_express(max_steps=6))
+
+
+def test_what_runs_on_very_long_columns_is_what_explain_says(without_half):
+    A = torch.randn(512 * 66, 66, generator=torch.Generator().manual_seed(0))
+    choice = Auto(accuracy=0.15).explain(A)
+    assert polar(A, Auto(accuracy=0.15)).stats["method"] == choice.method.name
+
+
+def test_half_precision_promises_nothing_that_its_rounding_can_take_away():
+    A = torch.tensor([[1.0, 1.0035], [1.0, 0.9985]])
+    assert torch.linalg.svdvals(A.bfloat16().float())[1] < 1e-6  # .00125 of the largest in A itself
+    assert torch.linalg.svdvals(A)[1] / A.norm() < Auto(accuracy=0.15).sigma_floor(torch.float32)
+    assert Auto(accuracy=0.1).sigma_floor(torch.float32) == 1e-3

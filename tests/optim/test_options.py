@@ -336,3 +336,31 @@ def test_schedulers_may_write_what_they_like():
         momenta.append(optimizer.param_groups[0]["momentum"])
     assert len(set(momenta)) > 1
     assert optimizer._current_rules()[0].momentum == momenta[-1]
+
+
+@pytest.mark.parametrize(
+    ("own", "accuracy"),
+    [
+        ({"geometry": Spectral()}, None),
+        ({"geometry": Spectral("newton-schulz", max_steps=5)}, None),
+        ({"geometry": {"name": "spectral", "accuracy": 0.1}}, None),
+        ({"method": "newton-schulz"}, None),
+        ({"method": "qdwh", "accuracy": 0.01}, 0.01),
+        ({"accuracy": "full"}, "full"),
+        ({"momentum": 0.5}, 0.15),
+    ],
+    ids=str,
+)
+def test_the_accuracy_of_a_table_goes_with_its_method(own, accuracy):
+    model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9, bias=False))
+    groups = polargrad.parameter_groups(model, rules=[("1.weight", "head")], head=own)
+    optimizer = polargrad.PolarGrad(groups)
+    assert [group["accuracy"] for group in optimizer.param_groups if group["role"] == "head"] == [accuracy]
+
+
+def test_an_accuracy_given_for_a_role_stays_beside_the_method_of_a_rule():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 9, bias=False))
+    groups = polargrad.parameter_groups(
+        model, rules=[("0.weight", {"role": "head", "method": "svd"})], head={"accuracy": 0.3}
+    )
+    assert [(group["method"], group["accuracy"]) for group in groups] == [("svd", 0.3)]

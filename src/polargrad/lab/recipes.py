@@ -17,10 +17,11 @@ from types import MappingProxyType
 from typing import Any
 
 from polargrad.lab.lm.models import architecture
-from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec, parse_setting, parse_value, with_options
+from polargrad.lab.run.spec import LanguageModel, Plain, RunSpec, parse_setting, parse_value
 from polargrad.lab.train import LoopConfig, WarmupLinearDecay
 from polargrad.lab.train.optimizers import OPTIMIZERS, is_optimizer
 from polargrad.linalg.registry import Registry
+from polargrad.optim.options import without_accuracy
 from polargrad.outside import is_reference
 
 Options = dict[str, Plain]
@@ -138,7 +139,7 @@ def changed(recipe: Recipe, roles: Collection[str], changes: Sequence[str]) -> O
             if role not in options:
                 raise ValueError(f"{change!r}: the model has no role {role!r}; its roles are {', '.join(options)}")
             own[role][option] = parse_value(value)
-    options = {role: with_options(chosen, own[role]) for role, chosen in options.items()}
+    options = {role: {**without_accuracy(chosen, own[role]), **own[role]} for role, chosen in options.items()}
     if without := [role for role, chosen in options.items() if "lr" not in chosen]:
         raise ValueError(
             f"{recipe.name} has no learning rate of its own for {', '.join(without)}; give one, as with "

@@ -303,7 +303,10 @@ def test_the_command(texts, tmp_path, monkeypatch, capsys):
         assert found[0].content == found[1].content
     assert len(list(again.glob("*/spec.json"))) == 4
     assert not (again / "tuned").exists()
-    assert "2 recipes, at the values that they came with, then" in (again / "report.html").read_text()
+    assert (
+        "2 recipes, at the values that they came with, then run in float32 with 2 seeds"
+        in (again / "report.html").read_text()
+    )
     short = tmp_path / "short.txt"
     short.write_text("too little\n" * 20)
     bad = ["--text", str(short), "--out", str(tmp_path / "bad")]
@@ -359,5 +362,9 @@ def test_recipes_take_changes_and_all_runs_a_precision(tmp_path):
     out = tmp_path / "out"
     assert main(["protocol", "muon+adamw", "adamw", "--set", "adamw.hidden.bogus=1", "--out", str(out)]) == 2
     assert not out.exists()
+    (tmp_path / "mine.py").write_text("from polargrad.linalg import SVD\n\n\nclass Mine(SVD):\n    pass\n")
+    where = f"{tmp_path / 'mine.py'}:Mine"
+    named = Command(names=names[:2], set=(f"muon+normalized-tables.head.method={where}",), device="cpu")._specs()[1]
+    assert named.optimizer["head"]["method"] == where  # code from outside, which nothing has loaded yet
     with pytest.raises(ValueError, match="--set changes recipes, and there are none"):
         Command(names=names[-1:] * 2, set=changes[:1], device="cpu")._specs()

@@ -106,11 +106,15 @@ class Protocol(Jobs):
             compiled=self.compiled,
         )
         present = set(roles(objective.build(device="meta")).values())
-        among = [recipe(name) for name in self.names if not name.endswith(".json")]
+        among = {name: recipe(name) for name in self.names if not name.endswith(".json")}
         if self.set and not among:
             raise ValueError("--set changes recipes, and there are none; edit a copy of the spec")
-        known = iter([_changed(one, present, changes_of(one, self.set, among)) for one in among])
-        specs = [_read(Path(name), present) if name.endswith(".json") else next(known) for name in self.names]
+        specs = [
+            _changed(among[name], present, changes_of(among[name], self.set, list(among.values())))
+            if name in among
+            else _read(Path(name), present)
+            for name in self.names
+        ]
         # The runs of a search are called by the recipe that they are a variant of, where that tells them apart.
         variants = [spec.recipe for spec in specs]
         return tuple(

@@ -519,9 +519,10 @@ class ProtocolFindings:
                 f"each tuned in {protocol.runs} runs at every setting, after as many of {protocol.baseline} alone, "
                 "whose best values were tried too"
             )
+        precision = getattr(protocol.recipes[0].objective, "precision", "float32")
         text = (
-            f"{len(protocol.recipes)} recipes, {tuned}, then run with {len(protocol.seeds)} seeds on {protocol.text}, "
-            "which chose nothing."
+            f"{len(protocol.recipes)} recipes, {tuned}, then run in {precision} with {len(protocol.seeds)} seeds on "
+            f"{protocol.text}, which chose nothing."
         )
         environments = {name: run.environment for name, run in self.runs.items()}
         title = f"The protocol: {', '.join(spec.name for spec in protocol.recipes)}"

@@ -167,20 +167,6 @@ if TYPE_CHECKING:
     ObjectiveSpec = LanguageModel | ProblemSpec
 
 
-def with_options(options: Mapping[str, Plain], own: Mapping[str, Plain]) -> dict[str, Plain]:
-    """The options of a recipe's role with some changed; a method or geometry drops the accuracy of the recipe's own.
-
-    Example:
-        >>> with_options({"rule": "polar", "method": "auto", "accuracy": 0.1}, {"method": "svd"})
-        {'rule': 'polar', 'method': 'svd'}
-    """
-    if options.get("rule", "polar") == "polar":
-        from polargrad.optim.options import without_accuracy
-
-        options = without_accuracy(options, own)
-    return {**options, **own}
-
-
 @dataclass(frozen=True)
 class RunSpec:
     """One run: an equal spec repeats it.
